@@ -1,0 +1,132 @@
+"""Examples as arrays that a model learns from, and the batches they go in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.data.examples import ClassificationExample, Example, QAExample
+from pipeline.data.features import encode_text
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.data.windows import QAWindow, label_window, make_windows
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input of a model. Arrays are [length]; `target` is (label,) or (start token, end token), None when unlabelled.
+
+    `answer_mask` is true where a token may be in an answer; None for classification.
+    """
+
+    ids: np.ndarray
+    type_ids: np.ndarray
+    target: tuple[int, ...] | None
+    answer_mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2]. Padding is 0 everywhere."""
+
+    ids: np.ndarray
+    type_ids: np.ndarray
+    mask: np.ndarray
+    answer_mask: np.ndarray | None
+    targets: np.ndarray | None
+
+
+def classification_items(
+    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int
+) -> list[Item]:
+    """One item per example. Raises UserError for a label that is not among `labels`."""
+    index = {value: at for at, value in enumerate(labels)}
+    items = []
+    for example in examples:
+        if example.label is not None and example.label not in index:
+            raise UserError(f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label")
+        feature = encode_text(tokenizer, example.text, example.text_pair, max_length)
+        target = None if example.label is None else (index[example.label],)
+        items.append(Item(feature.ids, feature.type_ids, target))
+    return items
+
+
+def question_windows(example: QAExample, tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[QAWindow]:
+    """The windows of one question, by the recipe's lengths."""
+    qa = recipe.qa
+    return make_windows(tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer)
+
+
+def qa_items(examples: Sequence[QAExample], tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[Item]:
+    """One item per window that teaches: without no-answer, windows that miss the answer are left out (they would teach a lie)."""
+    items = []
+    for example in examples:
+        answer = example.answers[0] if example.answers else None
+        if answer is None and not recipe.qa.allow_no_answer:
+            continue
+        for window in question_windows(example, tokenizer, recipe):
+            target = label_window(window, answer)
+            if target is None and recipe.qa.allow_no_answer:
+                target = (0, 0)
+            if target is not None:
+                items.append(Item(window.ids, window.type_ids, target, window.answer_mask))
+    return items
+
+
+def make_items(
+    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str], recipe: Recipe
+) -> list[Item]:
+    """Training items of either task."""
+    if recipe.task == "classification":
+        return classification_items(examples, tokenizer, labels, recipe.data.max_length)
+    return qa_items(examples, tokenizer, recipe)
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one pass, as arrays of indices: random, yet each of like lengths, so that little is padded.
+
+    Shuffled items are sorted by length within pools of 50 batches, cut, and the batches shuffled. The same arguments give the same
+    plan, so an interrupted run finds its place again by counting.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    lengths = np.asarray(lengths)
+    batches = []
+    for at in range(0, len(order), 50 * batch_size):
+        pool = order[at : at + 50 * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+    return [batches[at] for at in random.permutation(len(batches))]
+
+
+def sorted_batches(lengths: Sequence[int], tokens: int = 8192) -> Iterator[np.ndarray]:
+    """Every index once, longest first, in batches of at most `tokens` padded tokens: for measuring, not for learning."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    at = 0
+    while at < len(order):
+        size = max(1, tokens // int(lengths[order[at]]))
+        yield order[at : at + size]
+        at += size
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pads items to the longest of them; targets are None unless all items have one."""
+    length = max(len(item.ids) for item in items)
+
+    def padded(arrays, dtype) -> np.ndarray:
+        out = np.zeros((len(items), length), dtype)
+        for row, array in enumerate(arrays):
+            out[row, : len(array)] = array
+        return out
+
+    labelled = all(item.target is not None for item in items)
+    return Batch(
+        ids=padded((item.ids for item in items), np.int64),
+        type_ids=padded((item.type_ids for item in items), np.int64),
+        mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
+        answer_mask=None if items[0].answer_mask is None else padded((item.answer_mask for item in items), bool),
+        targets=np.array([item.target for item in items], np.int64) if labelled else None,
+    )

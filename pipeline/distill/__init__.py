@@ -1,0 +1,1 @@
+"""Training: losses, student initialisation, and the trainers."""

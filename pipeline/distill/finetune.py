@@ -1,0 +1,66 @@
+"""The teacher: a pretrained encoder fine-tuned on the task, or a checkpoint that already is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import torch
+
+from pipeline.data.items import Item
+from pipeline.distill.losses import hard_loss
+from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
+from pipeline.errors import UserError
+from pipeline.model.checkpoint import Pretrained, fold_token_types
+from pipeline.model.exit_model import ExitModel
+from pipeline.progress import OnStep, silent
+from pipeline.recipe import Recipe
+
+
+def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int) -> ExitModel:
+    """A model with one head, after the last layer: the checkpoint's if it has one that fits, else a new one.
+
+    Raises:
+        UserError: if the recipe asks for no training and the checkpoint has no head for the task.
+    """
+    config, encoder = pretrained.config, pretrained.encoder
+    if not recipe.teacher.token_types:
+        config, encoder = fold_token_types(config, encoder)
+    torch.manual_seed(recipe.seed)
+    teacher = ExitModel(recipe.task, config, labels, pretrained.head_kind, [config.layers])
+    teacher.encoder.load_state_dict(encoder)
+    if pretrained.head is not None and pretrained.head["out.weight"].shape[0] == labels:
+        teacher.heads[-1].load_state_dict(pretrained.head)
+    elif recipe.teacher.training.epochs == 0:
+        has = "none" if pretrained.head is None else f"one for {pretrained.head['out.weight'].shape[0]} labels"
+        raise UserError(
+            f"{pretrained.source}: needs a {recipe.task} head for {labels} labels and has {has}; set it above 0 to fine-tune one",
+            field="teacher.training.epochs",
+        )
+    return teacher
+
+
+def finetune(
+    teacher: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent
+) -> ExitModel:
+    """Trains the teacher on the labels, all of it unless the recipe freezes the embeddings. Returns it in evaluation mode."""
+    training = recipe.teacher.training
+    teacher.to(device()).train()
+    teacher.encoder.embeddings.word.weight.requires_grad_(not training.freeze_embeddings)
+
+    def loss(batch: TensorBatch) -> torch.Tensor:
+        output = teacher(batch.ids, batch.mask, batch.types)
+        return hard_loss(recipe.task, output.logits[-1], batch.targets, batch.answer_mask)
+
+    Trainer(
+        "fine-tuning the teacher",
+        teacher,
+        parameter_groups(list(teacher.encoder.parameters()), list(teacher.heads.parameters()), training),
+        loss,
+        training,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    ).run(items)
+    return teacher.cpu().eval()

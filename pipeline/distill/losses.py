@@ -1,0 +1,54 @@
+"""The losses of distillation, each a mean over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.examples import Task
+from pipeline.model.encoder import MASKED
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence from teacher to student at a temperature, times T^2 (Hinton et al. 2015; DistilBERT, section 2).
+
+    It differs from the soft-target cross-entropy by the teacher's entropy, which has no gradient; so 0 means agreement. T^2 keeps the size of
+    the gradient the same at every temperature.
+
+    Args:
+        student_logits, teacher_logits: [batch, classes].
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) -> Tensor:
+    """1 - cosine of the hidden states, over real tokens (DistilBERT's third loss). Hidden [batch, length, width], mask [batch, length]."""
+    cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
+    return ((1 - cosine) * mask).sum() / mask.sum()
+
+
+def distributions(task: Task, logits: Tensor, answer_mask: Tensor | None) -> list[Tensor]:
+    """The logits of each distribution that a head gives: one over the labels, or start and end over the tokens that may answer.
+
+    Args:
+        logits: [batch, labels], or [batch, length, 2] for QA.
+        answer_mask: [batch, length] bool, QA only.
+    """
+    if task == "classification":
+        return [logits.float()]
+    return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
+
+
+def hard_loss(task: Task, logits: Tensor, targets: Tensor, answer_mask: Tensor | None) -> Tensor:
+    """Cross-entropy with the labels, averaged over start and end for QA; targets [batch, 1] or [batch, 2]."""
+    parts = distributions(task, logits, answer_mask)
+    return torch.stack([F.cross_entropy(part, targets[:, at]) for at, part in enumerate(parts)]).mean()
+
+
+def soft_loss(task: Task, student: Tensor, teacher: Tensor, answer_mask: Tensor | None, temperature: float) -> Tensor:
+    """`soft_target_loss` of a head's distributions, averaged over start and end for QA."""
+    pairs = zip(distributions(task, student, answer_mask), distributions(task, teacher, answer_mask))
+    return torch.stack([soft_target_loss(ours, theirs, temperature) for ours, theirs in pairs]).mean()

