@@ -1,0 +1,55 @@
+"""The conformance vectors of a bundle: texts with the ids, outputs and answers that every runtime must reproduce."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.manifest import Strict
+
+CONFORMANCE_FILE = "conformance.json"
+
+
+class ExitVector(Strict):
+    """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty."""
+
+    outputs: dict[str, list[float]]
+    uncertainty: float
+
+
+class WindowVector(Strict):
+    """One input of the programs; a classification has one window. `answer_mask` is absent for classification."""
+
+    input_ids: list[int]
+    answer_mask: list[int] | None = None
+    exits: list[ExitVector]
+
+
+class Outcome(Strict):
+    """The answer at one speed: `exit` counts segments from 0. A label for classification; text and character positions for QA."""
+
+    exit: int
+    label: str | None = None
+    answer: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+class Case(Strict):
+    """One input, `text` (and `text_pair`) or `question` and `passage`."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    question: str | None = None
+    passage: str | None = None
+    windows: list[WindowVector]
+    outcomes: dict[str, Outcome]
+
+
+class Conformance(Strict):
+    """The file `conformance.json`. `tolerance` is the largest |difference| of a logit, `uncertainty_tolerance` of an uncertainty."""
+
+    format_version: Literal[1] = 1
+    task: Literal["classification", "qa"]
+    tolerance: float
+    uncertainty_tolerance: float
+    cases: list[Case]

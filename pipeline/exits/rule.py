@@ -1,0 +1,42 @@
+"""The rule that all runtimes share: after which segment an input leaves, and with which answer."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+FULL_DEPTH = 0.0  # a threshold that no uncertainty is below
+
+
+def leaves(uncertainty: float, threshold: float, segment: int, segments: int) -> bool:
+    """Whether an input stops after this segment (0-based): below the threshold, or nothing is left to run."""
+    return segment == segments - 1 or uncertainty < threshold
+
+
+def exit_taken(uncertainties: Sequence[float], thresholds: Sequence[float]) -> int:
+    """The segment (0-based) after which an input leaves, given the uncertainty after every segment.
+
+    Args:
+        uncertainties, thresholds: one number per segment; a scalar threshold is repeated by `thresholds_of`.
+    """
+    for segment, (uncertainty, threshold) in enumerate(zip(uncertainties, thresholds)):
+        if leaves(uncertainty, threshold, segment, len(thresholds)):
+            return segment
+    raise ValueError("no segments")
+
+
+def exits_taken(uncertainties: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """`exit_taken` for many inputs; uncertainties: [examples, segments]. Returns [examples] integers."""
+    below = uncertainties < np.asarray(thresholds, dtype=uncertainties.dtype)
+    below[:, -1] = True
+    return below.argmax(axis=1)
+
+
+def question_uncertainty(window_scores: Sequence[float], window_uncertainties: Sequence[float]) -> float:
+    """The uncertainty of a question whose passage was cut into windows: that of the window whose best span scores highest.
+
+    All windows of a question run to the same depth, so that their scores come from one exit and may be compared. The other windows
+    hold no answer; how unsure they are of one says nothing.
+    """
+    return float(window_uncertainties[int(np.argmax(window_scores))])
