@@ -1,0 +1,29 @@
+# The two doors: `make demo` shows what the project does, `make test` proves it. Both set everything up first.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.installed
+
+.PHONY: demo demo-classification demo-qa test lint setup clean
+
+demo: demo-classification demo-qa
+
+demo-classification demo-qa: setup
+	$(BIN)/pocketbert run recipes/$@.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+setup: $(SETUP)
+
+# One pip call with everything pinned: a second one could move torch to a build with gigabytes of CUDA packages.
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); sys.exit(0 if ok else "Python 3.10 to 3.13 is needed, this is %d.%d; name one with make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,297 @@
+"""The command `pocketbert`: one verb a stage, no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from pipeline import __version__
+from pipeline.errors import UserError
+from pipeline.progress import console, progress
+
+app = typer.Typer(
+    help="A BERT, distilled, with an exit after every layer, as a bundle that a phone runs.\n\n"
+    "Start with: pocketbert run recipes/demo-classification.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, for example data.train=train.tsv; may be repeated."),
+]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Where results go; runs/NAME by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
+Speed = Annotated[
+    Optional[str],
+    typer.Option("--speed", metavar="S", help="exact, balanced, fast, or an uncertainty below which to stop (0: never); exact by default."),
+]
+
+
+def emit(value) -> None:
+    """Prints JSON on stdout; `value` is a pydantic model or plain data."""
+    print(value.model_dump_json(indent=2) if hasattr(value, "model_dump_json") else json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):
+    """Runs all stages up to `last` and returns the run."""
+    from pipeline.recipe import load_recipe
+    from pipeline.stages import Run
+
+    recipe = load_recipe(recipe_file, settings or [])
+    run = Run(recipe, out or Path("runs") / recipe.name)
+    run.upto(last)
+    return run
+
+
+@app.command()
+def run(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+    """Every stage, from data and weights to a measured bundle. A second run redoes only what changed; a killed one continues."""
+    from pipeline.summary import print_summary
+
+    print_summary(run_stage(recipe, settings, out, "report"))
+
+
+def stage_command(name: str, text: str):
+    def command(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+        finished = run_stage(recipe, settings, out, name)
+        console.print(f"{name}: {finished.path(name)}")
+
+    command.__doc__ = text + " Stages that it needs run first, unless they are done."
+    app.command(name)(command)
+
+
+stage_command("finetune", "Fine-tunes the teacher.")
+stage_command("distill", "Distills the student from the teacher.")
+stage_command("exits", "Trains the exit heads on the frozen student.")
+
+
+@app.command()
+def quantize(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+    """Quantizes, and calibrates the named speeds on the quantized model. Stages that it needs run first, unless they are done."""
+    console.print(f"quantize: {run_stage(recipe, settings, out, 'quantize').path('quantize')}")
+
+
+stage_command("export", "Writes the bundle.")
+stage_command("report", "Writes the report.")
+
+
+@app.command()
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle folder, or a recipe whose bundle to check.")],
+    settings: Settings = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Checks every program of a bundle against the model it came from; exits with 1 when one is out of tolerance."""
+    from pipeline.verify.checks import to_json
+    from pipeline.verify.stage import verify_bundle
+
+    bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
+    with progress() as on_step:
+        checks = verify_bundle(bundle, on_step)
+    if as_json:
+        emit(to_json(checks))
+    else:
+        table = Table("program", "backend", "metric", "value", "floor", "")
+        for check in checks:
+            table.add_row(
+                check.program, check.backend, check.metric, f"{check.value:.4g}", f"{check.floor:.4g}", "ok" if check.passed else "FAILED"
+            )
+        console_out().print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    text: Annotated[Optional[str], typer.Option(help="The text to classify.")] = None,
+    text_pair: Annotated[Optional[str], typer.Option("--text-pair", help="The second text of a pair.")] = None,
+    question: Annotated[Optional[str], typer.Option(help="The question.")] = None,
+    passage: Annotated[Optional[str], typer.Option(help="The passage that holds the answer, or @FILE to read it from a file.")] = None,
+    speed: Speed = None,
+    as_json: AsJson = False,
+) -> None:
+    """One answer, with the exit taken, the uncertainty at every exit that ran, and the milliseconds it took."""
+    from pipeline.runtime.bundle import Bundle
+    from pipeline.runtime.runner import Runner
+
+    opened = Bundle.open(bundle)
+    runner = Runner(opened)
+    if opened.manifest.task == "classification":
+        if text is None:
+            raise UserError("this bundle classifies; give --text", file=bundle)
+        runner.classify(text, text_pair, speed)  # the first run loads the programs
+        result = runner.classify(text, text_pair, speed)
+        line = f"{result.label}  (score {result.score:.3f}"
+    else:
+        if question is None or passage is None:
+            raise UserError("this bundle answers questions; give --question and --passage", file=bundle)
+        passage = read_text(passage)
+        runner.answer(question, passage, speed)
+        result = runner.answer(question, passage, speed)
+        line = f"{result.answer or '(no answer)'}  (score {result.score:.3f}"
+    if as_json:
+        emit(result)
+    else:
+        unsure = ", ".join(f"{value:.2f}" for value in result.uncertainty)
+        print(f"{line}, {result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)")
+
+
+def read_text(value: str) -> str:
+    """The value itself, or the contents of the file that "@FILE" names."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=value[1:]) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 (byte {error.start})", file=value[1:]) from None
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help='A labelled file, a hub data set, or "demo".')],
+    speed: Speed = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N examples.")] = None,
+    text: Annotated[Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")] = None,
+    text_pair: Annotated[Optional[str], typer.Option("--pair-column", help="The second text's column.")] = None,
+    label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs the bundle's own programs over a labelled file: accuracy or EM/F1, depth, exits, latency; --speed takes several, a,b,c."""
+    from pipeline.data.demo import load_demo
+    from pipeline.data.files import read_examples
+    from pipeline.runtime.bundle import Bundle
+    from pipeline.runtime.evaluate import evaluate as run_evaluation
+    from pipeline.summary import evaluation_table
+
+    opened = Bundle.open(bundle)
+    task = opened.manifest.task
+    examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    speeds = [part.strip() for part in (speed or "exact").split(",") if part.strip()]
+    with progress() as on_step:
+        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step)
+    if as_json:
+        emit(evaluation)
+    else:
+        console_out().print(evaluation_table(evaluation))
+
+
+@app.command()
+def bench(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle folder, or a recipe whose bundle to measure.")],
+    settings: Settings = None,
+    out: Out = None,
+    device: Annotated[str, typer.Option(help="host; android, ios and coreml come with the apps.")] = "host",
+    reference: Annotated[str, typer.Option(help="bert-base or none.")] = "bert-base",
+    reference_length: Annotated[int, typer.Option(min=8, max=512, help="What the reference pads every input to.")] = 128,
+    lengths: Annotated[str, typer.Option(help="Lengths in tokens.")] = "16,32,64,128",
+    repeats: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - for stdout.")] = None,
+) -> None:
+    """Latency, load time, peak memory and size on this machine, against BERT-base, alternating, each in its own process."""
+    from pipeline.bench.host import bench_host
+    from pipeline.summary import bench_table
+    from pipeline.workspace import write_text
+
+    if device != "host":
+        raise UserError(f"{device!r} cannot be measured by this version; take host", field="--device")
+    if reference not in ("bert-base", "none"):
+        raise UserError(f"{reference!r} is not known; take bert-base or none", field="--reference")
+    try:
+        chosen = [int(part) for part in lengths.split(",")]
+    except ValueError:
+        raise UserError(f"{lengths!r} is not a list of numbers such as 16,32,64", field="--lengths") from None
+    bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
+    with progress() as on_step:
+        report = bench_host(bundle, chosen, repeats, threads, reference, on_step, reference_length=reference_length)
+    if file == Path("-"):
+        emit(report)
+        return
+    if file is not None:
+        try:
+            write_text(file, report.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", file=file) from None
+    console_out().print(bench_table(report))
+
+
+@app.command()
+def size(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="One or more bundles.")], as_json: AsJson = False
+) -> None:
+    """Bytes by part, against fp32, BERT-base and the 207 MB of the DistilBERT paper's app."""
+    from pipeline.summary import size_table
+    from quantize.size import size_of
+
+    reports = [size_of(bundle) for bundle in bundles]
+    if as_json:
+        emit(reports[0] if len(reports) == 1 else [report.model_dump() for report in reports])
+        return
+    for bundle, report in zip(bundles, reports):
+        console_out().print(size_table(bundle, report))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Which targets and devices this machine can build for and reach, and what is missing."""
+    from pipeline.doctor import examine
+
+    findings = examine()
+    if as_json:
+        emit([finding.to_dict() for finding in findings])
+        return
+    table = Table("", "what", "found")
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "--", finding.what, finding.found if finding.ok else f"{finding.found}; {finding.remedy}")
+    console_out().print(table)
+
+
+def console_out():
+    """A console on stdout, for results."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def version(show: bool) -> None:
+    if show:
+        print(f"pocketbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command; a user's mistake is one line on stderr and exit code 2, an interruption says that the run continues."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

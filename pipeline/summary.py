@@ -1,0 +1,137 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.data.examples import QAExample
+
+if TYPE_CHECKING:
+    from pipeline.bench.host import BenchReport
+    from pipeline.runtime.evaluate import Evaluation
+    from pipeline.stages import Run
+    from quantize.size import SizeReport
+
+MEGABYTE = 1e6
+
+
+def quality(result) -> list[str]:
+    """Accuracy, or exact match and F1, as cells."""
+    if result.accuracy is not None:
+        return [f"{result.accuracy:.4f}"]
+    return [f"{result.exact_match:.4f}", f"{result.f1:.4f}"]
+
+
+def quality_columns(task: str) -> list[str]:
+    return ["accuracy"] if task == "classification" else ["EM", "F1"]
+
+
+def evaluation_table(evaluation: "Evaluation") -> Table:
+    """A row a speed."""
+    table = Table("speed", *quality_columns(evaluation.task), "mean depth", "exits", "mean ms", "p50", "p95")
+    for result in evaluation.speeds:
+        latency = result.latency_ms
+        table.add_row(
+            result.speed,
+            *quality(result),
+            f"{result.mean_depth:.2f}",
+            " ".join(str(count) for count in result.exits),
+            f"{latency.mean:.2f}",
+            f"{latency.p50:.2f}",
+            f"{latency.p95:.2f}",
+        )
+    return table
+
+
+def bench_table(report: "BenchReport") -> Table:
+    """A row for everything that was timed."""
+    table = Table("system", "model", "precision", "length", "depth", "median ms", "p95 ms", "load ms", "peak MB", "file MB")
+    for row in report.results:
+        table.add_row(
+            row.system,
+            row.model,
+            row.precision,
+            str(row.length),
+            str(row.depth),
+            f"{row.median_ms:.2f}",
+            f"{row.p95_ms:.2f}",
+            f"{row.load_ms:.0f}",
+            f"{row.peak_memory_bytes / MEGABYTE:.0f}",
+            f"{row.file_bytes / MEGABYTE:.1f}",
+        )
+    return table
+
+
+def size_table(bundle: Path, report: "SizeReport") -> Table:
+    """Bytes by part, then what they are compared with."""
+    table = Table("part", "MB", title=str(bundle), title_justify="left")
+    for name, size in report.rows():
+        table.add_row(name, f"{size / MEGABYTE:.2f}")
+    return table
+
+
+def print_summary(run: "Run") -> None:
+    """What a finished run ends with: some answers, the table, the times, and where everything is."""
+    from pipeline.stages import run_results
+
+    out = Console(highlight=False, soft_wrap=True)
+    results = run_results(run)
+    bundle = run.path("export")
+    print_answers(out, run, bundle)
+    out.print()
+    out.print(headline(results))
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in run.stage_seconds().items())
+    out.print(f"\nstages: {seconds}; {sum(run.stage_seconds().values()):.0f} s in all")
+    out.print(f"bundle: {bundle}\nreport: {run.path('report') / 'report.html'}")
+
+
+def headline(results) -> Table:
+    """Teacher, student and bundle at every speed: quality, size, latency against BERT-base, depth."""
+    table = Table("", *quality_columns(results.task), "size MB", "mean ms", "against BERT-base", "mean depth")
+    for name in ("teacher", "student", "quantized"):
+        table.add_row(name, *(f"{value:.4f}" for value in results.metrics[name].values()), "", "", "", "")
+    reference = next((row for row in results.bench.results if row.system == "bert-base"), None)
+    for result in results.evaluation.speeds:
+        mean = result.latency_ms.mean
+        speedup = f"{reference.median_ms / mean:.0f} x faster" if reference else ""
+        label = "full depth" if result.speed == "0" else result.speed
+        size = f"{results.executorch_bytes() / MEGABYTE:.1f}"
+        table.add_row(f"bundle, {label}", *quality(result), size, f"{mean:.2f}", speedup, f"{result.mean_depth:.2f}")
+    if reference:
+        blank = [""] * len(quality_columns(results.task))
+        table.add_row(
+            f"BERT-base fp32, padded to {reference.length}, ExecuTorch",
+            *blank,
+            f"{reference.file_bytes / MEGABYTE:.0f}",
+            f"{reference.median_ms:.1f}",
+            "",
+            "12 layers",
+        )
+    table.caption = "bundle: int8 programs at each input's real length, tokenizer and decoder included; all on this computer"
+    return table
+
+
+def print_answers(out: Console, run: "Run", bundle: Path) -> None:
+    """The bundle's answers to a few inputs, easy and hard."""
+    from pipeline.runtime.bundle import Bundle
+    from pipeline.runtime.runner import Runner
+
+    runner = Runner(Bundle.open(bundle))
+    runner.prewarm()
+    for example in spread(run.examples("dev"), 4):
+        if isinstance(example, QAExample):
+            result = runner.answer(example.question, example.passage, "exact")
+            said, asked = result.answer or "(no answer)", f"{example.question}"
+        else:
+            result = runner.classify(example.text, example.text_pair, "exact")
+            said, asked = result.label, example.text
+        out.print(f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)")
+
+
+def spread(examples: list, count: int) -> list:
+    """A few examples, evenly from the whole list."""
+    return examples[:: max(1, len(examples) // count)][:count]
