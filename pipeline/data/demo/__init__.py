@@ -1,0 +1,21 @@
+"""The demo data that ship with pocketbert: small, made by the project, hard enough for early exits to matter."""
+
+from __future__ import annotations
+
+from pipeline.data.demo import classification, qa
+from pipeline.data.examples import Example, Task
+
+
+def load_demo(task: Task) -> tuple[list[Example], list[Example]]:
+    """Returns the train and the dev set of a task; every call returns the same examples.
+
+    Raises:
+        ValueError: for a task without demo data.
+    """
+    if task == "classification":
+        train, dev = classification.generate()
+    elif task == "qa":
+        train, dev = qa.generate()
+    else:
+        raise ValueError(f"no demo data for the task {task!r}; there are classification and qa")
+    return list(train), list(dev)
