@@ -31,8 +31,8 @@ class Data(Section):
     text_pair: str | None = Field(None, description="column of the second text of a pair")
     label: str | None = Field(None, description="column of the label")
     label_names: list[str] = Field([], description="what to show for the labels, in the order of their values")
-    train_limit: int | None = Field(None, ge=1, description="use only so many training examples")
-    dev_limit: int | None = Field(None, ge=1)
+    train_limit: int | None = Field(None, ge=1, description="use only so many training examples, from all over the file")
+    dev_limit: int | None = Field(None, ge=1, description="the same for dev")
     calibration: int = Field(2000, ge=50, description="examples cut from train to choose thresholds on")
     max_length: int = Field(128, ge=8, le=512, description="longest classification input in tokens")
 
@@ -107,8 +107,7 @@ class Quantize(Section):
 class Export(Section):
     """Which programs are written. Core ML programs have fixed lengths (buckets); ExecuTorch's take any length up to `max_length`."""
 
-    executorch: bool = True
-    coreml: bool = True
+    coreml: bool = Field(True, description="write Core ML packages too")
     max_length: int = Field(512, ge=16, le=512)
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"

@@ -116,7 +116,7 @@ class Trainer:
         size, accumulate = self.training.batch_size, self.training.accumulate
         batches_per_epoch = math.ceil(len(items) / size)
         batches = int(batches_per_epoch * self.training.epochs)
-        steps = batches // accumulate
+        steps = max(1, batches // accumulate) if self.training.epochs else 0  # a tiny data set makes a step, too
         start, mean_loss = self._resume()
         saved = time.monotonic()
         for step in range(start, steps):
@@ -132,10 +132,9 @@ class Trainer:
                 loss.backward()
                 total += float(loss.detach())
             if not math.isfinite(total):
+                kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.is_file() else "no checkpoint was written yet"
                 raise UserError(
-                    f"{self.what}: the loss is {total} at step {step + 1} of {steps}; the last good checkpoint is kept "
-                    f"in {self.checkpoint}; lower the learning rate",
-                    field="training.learning_rate",
+                    f"{self.what}: the loss is {total} at step {step + 1} of {steps}; {kept}; lower the learning rate of this stage"
                 )
             nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
             self.optimizer.step()
@@ -159,7 +158,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
+        with open(partial, "wb") as stream:  # given a path, torch writes in C++ and does not say that the disk is full
+            torch.save(state, stream)
         os.replace(partial, self.checkpoint)
 
     def _resume(self) -> tuple[int, float | None]:

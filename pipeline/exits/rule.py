@@ -28,7 +28,8 @@ def exit_taken(uncertainties: Sequence[float], thresholds: Sequence[float]) -> i
 
 def exits_taken(uncertainties: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """`exit_taken` for many inputs; uncertainties: [examples, segments]. Returns [examples] integers."""
-    below = uncertainties < np.asarray(thresholds, dtype=uncertainties.dtype)
+    # In float64, as `leaves` compares: a threshold such as 0.7 is another number in float32.
+    below = uncertainties.astype(np.float64) < np.asarray(thresholds, dtype=np.float64)
     below[:, -1] = True
     return below.argmax(axis=1)
 

@@ -39,7 +39,6 @@ def self_distill(
             soft_loss(recipe.task, head(hidden[at], bias), goal, batch.answer_mask, 1.0)
             for at, head in zip(model.exit_layers, early)
         ]
-        # The early heads must not run above: autocast would keep their weights' casts, made without a gradient.
         # A sum: each head has its own parameters and its own gradient.
         return torch.stack(losses).sum()
 

@@ -38,6 +38,11 @@ DISTILBERT_LAYER = {
     "output_layer_norm": "ffn_norm",
 }
 DISTILBERT_QKV = ("attention.q_lin", "attention.k_lin", "attention.v_lin")
+# What a config calls width, heads, layers and inner width.
+SIZES = {
+    "bert": ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    "distilbert": ("dim", "n_heads", "n_layers", "hidden_dim"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def encoder_config(raw: dict, file: Path) -> EncoderConfig:
         raise UserError(f"is {activation!r}; the encoder computes gelu", file=file, field="hidden_act")
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise UserError("only absolute positions are supported", file=file, field="position_embedding_type")
+    check_sizes(raw, file)
     try:
         if kind == "bert":
             return EncoderConfig(
@@ -122,7 +128,7 @@ def encoder_config(raw: dict, file: Path) -> EncoderConfig:
                 intermediate_size=raw["intermediate_size"],
                 max_positions=raw["max_position_embeddings"],
                 token_types=raw["type_vocab_size"],
-                layer_norm_eps=raw["layer_norm_eps"],
+                layer_norm_eps=raw.get("layer_norm_eps", 1e-12),  # BertConfig's default; old files leave it out
             )
         return EncoderConfig(
             vocab_size=raw["vocab_size"],
@@ -136,13 +142,27 @@ def encoder_config(raw: dict, file: Path) -> EncoderConfig:
         raise UserError("is missing; this is not a whole config.json", file=file, field=error.args[0]) from None
 
 
+def check_sizes(raw: dict, file: Path) -> None:
+    """UserError unless every size in a Hugging Face config is a number, and the heads share the width evenly."""
+    for name in ("vocab_size", "max_position_embeddings", *SIZES[raw["model_type"]]):
+        value = raw.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise UserError(f"is {value!r}, it must be a whole number above 0", file=file, field=name)
+    width, heads = SIZES[raw["model_type"]][:2]
+    if raw.get(width, 0) % raw.get(heads, 1):
+        raise UserError(f"{raw[heads]} heads cannot share {width} {raw[width]} evenly", file=file, field=heads)
+
+
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("is missing from the checkpoint folder", file=path) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read as JSON ({error})", file=path) from None
+    if not isinstance(raw, dict):
+        raise UserError("holds no JSON object; this is not a checkpoint's file", file=path)
+    return raw
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,157 @@
+"""Examples become arrays, arrays become batches: every one once, little padding, the same plan for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.data.examples import Answer, ClassificationExample, QAExample
+from pipeline.data.items import Item, classification_items, collate, make_items, plan_batches, qa_items, sorted_batches
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "river", "is", "long", "and", "wide", "who", "knows", "?"]
+ID = {word: at for at, word in enumerate(WORDS)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> WordPieceTokenizer:
+    return WordPieceTokenizer(WORDS)
+
+
+@pytest.fixture(scope="module")
+def lengths() -> list[int]:
+    return np.random.default_rng(0).integers(3, 128, 1003).tolist()
+
+
+def padding(batches, lengths) -> int:
+    """Tokens that are computed for nothing."""
+    return sum(max(lengths[at] for at in batch) * len(batch) for batch in batches) - sum(lengths)
+
+
+# Plans
+
+
+@pytest.mark.parametrize(("count", "size"), [(1003, 8), (1, 8), (8, 8), (9, 8), (50, 1), (2000, 3)])
+def test_every_index_once_an_epoch(count, size):
+    plan = plan_batches(list(range(1, count + 1)), size, seed=0, epoch=0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(count))
+    assert len(plan) == -(-count // size)  # what the trainer counts on
+    assert all(1 <= len(batch) <= size for batch in plan)
+
+
+def test_the_same_seed_gives_the_same_plan_and_others_another(lengths):
+    def plan(seed, epoch):
+        return [batch.tolist() for batch in plan_batches(lengths, 8, seed, epoch)]
+
+    assert plan(1, 2) == plan(1, 2)
+    assert plan(1, 2) != plan(1, 3) and plan(1, 2) != plan(2, 2)
+    assert {tuple(sorted(b)) for b in plan(1, 2)} != {tuple(sorted(b)) for b in plan(1, 3)}  # batches differ, not their order alone
+
+
+def test_batches_of_like_lengths_pad_little(lengths):
+    planned = padding(plan_batches(lengths, 8, seed=0, epoch=0), lengths)
+    order = np.random.default_rng(1).permutation(len(lengths))
+    chance = padding([order[at : at + 8] for at in range(0, len(order), 8)], lengths)
+    assert planned < chance / 5
+
+
+def test_lengths_come_in_no_order(lengths):
+    """A plan that went from short to long would train on a drift."""
+    means = [np.mean([lengths[at] for at in batch]) for batch in plan_batches(lengths, 8, seed=0, epoch=0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("tokens", [50, 1000, 8192])
+def test_sorted_batches_cover_all_within_the_limit(lengths, tokens):
+    batches = list(sorted_batches(lengths, tokens))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    longest = [max(lengths[at] for at in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert all(len(batch) == 1 or len(batch) * top <= tokens for batch, top in zip(batches, longest))
+    full = [len(batch) == max(1, tokens // top) for batch, top in zip(batches, longest)]
+    assert all(full[:-1])
+    assert padding(batches, lengths) < 0.05 * sum(lengths) or tokens == 8192
+
+
+def test_no_inputs_no_batches():
+    assert list(sorted_batches([])) == [] and plan_batches([], 4, 0, 0) == []
+
+
+# Collating
+
+
+def item(*ids: int, target=(1,), answers=None) -> Item:
+    mask = None if answers is None else np.array(answers, bool)
+    return Item(np.array(ids), np.array([at % 2 for at in range(len(ids))]), target, mask)
+
+
+def test_collate_pads_with_0():
+    batch = collate([item(5, 6), item(7, 8, 9, 10, target=(0,)), item(3)])
+    assert batch.ids.tolist() == [[5, 6, 0, 0], [7, 8, 9, 10], [3, 0, 0, 0]]
+    assert batch.type_ids.tolist() == [[0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.targets.tolist() == [[1], [0], [1]] and batch.answer_mask is None
+    assert (batch.ids.dtype, batch.type_ids.dtype, batch.mask.dtype, batch.targets.dtype) == (np.int64, np.int64, np.float32, np.int64)
+
+
+def test_collate_keeps_answer_masks_and_drops_targets_unless_all_have_one():
+    batch = collate([item(5, 6, 7, target=(1, 2), answers=[0, 1, 1]), item(8, 9, target=(1, 1), answers=[0, 1])])
+    assert batch.answer_mask.dtype == bool and batch.answer_mask.tolist() == [[False, True, True], [False, True, False]]
+    assert batch.targets.tolist() == [[1, 2], [1, 1]]
+    assert collate([item(5), item(6, target=None)]).targets is None
+
+
+# Items
+
+
+def test_a_label_is_its_place_among_the_labels(tokenizer):
+    examples = [ClassificationExample("the river", None, "wet"), ClassificationExample("long", "wide ?", "dry"), ClassificationExample("is")]
+    items = classification_items(examples, tokenizer, ["dry", "wet"], max_length=16)
+    assert [item.target for item in items] == [(1,), (0,), None]
+    assert items[0].ids.tolist() == [ID["[CLS]"], ID["the"], ID["river"], ID["[SEP]"]]
+    assert items[1].type_ids.tolist() == [0, 0, 0, 1, 1, 1]
+    assert all(item.answer_mask is None for item in items)
+
+
+def test_an_unknown_label_is_named(tokenizer):
+    with pytest.raises(UserError, match="data.label: label 'damp' is not one of the training data's: dry, wet"):
+        classification_items([ClassificationExample("the", None, "damp")], tokenizer, ["dry", "wet"], 16)
+
+
+PASSAGE = "the river is long and the river is wide " * 8
+
+
+def qa_recipe(allow_no_answer: bool) -> Recipe:
+    qa = {"window": 32, "stride": 4, "max_question": 8, "allow_no_answer": allow_no_answer}
+    return Recipe.model_validate({"name": "test", "task": "qa", "qa": qa})
+
+
+@pytest.fixture(scope="module")
+def question() -> QAExample:
+    return QAExample("1", "who knows ?", PASSAGE, (Answer("wide", PASSAGE.index("wide")),))
+
+
+def test_windows_that_miss_the_answer_teach_only_where_no_answer_is_one(tokenizer, question):
+    without = qa_items([question], tokenizer, qa_recipe(False))
+    allowed = qa_items([question], tokenizer, qa_recipe(True))
+    assert len(without) == 1 and len(allowed) > 2
+    start, end = without[0].target
+    assert start == end and without[0].ids[start] == ID["wide"] and without[0].answer_mask[start]
+    assert allowed[0].target == (start, end)
+    assert {item.target for item in allowed[1:]} == {(0, 0)} and all(item.answer_mask[0] for item in allowed)
+    assert not without[0].answer_mask[0]
+
+
+def test_questions_without_an_answer(tokenizer):
+    example = QAExample("1", "who knows ?", "the river is long", ())
+    assert qa_items([example], tokenizer, qa_recipe(False)) == []
+    assert [item.target for item in qa_items([example], tokenizer, qa_recipe(True))] == [(0, 0)]
+
+
+def test_make_items_goes_by_the_recipes_task(tokenizer, question):
+    assert make_items([question], tokenizer, ("start", "end"), qa_recipe(False))[0].answer_mask is not None
+    recipe = Recipe.model_validate({"name": "test", "task": "classification", "data": {"max_length": 8}})
+    (item,) = make_items([ClassificationExample(PASSAGE, None, "a")], tokenizer, ["a"], recipe)
+    assert len(item.ids) == 8 and item.answer_mask is None

@@ -1,0 +1,139 @@
+"""The bound on a named speed holds as often as it says, and is worth something: it finds speed where there is any to find."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.exits.calibrate import GRID, calibrate, mean_exceeds_p_value, speed_at
+from pipeline.exits.predictions import Predictions
+from pipeline.exits.rule import exits_taken
+
+SPLITS = 200
+DELTA = 0.1
+
+
+def population(kind: str, count: int = 40000, exits: int = 4) -> Predictions:
+    """Answers of a model whose early exits are unsure of hard examples, and wrong about some of those that they are sure of.
+
+    Scores change in both directions along the depth: an early exit is at times right where the last one is wrong.
+    """
+    random = np.random.default_rng(1)
+    hard = random.beta(0.6, 1.2, count)[:, None]
+    depth = np.arange(1, exits + 1)[None] / exits
+    wrong = np.clip(0.05 + 0.6 * hard * (1.15 - depth), 0, 1)
+    uncertainty = np.clip(hard * (1.3 - 0.8 * depth) + 0.15 * random.standard_normal((count, exits)), 0, 1)
+    score = (random.random((count, exits)) > wrong).astype(float)
+    if kind == "qa":  # token F1: some answers overlap in part, and F1 goes by fractions
+        partial = random.random((count, exits)) < 0.4
+        score = np.where(partial, random.integers(0, 11, (count, exits)) / 10 * (1 - 0.5 * wrong), score)
+    return Predictions(score, score, uncertainty.astype(np.float32), [["" if kind == "qa" else 0] * exits])
+
+
+def losses_at(predictions: Predictions, threshold: float) -> np.ndarray:
+    exits = exits_taken(predictions.uncertainty, [threshold] * predictions.exits)
+    return predictions.score[:, -1] - predictions.score[np.arange(len(exits)), exits]
+
+
+def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    return Predictions(predictions.score[rows], predictions.exact[rows], predictions.uncertainty[rows], predictions.answers)
+
+
+@pytest.mark.parametrize(("kind", "max_loss", "count"), [("classification", 0.01, 1000), ("classification", 0.03, 400), ("qa", 0.02, 500)])
+def test_the_bound_holds_on_new_examples(kind, max_loss, count):
+    """Over many calibration splits, the loss on the whole population exceeds the bound in a share of at most delta of them."""
+    everyone = population(kind)
+    true_loss = {float(threshold): losses_at(everyone, threshold).mean() for threshold in GRID}
+    # Or there would be nothing to get wrong: flips both ways, a boldest threshold that loses too much, others that do not.
+    changes = losses_at(everyone, 1.0)
+    assert (changes > 0).mean() > 0.05 and (changes < 0).mean() > 0.02
+    assert true_loss[1.0] > max_loss and sum(0 < loss <= max_loss for loss in true_loss.values()) >= 3
+    random = np.random.default_rng(2)
+    chosen = []
+    for split in range(SPLITS):
+        rows = random.integers(0, len(everyone.score), count)
+        chosen.append(calibrate(take(everyone, rows), max_loss, DELTA, "f1", seed=split).thresholds[0])
+    failed = np.mean([true_loss[threshold] > max_loss for threshold in chosen])
+    assert failed <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / SPLITS)
+
+
+def test_more_data_allows_more_speed():
+    everyone = population("classification")
+    depths = [calibrate(take(everyone, np.arange(count)), 0.02, DELTA, "accuracy").mean_depth for count in (100, 2000, 20000)]
+    assert depths[0] > depths[1] > depths[2]
+    # With plenty of data it comes close to the boldest threshold that is safe in truth.
+    given = calibrate(everyone, 0.02, DELTA, "accuracy").thresholds[0]
+    safe = max(threshold for threshold in GRID if losses_at(everyone, threshold).mean() <= 0.02)
+    assert safe - 0.1 <= given <= safe
+
+
+def test_without_any_loss_it_is_bold():
+    random = np.random.default_rng(3)
+    score = np.repeat(random.random((2000, 1)) < 0.9, 5, axis=1).astype(float)  # every exit says the same
+    speed = calibrate(Predictions(score, score, random.random((2000, 5)), [[0]]), 0.01, DELTA, "accuracy")
+    assert speed.thresholds == [1.0] * 5 and speed.mean_depth == 1.0
+    assert speed.value == speed.value_full_depth and (speed.max_loss, speed.delta, speed.examples) == (0.01, DELTA, 2000)
+
+
+def test_few_examples_show_nothing_and_give_full_depth():
+    random = np.random.default_rng(4)
+    score = np.repeat(random.random((50, 1)) < 0.9, 5, axis=1).astype(float)
+    speed = calibrate(Predictions(score, score, random.random((50, 5)), [[0]]), 0.01, DELTA, "accuracy")
+    assert speed.thresholds == [0.0] * 5 and speed.mean_depth == 5.0
+
+
+def test_exits_that_lose_are_not_taken():
+    count = 2000
+    score = np.tile([0.0, 0.0, 1.0], (count, 1))
+    speed = calibrate(Predictions(score, score, np.full((count, 3), 0.3), [[0]]), 0.02, DELTA, "accuracy")
+    assert speed.mean_depth == 3.0 and speed.value == 1.0
+    assert speed.thresholds[0] <= 0.3  # and at 0.3 itself nobody leaves
+
+
+def test_it_stops_at_the_first_threshold_that_is_not_safe():
+    """Thresholds beyond it are not looked at, however well they did: picking the best of many would void the bound."""
+    count = 2000
+    score, uncertainty = np.tile([1.0, 0.0, 1.0], (count, 1)), np.tile([0.5, 0.2, 0.0], (count, 1))
+    speed = calibrate(Predictions(score, score, uncertainty, [[0]]), 0.02, DELTA, "accuracy")
+    # From 0.22 on all leave after exit 2, which is wrong; from 0.52 on after exit 1, which is right.
+    assert speed.thresholds == [0.2] * 3 and speed.mean_depth == 3.0
+
+
+def test_a_speed_says_what_it_gave():
+    score = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]], float)
+    uncertainty = np.array([[0.1, 0.0, 0.0], [0.6, 0.2, 0.0], [0.9, 0.9, 0.9], [0.4, 0.0, 0.0]])
+    speed = speed_at(Predictions(score, score, uncertainty, [[0]]), [0.5, 0.3, 0.0], "accuracy", None, None)
+    assert (speed.value, speed.value_full_depth) == (1.0, 0.75)  # exits 1, 2, 3, 1 are right
+    assert speed.mean_depth == (1 + 2 + 3 + 1) / 4 and speed.examples == 4 and speed.max_loss is None
+
+
+def draw_flips(random, count, bound):
+    """1, 0 and -1 with the mean `bound`."""
+    return random.choice([1.0, 0.0, -1.0], count, p=[0.1 + bound, 0.8 - bound, 0.1])
+
+
+def draw_rare(random, count, bound):
+    """Hardly ever a loss, then a whole one: where a test by the normal distribution errs."""
+    return (random.random(count) < bound).astype(float)
+
+
+def draw_fractions(random, count, bound):
+    return np.clip(random.integers(-10, 11, count) / 10 * (random.random(count) < 0.3), -1, 1) + bound
+
+
+@pytest.mark.parametrize("draw", [draw_flips, draw_rare, draw_fractions])
+def test_p_values_are_super_uniform_where_the_mean_is_the_bound(draw):
+    random, bound, runs = np.random.default_rng(5), 0.02, 1500
+    values = np.array([mean_exceeds_p_value(np.clip(draw(random, 300, bound), -1, 1), bound, DELTA) for _ in range(runs)])
+    assert ((0 <= values) & (values <= 1)).all()
+    for level in (0.01, 0.05, 0.1, 0.2):
+        assert (values <= level).mean() <= level + 3 * math.sqrt(level * (1 - level) / runs)
+
+
+def test_p_values_fall_with_the_evidence():
+    assert mean_exceeds_p_value(np.zeros(2000), 0.01, DELTA) < 1e-3
+    assert mean_exceeds_p_value(np.zeros(20), 0.01, DELTA) > DELTA
+    assert mean_exceeds_p_value(np.full(2000, 0.02), 0.01, DELTA) == 1.0
+    assert mean_exceeds_p_value(np.full(50, -1.0), 0.01, DELTA) < 1e-3

@@ -1,0 +1,65 @@
+"""One rule for all runtimes: leave below the threshold, and at the end in any case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.exits.rule import FULL_DEPTH, exit_taken, exits_taken, leaves, question_uncertainty
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_input_and_many_take_the_same_exits(seed):
+    random = np.random.default_rng(seed)
+    uncertainties = random.random((300, 5)).astype(np.float32)
+    thresholds = random.uniform(0.15, 0.5, 5).tolist()
+    given = exits_taken(uncertainties, thresholds)
+    assert given.tolist() == [exit_taken(row.tolist(), thresholds) for row in uncertainties]
+    assert len(set(given.tolist())) == 5
+
+
+def test_they_agree_at_the_threshold_too():
+    """What a phone compares is a float32 uncertainty with a threshold that was written in decimals."""
+    for hundredths in range(101):
+        threshold = hundredths / 100
+        uncertainties = np.array([[threshold, 0.0]], np.float32)
+        assert exits_taken(uncertainties, [threshold] * 2)[0] == exit_taken(uncertainties[0].tolist(), [threshold] * 2), threshold
+
+
+def test_an_uncertainty_equal_to_the_threshold_stays():
+    assert not leaves(0.5, 0.5, 0, 2)
+    assert leaves(0.49, 0.5, 0, 2)
+    assert exits_taken(np.array([[0.5, 0.9], [0.25, 0.9]]), [0.5, 0.5]).tolist() == [1, 0]
+
+
+def test_threshold_0_runs_to_the_end_and_above_1_leaves_at_once():
+    uncertainties = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.3]])
+    assert exits_taken(uncertainties, [FULL_DEPTH] * 3).tolist() == [2, 2, 2]
+    assert exits_taken(uncertainties, [1.01] * 3).tolist() == [0, 0, 0]
+    assert [exit_taken(row, [0.0] * 3) for row in uncertainties.tolist()] == [2, 2, 2]
+    assert [exit_taken(row, [1.01] * 3) for row in uncertainties.tolist()] == [0, 0, 0]
+
+
+def test_each_exit_has_its_own_threshold_and_the_last_ones_is_not_used():
+    uncertainties = [0.4, 0.2, 0.9]
+    assert exit_taken(uncertainties, [0.3, 0.3, 0.0]) == 1
+    assert exit_taken(uncertainties, [0.5, 0.3, 0.0]) == 0
+    assert exit_taken(uncertainties, [0.1, 0.1, 0.0]) == exit_taken(uncertainties, [0.1, 0.1, 1.0]) == 2
+    assert exit_taken([0.9], [0.0]) == 0
+
+
+def test_uncertainties_are_left_as_they_are():
+    uncertainties = np.array([[0.9, 0.9]])
+    exits_taken(uncertainties, [0.1, 0.1])
+    assert uncertainties.tolist() == [[0.9, 0.9]]
+
+
+def test_no_segments_is_an_error():
+    with pytest.raises(ValueError, match="no segments"):
+        exit_taken([], [])
+
+
+def test_a_question_is_as_unsure_as_its_best_window():
+    assert question_uncertainty([1.0, 7.5, -3.0], [0.1, 0.6, 0.2]) == 0.6
+    assert question_uncertainty([-5.0], [0.3]) == pytest.approx(0.3)
+    assert question_uncertainty([2.0, 2.0], np.array([0.25, 0.5], np.float32)) == 0.25  # of equal ones the first

