@@ -1,0 +1,142 @@
+"""The `.pte` against the eager programs it was made from, run by ExecuTorch's own runtime."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.export.executorch import (
+    Lowered,
+    export_executorch,
+    export_program,
+    lower,
+    structure_of,
+    with_weights,
+    write,
+)
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+
+POSITIONS = 24
+
+
+def exit_model(exit_layers=(1, 2), layers=2) -> ExitModel:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=100, hidden_size=32, layers=layers, heads=2, intermediate_size=64, max_positions=POSITIONS
+    )
+    return ExitModel("classification", config, 3, "linear", exit_layers).eval()
+
+
+def methods(path) -> dict:
+    with quiet_stderr():
+        program = import_quietly("executorch.runtime").Runtime.get().load_program(str(path))
+        return {name: program.load_method(name) for name in program.method_names}
+
+
+@torch.no_grad()
+def largest_difference(got, expected) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("length", [2, 3, 17, None])
+@pytest.mark.parametrize("bundle", ["tiny_classifier", "tiny_qa"])
+def test_every_program_agrees_with_the_quantized_model_at_any_length(bundle, length, request):
+    tiny = request.getfixturevalue(bundle)
+    length = length or tiny.programs.embed.embeddings.position.num_embeddings
+    loaded = methods(tiny.path / "model.pte")
+    ids = torch.randint(5, 100, (1, length), generator=torch.Generator().manual_seed(length))
+    extra = []
+    if tiny.manifest.task == "qa":
+        extra = [torch.zeros(1, length)]
+        extra[0][:, : length // 2] = -1e4
+    bias = torch.zeros(1, 1, length)
+    hidden = tiny.programs.embed(ids)
+    assert largest_difference(loaded["embed"].execute([ids]), [hidden]) < 1e-5
+    # Each segment is given the eager model's hidden states: rounding to another int8 step shows once, not layer after layer.
+    for index, segment in enumerate(tiny.programs.segments):
+        expected = segment(hidden, bias, *extra)
+        got = loaded[f"segment_{index}"].execute([hidden, bias, *extra])
+        scale = float(expected[1].abs().max())
+        assert largest_difference(got[1:-1], expected[1:-1]) < 0.02 * scale
+        assert largest_difference(got[-1:], expected[-1:]) < 0.01
+        assert float((got[0] - expected[0]).norm() / expected[0].norm()) < 0.01
+        hidden = expected[0]
+
+
+@pytest.mark.parametrize("bundle", ["tiny_classifier", "tiny_qa"])
+def test_the_manifest_says_what_the_file_holds(bundle, request):
+    tiny = request.getfixturevalue(bundle)
+    loaded = methods(tiny.path / "model.pte")
+    assert sorted(program.method for program in tiny.manifest.programs) == sorted(loaded)
+    longest = tiny.programs.embed.embeddings.position.num_embeddings
+    for program in tiny.manifest.programs:
+        meta = loaded[program.method].metadata
+        sides = ((program.inputs, meta.num_inputs(), meta.input_tensor_meta), (program.outputs, meta.num_outputs(), meta.output_tensor_meta))
+        for tensors, count, tensor_meta in sides:
+            assert len(tensors) == count
+            for index, tensor in enumerate(tensors):
+                # A file holds the greatest sizes.
+                expected = [longest if size == "length" else size for size in tensor.shape]
+                assert list(tensor_meta(index).sizes()) == expected, (program.name, tensor.name)
+    assert [tensor.name for tensor in tiny.manifest.program("segment_0").outputs][-1] == "uncertainty"
+
+
+def test_what_costs_time_is_delegated(tiny_qa):
+    schema = import_quietly("executorch.exir._serialize._program")
+    file = schema.deserialize_pte_binary((tiny_qa.path / "model.pte").read_bytes())
+    plans = getattr(file, "program", file).execution_plan
+    outside = {operator.name for plan in plans for operator in plan.operators}
+    assert not outside & {f"aten::{name}" for name in ("linear", "addmm", "mm", "bmm", "_softmax", "gelu", "tanh", "mul", "add")}
+    assert not any(name.startswith("torchao::") for name in outside)
+    assert all(len(plan.delegates) >= 1 for plan in plans)
+
+
+def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
+    model = exit_model()
+    model.temperatures = [1.0, 1.7]
+    programs = Programs.of(model)
+    with quiet_logging():
+        first, second = (export_program(segment, programs, POSITIONS) for segment in programs.segments)
+        assert structure_of(first) == structure_of(second)
+        edge = lower(first)
+        write({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
+        write({"segment": lower(second)}, tmp_path / "lowered.pte")
+        write({"segment": edge}, tmp_path / "first.pte")
+    contents = {name: (tmp_path / f"{name}.pte").read_bytes() for name in ("shared", "lowered", "first")}
+    assert contents["shared"] == contents["lowered"] != contents["first"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pte", "lowered.pte", "shared.pte"]
+
+    changed = copy.copy(first)
+    changed._state_dict = {name: tensor + 1 for name, tensor in first.state_dict.items()}
+    with pytest.raises(RuntimeError, match="lowering changed the weight"):
+        with_weights(Lowered(changed, edge), second.state_dict)
+
+
+def test_segments_of_different_structure_are_told_apart():
+    programs = Programs.of(exit_model(exit_layers=(1, 3, 4), layers=4))
+    with quiet_logging():
+        one, two, another = (structure_of(export_program(segment, programs, POSITIONS)) for segment in programs.segments)
+    assert one == another != two
+
+
+def test_export_reports_its_steps_and_prints_nothing(tmp_path, capfd):
+    steps = []
+    programs = Programs.of(exit_model(exit_layers=(1,), layers=1))
+    entries = export_executorch(programs, tmp_path / "model.pte", POSITIONS, "fp32", lambda *step: steps.append(step))
+    assert capfd.readouterr() == ("", "")
+    assert [done for _, done, _ in steps] == [0, 1, 2, 3] and {total for _, _, total in steps} == {3}
+    assert {entry.file for entry in entries} == {"model.pte"} and {entry.precision for entry in entries} == {"fp32"}
+    ids = torch.tensor([[2, 9, 3]])
+    hidden = methods(tmp_path / "model.pte")["embed"].execute([ids])[0]
+    assert largest_difference([hidden], [programs.embed(ids)]) < 1e-5
+
+
+def test_a_length_without_positions_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"export.max_length: 25 is longer than the model's 24 positions"):
+        export_executorch(Programs.of(exit_model()), tmp_path / "model.pte", POSITIONS + 1, "fp32")

@@ -1,0 +1,110 @@
+"""What a scheme does to the programs: weights, embeddings, answers."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from quantize.schemes import Int8Embedding, apply_scheme
+
+LENGTH = 12
+
+
+def programs(hidden: int = 64, labels: int = 3) -> Programs:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=200, hidden_size=hidden, layers=2, heads=4, intermediate_size=2 * hidden, max_positions=32
+    )
+    model = ExitModel("classification", config, labels, "pooled", (1, 2)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    return Programs.of(model)
+
+
+def logits(model: Programs, ids: torch.Tensor) -> torch.Tensor:
+    return torch.cat([outputs[1] for outputs in model(ids, torch.zeros(1, 1, ids.shape[1]))])
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.randint(0, 200, (20, 1, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def test_int8_is_another_model_with_nearly_the_same_answers(ids):
+    full = programs()
+    before = copy.deepcopy(full.state_dict())
+    quantized = apply_scheme(full, "int8", "int8")
+    expected, got = (torch.stack([logits(model, each) for each in ids]) for model in (full, quantized))
+    assert not torch.equal(expected, got)
+    assert float((got - expected).norm() / expected.norm()) < 0.05
+    assert float((got.argmax(-1) == expected.argmax(-1)).float().mean()) > 0.9
+    for name, value in full.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_fp32_is_an_equal_model_of_its_own(ids):
+    full = programs()
+    copied = apply_scheme(full, "fp32", "fp32")
+    torch.testing.assert_close(logits(copied, ids[0]), logits(full, ids[0]), rtol=0, atol=0)
+    with torch.no_grad():
+        full.segments[0].head.out.bias.add_(1.0)
+    assert not torch.equal(logits(copied, ids[0]), logits(full, ids[0]))
+
+
+def test_int8_weights_are_the_nearest_of_255_steps_per_output_channel():
+    full = programs()
+    weight = full.segments[1].layers[0].qkv.weight.detach()
+    quantized = apply_scheme(full, "int8", "fp32").segments[1].layers[0].qkv.weight
+    step = weight.abs().amax(dim=1, keepdim=True) / 127.5
+    values = quantized.dequantize()
+    # The greatest value of a row lies half a step above the greatest int8.
+    assert float(((values - weight).abs() / step).max()) <= 0.5 + 1e-4
+    integers = values / step
+    assert float((integers - integers.round()).abs().max()) < 1e-3
+    assert len(integers.round().unique()) > 200
+
+
+@pytest.mark.parametrize(("hidden", "quantized"), [(64, False), (256, True)])
+def test_a_head_is_quantized_only_where_it_is_large(hidden, quantized):
+    full = programs(hidden=hidden)
+    head = apply_scheme(full, "int8", "fp32").segments[0].head
+    assert (type(head.value.weight) is not type(full.segments[0].head.value.weight)) == quantized  # hidden x 128
+    assert type(head.out.weight) is type(full.segments[0].head.out.weight)  # 512 x 3
+
+
+def test_int8_embeddings_are_within_half_a_step_of_their_row():
+    table = torch.randn(50, 64, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 1, 50)[:, None]
+    table[7] = 0.0
+    embedding = Int8Embedding(table)
+    ids = torch.arange(50)[None]
+    step = table.abs().amax(dim=1, keepdim=True) / 127
+    assert embedding.table.dtype == torch.int8
+    assert bool(((embedding(ids)[0] - table).abs() <= 0.5001 * step).all())
+    assert embedding(ids)[0, 7].tolist() == [0.0] * 64
+
+
+@pytest.mark.parametrize(("scheme", "embeddings", "field"), [("int7", "fp32", "quantize.scheme"), ("fp32", "int7", "quantize.embeddings")])
+def test_an_unknown_scheme_is_named_with_the_known_ones(scheme, embeddings, field):
+    with pytest.raises(UserError, match=rf"{field}: 'int7' .*fp32, int8"):
+        apply_scheme(programs(), scheme, embeddings)
+
+
+def test_quantizing_prints_nothing():
+    code = (
+        "import torch; from pipeline.model.encoder import EncoderConfig; from pipeline.model.exit_model import ExitModel\n"
+        "from pipeline.model.segments import Programs; from quantize.schemes import apply_scheme\n"
+        "config = EncoderConfig(vocab_size=20, hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=8)\n"
+        "apply_scheme(Programs.of(ExitModel('classification', config, 2, 'linear', [1])), 'int8', 'int8')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
