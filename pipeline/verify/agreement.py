@@ -1,0 +1,38 @@
+"""The bundle against the quantized model in PyTorch, on many real examples at full depth: do users get the same answers?"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from pipeline.data.examples import Example, QAExample
+from pipeline.progress import OnStep, silent
+from pipeline.runtime.bundle import BACKEND, Bundle
+from pipeline.runtime.runner import Runner
+from pipeline.verify.checks import Check
+
+# Two answers within rounding of one another may change places; more than these shares would be another model.
+FLOOR = {"classification": 0.995, "qa": 0.99}
+ENOUGH = {"classification": 2000, "qa": 500}
+
+
+def check_agreement(bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | str], on_step: OnStep = silent) -> Check:
+    """The share of examples that get the same label, or the same answer text.
+
+    Args:
+        examples: what to run; the first 2,000, or 500 questions, are.
+        expected: label indices, or answer texts, of the quantized model in PyTorch, in the same order.
+    """
+    task = bundle.manifest.task
+    runner = Runner(bundle)
+    runner.prewarm()
+    examples = list(examples[: ENOUGH[task]])
+    same = 0
+    for at, example in enumerate(examples):
+        if isinstance(example, QAExample):
+            got: int | str = runner.answer(example.question, example.passage, "0").answer
+        else:
+            got = runner.classify(example.text, example.text_pair, "0").label_index
+        same += got == expected[at]
+        on_step("same answers as in PyTorch", at + 1, len(examples))
+    value = same / len(examples)
+    return Check(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, FLOOR[task], value >= FLOOR[task])

@@ -1,0 +1,54 @@
+"""One check of a program: a number, the least it may be, and how the number for "the same up to rounding" is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+# No noise at all, or nothing but noise: finite, since JSON has no infinity.
+MOST_DB = 300.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is."""
+
+    program: str
+    backend: Literal["executorch", "coreml"]
+    metric: str
+    value: float
+    floor: float
+    passed: bool
+
+
+def to_json(checks: Sequence[Check]) -> dict:
+    """What `pocketbert verify --json` prints. No checks at all have not passed."""
+    return {
+        "passed": bool(checks) and all(check.passed for check in checks),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def signal_to_noise_db(reference: np.ndarray, value: np.ndarray) -> float:
+    """10 log10(sum of reference^2 / sum of (value - reference)^2), in decibels; 20 dB is a relative error of 0.1.
+
+    Args:
+        reference, value: arrays of one shape.
+
+    Returns:
+        From -300 (also where either has NaN or infinity) to 300 (also where there is no noise).
+    """
+    reference, value = np.asarray(reference, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    if reference.shape != value.shape:
+        raise ValueError(f"shapes {reference.shape} and {value.shape} differ")
+    if not (np.isfinite(value).all() and np.isfinite(reference).all()):
+        return -MOST_DB
+    signal, noise = np.square(reference).sum(), np.square(value - reference).sum()
+    if noise == 0.0:
+        return MOST_DB
+    if signal == 0.0:
+        return -MOST_DB
+    return float(np.clip(10.0 * np.log10(signal / noise), -MOST_DB, MOST_DB))

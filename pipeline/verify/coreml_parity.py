@@ -1,0 +1,270 @@
+"""Core ML's programs against the model they came from: the saved packages, evaluated in coremltools' semantics on any machine.
+
+Two checks. `check_coreml` needs the bundle alone: its conformance vectors come from the model quantized for ExecuTorch, so that two ways
+of rounding are compared and the floors are low. `check_against_model` has the trained model at hand and compares each program with the
+module that it was converted from, so that nothing but the rounding of that program is between the two and the floors are high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.conformance import Conformance, WindowVector
+from pipeline.data.spans import best_span
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, Program
+from pipeline.model.encoder import MASKED
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.progress import OnStep, silent
+from pipeline.verify.checks import Check, signal_to_noise_db
+from pipeline.verify.mil_evaluator import Package, Precision, evaluate, load_package
+
+__all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
+
+BACKEND = "coreml"
+LOGITS = {"classification": ("logits",), "qa": ("start_logits", "end_logits")}
+
+# Against the conformance vectors, by the bundle's scheme and the program's precision it is int8 with int8 at worst: see FLOORS below.
+LOGITS_FLOOR_DB = 15.0
+SAME_ANSWER_FLOOR = 0.85
+UNCERTAINTY_FLOOR = 0.95
+WINDOWS = 8
+
+# Against the program's own module, by (precision of the program, precision of the evaluation).
+FLOORS_DB: dict[tuple[str, Precision], float] = {
+    ("fp32", "float32"): 100.0,
+    ("fp16", "float32"): 60.0,
+    ("fp16", "float16"): 45.0,
+    ("int8", "float32"): 20.0,
+    ("int8", "float16"): 20.0,
+}
+MODEL_UNCERTAINTY_FLOOR = {"fp32": 0.9999, "fp16": 0.99, "int8": 0.95}
+
+
+class CoreMLPrograms:
+    """The Core ML programs of a bundle for one length, loaded when they are first run."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, length: int, packages: dict[str, Package]):
+        self.bundle, self.length, self.packages = bundle, length, packages
+        entries = {p.name: p for p in manifest.programs if p.backend == BACKEND and length in (p.lengths or ())}
+        names = ["embed", *(f"segment_{index}" for index in range(manifest.segments))]
+        if missing := [name for name in names if name not in entries]:
+            raise UserError(
+                f"no Core ML program {missing[0]} for length {length}; export the bundle again", file=bundle, field="programs"
+            )
+        self.embed, *self.segments = [entries[name] for name in names]
+
+    def run(self, program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> dict[str, np.ndarray]:
+        """One program's outputs by name; what the program does not take is not passed on."""
+        if program.file not in self.packages:
+            self.packages[program.file] = load_package(self.bundle / program.file)
+        given = {tensor.name: inputs[tensor.name] for tensor in program.inputs}
+        return evaluate(self.packages[program.file], program.method, given, precision)
+
+    def run_all(self, inputs: dict[str, np.ndarray], precision: Precision) -> list[dict[str, np.ndarray]]:
+        """The loop without exits: every segment's outputs. A program's first output is the next one's `hidden`."""
+        hidden = self.run(self.embed, inputs, precision)[self.embed.outputs[0].name]
+        outputs = []
+        for segment in self.segments:
+            outputs.append(self.run(segment, {**inputs, "hidden": hidden}, precision))
+            hidden = outputs[-1][segment.outputs[0].name]
+        return outputs
+
+
+def lengths_of(manifest: Manifest) -> list[int]:
+    """The buckets of the bundle's Core ML programs, ascending."""
+    return sorted({length for program in manifest.programs if program.backend == BACKEND for length in program.lengths or ()})
+
+
+def padded_inputs(
+    input_ids: Sequence[int], answer_mask: Sequence[int] | None, length: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """What the programs of a bucket take for a shorter input: padding behind it, which no token attends to and which is no answer.
+
+    Returns:
+        input_ids [1, length] int32, attention_bias [1, 1, length] and answer_bias [1, length] float32 (-1e4 everywhere without a mask).
+    """
+    ids = np.full((1, length), pad_id, dtype=np.int32)
+    ids[0, : len(input_ids)] = input_ids
+    attention_bias = np.full((1, 1, length), MASKED, dtype=np.float32)
+    attention_bias[0, 0, : len(input_ids)] = 0.0
+    answer_bias = np.full((1, length), MASKED, dtype=np.float32)
+    if answer_mask is not None:
+        answer_bias[0, : len(input_ids)][np.asarray(answer_mask, dtype=bool)] = 0.0
+    return {"input_ids": ids, "attention_bias": attention_bias, "answer_bias": answer_bias}
+
+
+def check_coreml(
+    bundle: str | Path, manifest: Manifest, conformance: Conformance, on_step: OnStep = silent, windows: int = WINDOWS
+) -> list[Check]:
+    """Runs conformance inputs through the bundle's Core ML programs of every bucket, in simulated float16.
+
+    The programs are chained, `embed` first, so that its faults show in segment_0. For every segment and bucket, better when higher:
+        `logits_snr_db_LENGTH`: the vectors' logits over the difference, all windows together. Logits are taken less their mean over a
+            window, which the softmax does not see; with it a common offset would pass for signal.
+        `same_answer_LENGTH`: share of windows with the same label, or the same best span, or one that is as good up to the noise.
+        `uncertainty_agreement_LENGTH`: 1 - the mean difference of the uncertainties.
+
+    The vectors have int8 activations, these programs do not, and each rounds weights its own way: the floors say "the same model", not
+    "the same bits" (see the constants' comments for what was measured). `check_against_model` is the strict one.
+
+    Args:
+        windows: so many inputs a bucket, from the shortest that fits to the longest.
+
+    Raises:
+        UserError: when a package cannot be read or evaluated, or no input fits any bucket.
+    """
+    bundle = Path(bundle)
+    every = sorted((window for case in conformance.cases for window in case.windows), key=lambda window: len(window.input_ids))
+    buckets = {length: spread([w for w in every if len(w.input_ids) <= length], windows) for length in lengths_of(manifest)}
+    total = sum(len(chosen) for chosen in buckets.values())
+    if total == 0:
+        raise UserError("no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle)
+    checks, done, packages = [], 0, {}
+    for length, chosen in buckets.items():
+        if not chosen:  # nothing in the bundle is as short as that
+            continue
+        programs = CoreMLPrograms(bundle, manifest, length, packages)
+        outputs = []
+        for window in chosen:
+            inputs = padded_inputs(window.input_ids, window.answer_mask, length, manifest.tokenizer.pad_id)
+            outputs.append(programs.run_all(inputs, "float16"))
+            done += 1
+            on_step("Core ML against the model", done, total)
+        for index, program in enumerate(programs.segments):
+            checks += check_segment(program, manifest, length, chosen, index, [each[index] for each in outputs])
+    return checks
+
+
+def spread(windows: list[WindowVector], count: int) -> list[WindowVector]:
+    """`count` of them at even distances, the first and the last among them."""
+    if len(windows) <= count:
+        return windows
+    return [windows[round(at * (len(windows) - 1) / max(count - 1, 1))] for at in range(count)]
+
+
+def check_segment(
+    program: Program, manifest: Manifest, length: int, windows: list[WindowVector], index: int, outputs: list[dict[str, np.ndarray]]
+) -> list[Check]:
+    """One segment's checks; `outputs` are the program's for `windows`, in order."""
+    names = LOGITS[manifest.task]
+    expected = [[np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows]
+    # What is behind a window is padding; for question answering it has logits, too. A classifier's logits are no more than its labels.
+    got = [[output[name][0, : len(each)] for name, each in zip(names, of)] for output, of in zip(outputs, expected)]
+    signal, value = (np.concatenate([each - each.mean() for window in part for each in window]) for part in (expected, got))
+    # Two answers that the vectors tell apart by less than this are equally right: it is the noise that the floor lets pass.
+    slack = 2.0 * float(np.sqrt(np.square(signal).mean())) * 10 ** (-LOGITS_FLOOR_DB / 20)
+    same = [same_answer(manifest, *each, slack) for each in zip(windows, expected, got)]
+    difference = [abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty) for window, output in zip(windows, outputs)]
+    return [
+        at_least(program.name, f"logits_snr_db_{length}", signal_to_noise_db(signal, value), LOGITS_FLOOR_DB),
+        at_least(program.name, f"same_answer_{length}", float(np.mean(same)), SAME_ANSWER_FLOOR),
+        at_least(program.name, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), UNCERTAINTY_FLOOR),
+    ]
+
+
+def same_answer(manifest: Manifest, window: WindowVector, expected: list[np.ndarray], got: list[np.ndarray], slack: float) -> bool:
+    """Whether the answer of `got`, a label or a span, is the best of `expected` or scores no more than `slack` below it there."""
+    if not all(np.isfinite(each).all() for each in got):
+        return False
+    if manifest.task == "classification":
+        return float(expected[0].max() - expected[0][int(np.argmax(got[0]))]) <= slack
+    mask = np.asarray(window.answer_mask, dtype=bool)
+    best, span = (best_span(*logits, mask, manifest.qa.max_answer) for logits in (expected, got))
+    return best.score - float(expected[0][span.start_token] + expected[1][span.end_token]) <= slack
+
+
+def at_least(program: str, metric: str, value: float, floor: float) -> Check:
+    return Check(program, BACKEND, metric, value, floor, passed=value >= floor)
+
+
+def finite(value: float) -> float:
+    """The number, or -1 in place of NaN and infinity, which JSON cannot say."""
+    return value if np.isfinite(value) else -1.0
+
+
+@torch.no_grad()
+def check_against_model(
+    model: ExitModel, bundle: str | Path, manifest: Manifest, on_step: OnStep = silent, seed: int = 0
+) -> list[Check]:
+    """Compares every Core ML program with the module it was converted from, in float32 and in simulated float16.
+
+    Each program is given the module's own inputs (hidden states from torch in float32), so that its number is its own. The inputs are
+    seeded random tokens that fill the bucket, half of it, and a quarter. For every program, bucket and precision of evaluation:
+        `snr_db_LENGTH_PRECISION`: the worst of its outputs but the uncertainty, over all inputs; padding does not count.
+        `uncertainty_agreement_LENGTH_PRECISION`: 1 - the greatest difference (segments only).
+
+    Args:
+        model: the trained model that the bundle was exported from.
+
+    Raises:
+        UserError: when a package cannot be read or evaluated.
+    """
+    bundle, reference, random = Path(bundle), Programs.of(model), np.random.default_rng(seed)
+    lengths, checks, done, packages = lengths_of(manifest), [], 0, {}
+    for length in lengths:
+        programs = CoreMLPrograms(bundle, manifest, length, packages)
+        runs = [reference_run(reference, manifest, length, size, random) for size in (length, length // 2, max(length // 4, 2))]
+        for at, program in enumerate((programs.embed, *programs.segments)):
+            steps = [run[at] for run in runs]
+            for precision in (each for of, each in FLOORS_DB if of == program.precision):
+                outputs = [programs.run(program, step.inputs, precision) for step in steps]
+                checks += check_program(program, f"{length}_{precision}", steps, outputs, FLOORS_DB[program.precision, precision])
+            done += 1
+            on_step("Core ML against its modules", done, len(lengths) * (1 + len(programs.segments)))
+    return checks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program's inputs by name, and what torch's module gives for them, in order. `size` tokens are real, the rest is padding."""
+
+    size: int
+    inputs: dict[str, np.ndarray]
+    outputs: list[np.ndarray]
+
+
+def reference_run(reference: Programs, manifest: Manifest, length: int, size: int, random: np.random.Generator) -> list[Step]:
+    """A random input of `size` tokens in a bucket, through `embed` and every segment."""
+    ids = random.integers(0, manifest.model.vocab_size, size)
+    mask = np.arange(size) >= size // 4  # the rest stands for [CLS] and the question
+    inputs = padded_inputs(ids.tolist(), mask.tolist(), length, manifest.tokenizer.pad_id)
+    hidden = reference.embed(torch.from_numpy(inputs["input_ids"]))
+    steps = [Step(size, inputs, [hidden.numpy()])]
+    extra = [torch.from_numpy(inputs["answer_bias"])] if reference.task == "qa" else []
+    for segment in reference.segments:
+        outputs = segment(hidden, torch.from_numpy(inputs["attention_bias"]), *extra)
+        steps.append(Step(size, {**inputs, "hidden": hidden.numpy()}, [each.numpy() for each in outputs]))
+        hidden = outputs[0]
+    return steps
+
+
+def check_program(
+    program: Program, suffix: str, steps: list[Step], outputs: list[dict[str, np.ndarray]], floor: float
+) -> list[Check]:
+    """One program's checks at one length and precision; `outputs` are the program's for `steps`."""
+    ratios, difference = [], None
+    for at, tensor in enumerate(program.outputs):
+        expected, got = [step.outputs[at] for step in steps], [output[tensor.name] for output in outputs]
+        if tensor.name == "uncertainty":
+            difference = float(np.abs(np.concatenate(expected) - np.concatenate(got)).max())
+            continue
+        if tensor.name != "logits":  # all others have a row or a number for each token
+            expected = [each[:, : step.size] for each, step in zip(expected, steps)]
+            got = [each[:, : step.size] for each, step in zip(got, steps)]
+        ratios.append(signal_to_noise_db(flat(expected), flat(got)))
+    checks = [at_least(program.name, f"snr_db_{suffix}", min(ratios), floor)]
+    if difference is not None:
+        least = MODEL_UNCERTAINTY_FLOOR[program.precision]
+        checks.append(at_least(program.name, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
+    return checks
+
+
+def flat(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in arrays])

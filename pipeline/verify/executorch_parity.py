@@ -1,0 +1,194 @@
+"""ExecuTorch's programs against the model they came from, by the bundle's conformance vectors.
+
+Both compute the same arithmetic in another order. With int8 activations the order shows: a sum that differs in its last bit can round
+to the neighbouring int8 step, and from there on the two differ by what one step is worth. So the outputs are held against each other
+as a whole (noise far below the signal), one by one (within the tolerance that the vectors were written with), and by what users see
+(exit taken and answer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.conformance import Case, Conformance, Outcome
+from pipeline.data.features import encode_text
+from pipeline.data.spans import best_span, null_score
+from pipeline.data.windows import QAWindow, make_windows
+from pipeline.exits.rule import question_uncertainty
+from pipeline.manifest import Manifest, QAOptions
+from pipeline.progress import OnStep, silent
+from pipeline.runtime.bundle import BACKEND, EXIT_OUTPUTS, Bundle, speed_thresholds
+from pipeline.runtime.runner import ExitOutput, Runner
+from pipeline.verify.checks import Check, signal_to_noise_db
+
+# Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,
+# int8 56, 42, 37, 33, 33, 32 (a logit of 1 is off by 0.1 at most, an uncertainty by 0.03). Segments in the wrong order give less than 0.
+SNR_FLOOR_DB = {"fp32": 60.0, "int8": 25.0}
+
+
+def check_executorch(
+    bundle_path: str | Path, manifest: Manifest, conformance: Conformance, on_step: OnStep = silent
+) -> list[Check]:
+    """Runs all conformance cases through the bundle's ExecuTorch programs.
+
+    Checks, all of which are better when higher:
+        tokenizer, `token_agreement`: share of cases whose texts give the vectors' ids.
+        segment_k, `logits_snr_db`: power of the vectors' logits over that of the difference, all cases together.
+        segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
+        loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
+            uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right.
+
+    Args:
+        bundle_path: the bundle's folder.
+        manifest: the bundle's.
+        conformance: the bundle's.
+        on_step: told after each case.
+
+    Raises:
+        UserError: the bundle or a program of it cannot be loaded.
+    """
+    bundle = Bundle.open(bundle_path, check_files=False)
+    runner = Runner(bundle)
+    runner.prewarm()
+    names = EXIT_OUTPUTS[manifest.task]
+    measured = [_Measured() for _ in range(manifest.segments)]
+    token_agreement, outcome_agreement = [], []
+    for done, case in enumerate(conformance.cases, start=1):
+        token_agreement.append(_ids(bundle, case) == [window.input_ids for window in case.windows])
+        for window in case.windows:
+            mask = None if window.answer_mask is None else np.array(window.answer_mask, dtype=bool)
+            outputs = runner.run_all(np.array(window.input_ids), mask)
+            for one, got, vector in zip(measured, outputs, window.exits):
+                one.add(got, [vector.outputs[name] for name in names], vector.uncertainty, conformance)
+        for speed, expected in case.outcomes.items():
+            agrees = _label_agrees if manifest.task == "classification" else _answer_agrees
+            outcome_agreement.append(agrees(runner, case, speed, expected, conformance))
+        on_step("ExecuTorch against the model", done, len(conformance.cases))
+    checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
+    for segment, one in enumerate(measured):
+        name = f"segment_{segment}"
+        floor = SNR_FLOOR_DB["fp32" if manifest.program(name, BACKEND).precision == "fp32" else "int8"]
+        checks.append(_check(name, "logits_snr_db", one.snr_db(), floor))
+        checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
+    checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
+    return checks
+
+
+class _Measured:
+    """What is gathered of one segment over all windows."""
+
+    def __init__(self) -> None:
+        self.expected: list[np.ndarray] = []
+        self.got: list[np.ndarray] = []
+        self.within: list[bool] = []
+
+    def add(self, got: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float, conformance: Conformance) -> None:
+        self.expected.append(np.concatenate([np.asarray(part, dtype=np.float64) for part in logits]))
+        self.got.append(np.concatenate(got.logits).astype(np.float64))
+        # Not "none is greater", which NaN would pass.
+        fits = bool(np.all(np.abs(self.got[-1] - self.expected[-1]) <= conformance.tolerance))
+        self.within.append(fits and abs(got.uncertainty - uncertainty) <= conformance.uncertainty_tolerance)
+
+    def snr_db(self) -> float:
+        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.got]))
+
+
+def _check(program: str, metric: str, value: float, floor: float) -> Check:
+    return Check(program=program, backend=BACKEND, metric=metric, value=value, floor=floor, passed=value >= floor)
+
+
+def _share(agreements: Sequence[bool]) -> float:
+    """0 for none: nothing that was compared is nothing that agrees."""
+    return float(np.mean(agreements)) if len(agreements) else 0.0
+
+
+def _windows(bundle: Bundle, case: Case) -> list[QAWindow]:
+    options = bundle.manifest.qa
+    return make_windows(
+        bundle.tokenizer, case.question, case.passage, options.window, options.stride, options.max_question, options.allow_no_answer
+    )
+
+
+def _ids(bundle: Bundle, case: Case) -> list[list[int]]:
+    """The ids of the case's texts by the bundle's tokenizer, a list for each window."""
+    if bundle.manifest.task == "classification":
+        return [encode_text(bundle.tokenizer, case.text, case.text_pair, bundle.manifest.max_length).ids.tolist()]
+    return [window.ids.tolist() for window in _windows(bundle, case)]
+
+
+def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
+    got = runner.classify(case.text, case.text_pair, speed)
+    exits = case.windows[0].exits
+    if got.exit == expected.exit and got.label == expected.label:
+        return True
+    if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
+        return False
+    for exit, label in ((got.exit, got.label), (expected.exit, expected.label)):
+        logits = dict(zip(runner.manifest.labels, exits[exit].outputs["logits"]))
+        if max(logits.values()) - logits.get(label, -np.inf) > 2 * conformance.tolerance:
+            return False
+    return True
+
+
+def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
+    got = runner.answer(case.question, case.passage, speed)
+    if got.exit == expected.exit and (got.answer, got.start, got.end) == (expected.answer, expected.start, expected.end):
+        return True
+    options, windows = runner.manifest.qa, _windows(runner.bundle, case)
+    logits = [  # [exits][windows] of (start, end)
+        [(np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"])) for vector in case.windows]
+        for exit in range(runner.manifest.segments)
+    ]
+    best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
+    uncertainty = [
+        question_uncertainty(scores, [vector.exits[exit].uncertainty for vector in case.windows]) for exit, scores in enumerate(best)
+    ]
+    if not _exit_open(uncertainty, got.exit, expected.exit, runner.manifest, speed, conformance):
+        return False
+    return all(
+        _answer_open(windows, logits[outcome.exit], outcome.start, outcome.end, options, conformance.tolerance)
+        and outcome.answer == case.passage[max(outcome.start, 0) : max(outcome.end, 0)]
+        for outcome in (got, expected)
+    )
+
+
+def _answer_open(
+    windows: Sequence[QAWindow],
+    logits: Sequence[tuple[np.ndarray, np.ndarray]],
+    start: int,
+    end: int,
+    options: QAOptions,
+    tolerance: float,
+) -> bool:
+    """Whether the characters `start` to `end` (-1: no answer) are the vectors' answer, or too close to it to be told apart."""
+    # Two scores are compared, each the sum of two logits, each of which may be off by the tolerance.
+    slack = 4 * tolerance
+    top = max(best_span(*pair, window.answer_mask, options.max_answer).score for window, pair in zip(windows, logits))
+    over_null = top + options.null_threshold - min(null_score(*pair) for pair in logits) if options.allow_no_answer else np.inf
+    if start < 0:
+        return over_null <= slack
+    return over_null >= -slack and _span_score(windows, logits, start, end) >= top - slack
+
+
+def _span_score(windows: Sequence[QAWindow], logits: Sequence[tuple[np.ndarray, np.ndarray]], start: int, end: int) -> float:
+    """The best score of the characters `start` to `end`; -inf where no window has tokens that start and end there."""
+    scores = [-np.inf]
+    for window, (start_logits, end_logits) in zip(windows, logits):
+        starts = start_logits[window.answer_mask & (window.offsets[:, 0] == start)]
+        ends = end_logits[window.answer_mask & (window.offsets[:, 1] == end)]
+        if len(starts) and len(ends):
+            scores.append(float(starts.max() + ends.max()))
+    return max(scores)
+
+
+def _exit_open(
+    uncertainty: Sequence[float], one: int, other: int, manifest: Manifest, speed: str, conformance: Conformance
+) -> bool:
+    """Whether two exits are equal, or the vectors' uncertainty at the earlier is too close to the threshold to tell them apart."""
+    if one == other:
+        return True
+    earlier = min(one, other)
+    return abs(uncertainty[earlier] - speed_thresholds(manifest, speed)[earlier]) <= conformance.uncertainty_tolerance

@@ -1,0 +1,331 @@
+"""Evaluates a saved Core ML package on any machine: what Core ML would run, in coremltools' own operator semantics.
+
+Core ML runs on Apple's systems only. coremltools, however, defines for its operators what they compute on numpy arrays
+(`value_inference`, which folds constants during conversion). Here a package is read back from the disk, its weights included, and
+those definitions are applied to real inputs. So it is the file that is checked, not what was in memory when it was written.
+
+Some operators are computed by this module (`OWN`): coremltools' definition of them is missing, scalar (GELU), or would round
+where "float32" must not (cast, and what widens to float64). tests/verify/test_mil_evaluator.py holds them against torch. To teach the
+evaluator an operator, register a function for it with `@own(...)`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.quiet import import_quietly, quiet_logging
+
+SPEC_FILE = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS_FOLDER = Path("Data/com.apple.CoreML/weights")
+AGAIN = "export the bundle again"
+
+Precision = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a function; dtype is numpy's name ("int32", "float32", ...)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a package: its inputs and outputs in order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    operations: tuple[Any, ...] = field(repr=False)  # coremltools operations, in an order in which they can run
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """The values of the constants by name, compressed weights expanded, floats as float32; kept, since every call needs them."""
+        values = {}
+        for operation in self.operations:
+            name = operation.outputs[0].name
+            if operation.op_type == "const":
+                values[name] = widened(operation.outputs[0].val)
+            elif operation.op_type.startswith("constexpr_"):
+                values[name] = widened(operation.materialized_val_inference())
+        return values
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package read from the disk; `functions` by name ("main" where there is one only)."""
+
+    path: Path
+    specification_version: int
+    functions: dict[str, Function]
+
+
+def load_package(path: str | Path) -> Package:
+    """Reads an `.mlpackage`: its program, every function of it, and the weights.
+
+    Raises:
+        UserError: naming the file, when the package is not whole, is of a newer version than coremltools knows, or holds an operator
+            that coremltools does not know.
+    """
+    path = Path(path)
+    spec = read_spec(path)
+    import_quietly("coremltools")
+    from coremltools.converters.mil.frontend.milproto.load import load as load_program
+
+    check_operators(path, spec)
+    try:
+        with quiet_logging():
+            program = load_program(spec, spec.specificationVersion, str(path / WEIGHTS_FOLDER))
+    except Exception as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
+        raise UserError(f"does not hold together ({type(error).__name__}: {error}); {AGAIN}", file=path) from None
+    functions = {name: read_function(name, function) for name, function in program.functions.items()}
+    return Package(path, spec.specificationVersion, functions)
+
+
+def read_spec(path: Path):
+    """The package's specification, a protocol buffer, checked as far as it can be without the weights' values."""
+    ct = import_quietly("coremltools")
+    if not path.is_dir():
+        raise UserError(f"is not a Core ML package (a folder); {AGAIN}", file=path)
+    try:
+        raw = (path / SPEC_FILE).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}), the package is not whole; {AGAIN}", file=path / SPEC_FILE) from None
+    spec = ct.proto.Model_pb2.Model()
+    try:
+        spec.ParseFromString(raw)
+    except Exception:  # google.protobuf.message.DecodeError; protobuf is coremltools' dependency, not ours
+        raise UserError(f"is cut or altered; {AGAIN}", file=path / SPEC_FILE) from None
+    newest = max(ct.target).value
+    if spec.specificationVersion > newest:
+        raise UserError(
+            f"specification version {spec.specificationVersion} is newer than {newest}, the newest that coremltools {ct.__version__} "
+            "reads; install a newer coremltools",
+            file=path / SPEC_FILE,
+        )
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise UserError(f"is not an ML program; {AGAIN}", file=path / SPEC_FILE)
+    check_weights(path, spec)
+    return spec
+
+
+def check_weights(path: Path, spec) -> None:
+    """Every weights file that the program reads from must be there and reach as far as the program reads.
+
+    coremltools' reader maps the file into memory and says little of where it failed, so the ends are looked at first.
+    """
+    sizes: dict[str, int] = {}
+    for operation in operations_of(spec):
+        values = [*operation.attributes.values()]
+        for argument in operation.inputs.values():
+            values += [binding.value for binding in argument.arguments if binding.WhichOneof("binding") == "value"]
+        for value in values:
+            if value.WhichOneof("value") != "blobFileValue":
+                continue
+            name = value.blobFileValue.fileName.split("/")[-1]
+            file = path / WEIGHTS_FOLDER / name
+            if name not in sizes:
+                if not file.is_file():
+                    raise UserError(f"is missing, the package is not whole; {AGAIN}", file=file)
+                sizes[name] = file.stat().st_size
+            if value.blobFileValue.offset >= sizes[name]:
+                raise UserError(f"is cut at {sizes[name]} bytes; {AGAIN}", file=file)
+
+
+def operations_of(spec) -> list:
+    """The operations of all functions, as protocol buffers."""
+    return [
+        operation
+        for function in spec.mlProgram.functions.values()
+        for block in function.block_specializations.values()
+        for operation in block.operations
+    ]
+
+
+def check_operators(path: Path, spec) -> None:
+    """Raises UserError for an operator that coremltools itself does not know."""
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    for operation in operations_of(spec):
+        if operation.type not in SSAOpRegistry.core_ops:
+            raise unknown_operator(path, operation.type)
+
+
+def unknown_operator(path: Path, operator: str) -> UserError:
+    return UserError(
+        f"operator {operator!r} is not known to the evaluator; teach it in pipeline/verify/mil_evaluator.py", file=path
+    )
+
+
+def read_function(name: str, function) -> Function:
+    """Our description of a coremltools function."""
+    from coremltools.converters.mil.mil import types
+
+    def tensor(name: str, var) -> Tensor:
+        return Tensor(name, np.dtype(types.nptype_from_builtin(var.dtype)).name, tuple(int(size) for size in var.shape))
+
+    return Function(
+        name,
+        tuple(tensor(name, var) for name, var in function.inputs.items()),
+        tuple(tensor(var.name, var) for var in function.outputs),
+        tuple(function.operations),
+    )
+
+
+def evaluate(
+    package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32"
+) -> dict[str, np.ndarray]:
+    """Runs one function of a package.
+
+    Args:
+        inputs: an array for every input, with its dtype and shape.
+        precision: "float32" computes everything in float32 from the weights as they are saved: what the program means. "float16"
+            also rounds every constant and every operator's result to float16, so that what overflows or becomes NaN there does so
+            here. Within an operator (a dot product's sum, a layer norm's variance) it is float32; a device may round there, too.
+
+    Returns:
+        Outputs by name, with the dtypes that the package declares.
+
+    Raises:
+        UserError: for an unknown function, an input that is missing, unknown or of another dtype or shape, or an operator that
+            the evaluator does not know.
+    """
+    if function not in package.functions:
+        known = ", ".join(package.functions)
+        raise UserError(f"there is no such function; the package has {known}", file=package.path, field=function)
+    described = package.functions[function]
+    check_inputs(package, described, inputs)
+    rounding = rounded if precision == "float16" else widened
+    values = {name: rounding(value) for name, value in inputs.items()}
+    # A constant that does not fit float16 becomes inf here; whether that does harm is for the caller to see.
+    with np.errstate(all="ignore"):
+        values |= {name: rounding(value) for name, value in described.constants.items()}
+        for operation in described.operations:
+            if operation.op_type != "const" and not operation.op_type.startswith("constexpr_"):
+                results = run(package, operation, values)
+                for output, result in zip(operation.outputs, results):
+                    if np.shape(result) != tuple(output.shape):
+                        raise UserError(
+                            f"gives shape {np.shape(result)}, the program says {tuple(output.shape)}; {AGAIN}",
+                            file=package.path,
+                            field=f"{operation.op_type} {output.name}",
+                        )
+                    values[output.name] = rounding(result)
+    return {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in described.outputs}
+
+
+def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndarray]) -> None:
+    """Raises UserError unless there is, for every input, an array of its dtype and shape, and nothing else."""
+    names = [tensor.name for tensor in function.inputs]
+    for name in inputs:
+        if name not in names:
+            raise UserError(f"is no input of {function.name}; it takes {', '.join(names)}", file=package.path, field=name)
+    for tensor in function.inputs:
+        if tensor.name not in inputs:
+            raise UserError(f"{function.name} needs this input; it takes {', '.join(names)}", file=package.path, field=tensor.name)
+        given = inputs[tensor.name]
+        if given.dtype.name != tensor.dtype or given.shape != tensor.shape:
+            raise UserError(
+                f"{function.name} takes {tensor.dtype} {list(tensor.shape)}, not {given.dtype.name} {list(given.shape)}; "
+                "pad the input to the function's length",
+                file=package.path,
+                field=tensor.name,
+            )
+
+
+def widened(value: Any) -> Any:
+    """Floats as float32; everything else (integers, arrays of booleans, strings) as it is."""
+    if isinstance(value, np.bool_):  # coremltools hands flags to numpy, which from 2.0 on takes Python's own only
+        return bool(value)
+    if isinstance(value, (float, np.ndarray, np.generic)) and np.asarray(value).dtype.kind == "f":
+        return np.asarray(value, dtype=np.float32)
+    return value
+
+
+def rounded(value: Any) -> Any:
+    """Floats rounded to the nearest float16 (what is too large becomes infinite) and kept as float32, in which numpy is fast."""
+    value = widened(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value.astype(np.float16).astype(np.float32)
+    return value
+
+
+class Bound:
+    """A coremltools variable with a value: an operator's `value_inference` reads `val`, and everything else from the variable."""
+
+    def __init__(self, var, value: Any):
+        self._var, self.val, self.sym_val = var, value, value
+
+    def __getattr__(self, name: str):
+        return getattr(self._var, name)
+
+
+Operator = Callable[[Any], Any]
+OWN: dict[str, Operator] = {}
+
+
+def own(*names: str) -> Callable[[Operator], Operator]:
+    """Registers how this module computes an operator: a function of an operation whose inputs have `.val`."""
+
+    def add(function: Operator) -> Operator:
+        OWN.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+def run(package: Package, operation, values: dict[str, Any]) -> tuple:
+    """The results of one operation, by `OWN` or by coremltools' definition. Raises UserError when neither knows it."""
+
+    def bind(var):
+        if isinstance(var, (list, tuple)):
+            return tuple(bind(each) for each in var)
+        # A parameter that the file leaves out has a default that coremltools filled in; it is no operation of the function.
+        return Bound(var, values[var.name] if var.name in values else widened(var.val))
+
+    bound = {name: bind(var) for name, var in operation.inputs.items()}
+    # A copy, since what is loaded stays as it is: only the copy's inputs have values.
+    operation = copy.copy(operation)
+    operation._input_vars = {**operation._input_vars, **bound}
+    for name, var in bound.items():
+        setattr(operation, name, var)
+    if operation.blocks:  # loops and branches hold programs of their own
+        raise unknown_operator(package.path, operation.op_type)
+    try:
+        results = OWN[operation.op_type](operation) if operation.op_type in OWN else operation.value_inference()
+    except NotImplementedError:
+        results = None
+    results = tuple(results) if isinstance(results, (list, tuple)) else (results,)
+    if len(results) != len(operation.outputs) or any(result is None for result in results):
+        raise unknown_operator(package.path, operation.op_type)
+    return results
+
+
+@own("cast")
+def cast(operation) -> np.ndarray:
+    """Between float types a cast changes nothing but the rounding, and rounding is the caller's; to integers it cuts, as C does."""
+    from coremltools.converters.mil.mil.types.type_mapping import string_to_nptype
+
+    value, dtype = np.asarray(operation.x.val), np.dtype(string_to_nptype(operation.dtype.val))
+    return value.astype(np.float32 if dtype.kind == "f" else dtype)
+
+
+@own("gelu")
+def gelu(operation) -> np.ndarray:
+    """Hendrycks and Gimpel 2016; coremltools' definition of the exact mode calls `math.erf` once per number."""
+    if operation.mode.val != "EXACT":
+        return type(operation).value_inference(operation)
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(operation.x.val))
+    return (0.5 * x * (1.0 + torch.erf(x * 0.5**0.5))).numpy()

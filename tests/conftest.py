@@ -1,0 +1,131 @@
+"""Tiny bundles of both tasks, exported once a session for every folder's tests."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: on tiny models a second thread only waits for the first, and for whatever else the machine does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.manifest import Manifest, Speed
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.recipe import Recipe
+
+SYLLABLES = [a + b for a in "bdfglmnprstv" for b in ("a", "e", "i", "o", "u", "an", "el")]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".,?!", *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES)]
+
+
+@dataclass(frozen=True)
+class TinyBundle:
+    """A bundle, with the eager programs that it was exported from and examples of its task, labelled by chance."""
+
+    path: Path
+    manifest: Manifest
+    programs: Programs
+    examples: list[Example]
+
+
+@pytest.fixture(scope="session")
+def tiny_vocab(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory, tiny_vocab) -> TinyBundle:
+    """int8, 2 layers and exits, 3 labels whose names differ from their values, inputs of 4 to 60 tokens."""
+    words = Words(1)
+    examples = [ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, words.pick("0", "1", "2")) for at in range(24)]
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny-classifier",
+            "task": "classification",
+            "data": {"max_length": 64, "label_names": ["low", "middle", "high"]},
+            "export": {"max_length": 64, "coreml": False},
+        }
+    )
+    return build(tmp_path_factory.mktemp("classifier") / "bundle", recipe, 3, ("0", "1", "2"), examples, tiny_vocab)
+
+
+@pytest.fixture(scope="session")
+def tiny_qa(tmp_path_factory, tiny_vocab) -> TinyBundle:
+    """int8, 2 layers and exits, windows of 48 tokens that share 12; passages of one to about six windows; no answer is an answer."""
+    words = Words(2)
+    examples = []
+    for at in range(10):
+        passage = words.text(5, 100)
+        start = passage.index(" ") + 1
+        answer = passage[start:].split(" ")[0]
+        examples.append(QAExample(str(at), words.text(2, 5), passage, (Answer(answer, start),) if at % 4 else ()))
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny-qa",
+            "task": "qa",
+            "qa": {"window": 48, "stride": 12, "max_question": 16, "max_answer": 8, "allow_no_answer": True},
+            "export": {"max_length": 48, "coreml": False},
+        }
+    )
+    return build(tmp_path_factory.mktemp("qa") / "bundle", recipe, 2, (), examples, tiny_vocab)
+
+
+class Words:
+    """Seeded nonsense."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def text(self, fewest: int, most: int) -> str:
+        words = ["".join(self.random.choices(SYLLABLES, k=self.random.randint(1, 2))) for _ in range(self.random.randint(fewest, most))]
+        return " ".join(words) + "."
+
+    def pick(self, *choices: str) -> str:
+        return self.random.choice(choices)
+
+
+def build(folder: Path, recipe: Recipe, labels: int, label_values, examples: list[Example], vocab: Path) -> TinyBundle:
+    from pipeline.export.bundle import write_bundle
+    from quantize.schemes import apply_scheme
+
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=len(VOCABULARY), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=recipe.export.max_length
+    )
+    model = ExitModel(recipe.task, config, labels, recipe.head, (1, 2))
+    with torch.no_grad():  # BERT's initialisation is all but undecided; these weights have opinions, which differ from text to text
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
+    quantized = apply_scheme(Programs.of(model.eval()), recipe.quantize.scheme, recipe.quantize.embeddings)
+    speed = {"metric": "accuracy" if recipe.task == "classification" else "f1", "value": 0.5, "value_full_depth": 0.5, "examples": 10}
+    manifest = write_bundle(
+        folder,
+        model=model,
+        quantized=quantized,
+        recipe=recipe,
+        tokenizer_vocab=vocab,
+        lowercase=True,
+        label_values=label_values,
+        speeds={
+            "exact": Speed(thresholds=[THRESHOLD[recipe.task], 0.0], mean_depth=1.5, max_loss=0.01, delta=0.1, **speed),
+            "fast": Speed(thresholds=[1.1, 0.0], mean_depth=1.0, **speed),
+        },
+        conformance_examples=examples[:8],
+        provenance={"weights": "random", "data": "random"},
+        on_step=lambda what, done, total: None,
+    )
+    return TinyBundle(folder, manifest, quantized, examples)
+
+
+# Of the speed "exact": about half of the examples leave at the first exit.
+THRESHOLD = {"classification": 0.93, "qa": 0.9}

@@ -1,0 +1,134 @@
+"""Core ML programs that compute what their model does pass; those that do not are named."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.conformance import Case, Conformance, ExitVector, WindowVector
+from pipeline.errors import UserError
+from pipeline.export.coreml import export_coreml
+from pipeline.manifest import Manifest, ModelShape, QAOptions, Tokenizer
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.recipe import Recipe
+from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
+from pipeline.verify.coreml_parity import LOGITS, check_against_model, check_coreml, padded_inputs
+
+CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64)
+
+
+@torch.no_grad()
+def vectors(model: ExitModel) -> Conformance:
+    """What torch gives for eight random inputs of 3 to 24 tokens, unpadded and in float32."""
+    random, programs, cases = np.random.default_rng(3), Programs.of(model), []
+    for size in range(3, 27, 3):
+        ids = random.integers(0, CONFIG.vocab_size, size).tolist()
+        mask = [int(at > 0) for at in range(size)] if model.task == "qa" else None
+        inputs = {name: torch.from_numpy(value) for name, value in padded_inputs(ids, mask, size, 0).items()}
+        outputs = programs(inputs["input_ids"], inputs["attention_bias"], inputs["answer_bias"])
+        exits = [
+            ExitVector(
+                outputs={name: value.flatten().tolist() for name, value in zip(LOGITS[model.task], answers)},
+                uncertainty=float(uncertainty),
+            )
+            for _, *answers, uncertainty in outputs
+        ]
+        cases.append(Case(text="a", windows=[WindowVector(input_ids=ids, answer_mask=mask, exits=exits)], outcomes={}))
+    return Conformance(task=model.task, tolerance=0.1, uncertainty_tolerance=0.1, cases=cases)
+
+
+@pytest.fixture(scope="module", params=[("classification", "int8"), ("qa", "int8"), ("qa", "fp16")], ids="-".join)
+def exported(request, tmp_path_factory):
+    """A model, the folder with its Core ML programs for 16 and 32 tokens, and the manifest."""
+    task, precision = request.param
+    torch.manual_seed(4)
+    model = ExitModel(task, CONFIG, 3, {"classification": "pooled", "qa": "attention"}[task], [1, 2]).eval()
+    with torch.no_grad():  # initial weights are so small that every answer is a tie
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "task": task,
+            "data": {"max_length": 32},
+            "qa": {"window": 32, "stride": 4, "max_question": 8},
+            "export": {"max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision},
+        }
+    )
+    folder = tmp_path_factory.mktemp("bundle")
+    programs = export_coreml(model, folder, recipe)
+    shape = ModelShape(
+        layers=2, hidden_size=64, heads=4, intermediate_size=128, vocab_size=200, parameters=1, exit_layers=[1, 2], head=model.head_kind
+    )
+    manifest = Manifest(
+        name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8", programs=programs, speeds={}, files=[],
+        tokenizer=Tokenizer(vocab_size=200, lowercase=True, pad_id=0, unk_id=1, cls_id=2, sep_id=3), provenance={},
+        qa=QAOptions(window=32, stride=4, max_question=8, max_answer=8, allow_no_answer=False),
+    )  # fmt: skip
+    return model, folder, manifest
+
+
+def test_a_faithful_export_passes(exported):
+    model, folder, manifest = exported
+    steps = []
+    checks = check_coreml(folder, manifest, vectors(model), lambda *step: steps.append(step[1:]))
+    assert [check for check in checks if not check.passed] == []
+    assert len(checks) == 2 * 2 * 3 and steps[-1] == (13, 13)  # 5 inputs fit 16 tokens, 8 fit 32
+    assert all(check.value == 1.0 for check in checks if check.metric.startswith("same_answer"))
+    checks = check_against_model(model, folder, manifest)
+    assert [check for check in checks if not check.passed] == []
+    assert len(checks) == 2 * 2 * (1 + 2 * 2)  # buckets, precisions; embed, two numbers for each of two segments
+
+
+def test_an_altered_weight_and_another_model_fail(exported, tmp_path):
+    model, folder, manifest = exported
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    weights = copy / "coreml/segment_1.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    data = bytearray(weights.read_bytes())
+    middle = len(data) // 2 | 1
+    data[middle] ^= 0x40
+    weights.write_bytes(data)
+    failed = {check.program for check in check_against_model(model, copy, manifest) if not check.passed}
+    # One int8 weight off by 64 steps is within what rounding the others does; a float16's exponent is not.
+    assert failed == ({"segment_1"} if manifest.programs[0].precision == "fp16" else set())
+
+    shutil.copytree(folder / "coreml/segment_0.mlpackage", copy / "coreml/segment_1.mlpackage", dirs_exist_ok=True)
+    failed = {check.program for check in check_coreml(copy, manifest, vectors(model)) if not check.passed}
+    assert failed == {"segment_1"}
+    assert {check.program for check in check_against_model(model, copy, manifest) if not check.passed} == {"segment_1"}
+
+
+def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
+    model, folder, manifest = exported
+    lacking = manifest.model_copy(update={"programs": [each for each in manifest.programs if each.name != "segment_1"]})
+    with pytest.raises(UserError, match="no Core ML program segment_1 for length 16"):
+        check_coreml(folder, lacking, vectors(model))
+    long = vectors(model)
+    long = long.model_copy(update={"cases": [case for case in long.cases if len(case.windows[0].input_ids) > 32]})
+    with pytest.raises(UserError, match="no conformance input fits"):
+        check_coreml(folder, manifest, long)
+
+
+def test_signal_to_noise():
+    reference = np.array([3.0, 4.0])
+    assert signal_to_noise_db(reference, reference + [0.3, 0.4]) == pytest.approx(20.0)
+    assert signal_to_noise_db(reference, reference) == MOST_DB
+    assert signal_to_noise_db(reference, np.array([3.0, np.nan])) == -MOST_DB
+    assert signal_to_noise_db(np.zeros(2), reference) == -MOST_DB
+    with pytest.raises(ValueError, match="differ"):
+        signal_to_noise_db(reference, np.zeros(3))
+
+
+def test_json_of_checks():
+    passed, failed = Check("embed", "coreml", "snr_db", 61.0, 60.0, True), Check("embed", "coreml", "snr_db", 6.0, 60.0, False)
+    assert to_json([passed])["passed"] and not to_json([passed, failed])["passed"] and not to_json([])["passed"]
+    assert to_json([failed])["checks"] == [
+        {"program": "embed", "backend": "coreml", "metric": "snr_db", "value": 6.0, "floor": 60.0, "passed": False}
+    ]

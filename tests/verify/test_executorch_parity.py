@@ -1,0 +1,101 @@
+"""Parity passes for a bundle that computes what its vectors say, and fails for each way in which one does not."""
+
+import json
+import shutil
+
+import pytest
+
+from pipeline.conformance import Conformance
+from pipeline.verify.executorch_parity import check_executorch
+
+
+def conformance(tiny) -> Conformance:
+    return Conformance.model_validate_json((tiny.path / "conformance.json").read_bytes())
+
+
+def failed(tiny, vectors, path=None):
+    """(program, metric) of all checks that fail."""
+    return {(check.program, check.metric) for check in check_executorch(path or tiny.path, tiny.manifest, vectors) if not check.passed}
+
+
+def edited(vectors: Conformance, change) -> Conformance:
+    raw = json.loads(vectors.model_dump_json(exclude_none=True))
+    change(raw)
+    return Conformance.model_validate(raw)
+
+
+@pytest.fixture(params=["tiny_classifier", "tiny_qa"])
+def tiny(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_an_exported_bundle_passes(tiny):
+    steps = []
+    checks = check_executorch(tiny.path, tiny.manifest, conformance(tiny), lambda what, done, total: steps.append((done, total)))
+    assert all(check.passed for check in checks), checks
+    programs = {check.program for check in checks}
+    assert programs == {"tokenizer", "segment_0", "segment_1", "loop"}
+    assert all(check.backend == "executorch" for check in checks)
+    assert steps[-1] == (8, 8)
+
+
+def test_a_logit_that_is_off_fails_its_own_segment(tiny):
+    def change(raw):
+        outputs = raw["cases"][3]["windows"][0]["exits"][1]["outputs"]
+        next(iter(outputs.values()))[0] += 50.0
+
+    assert failed(tiny, edited(conformance(tiny), change)) >= {("segment_1", "logits_snr_db"), ("segment_1", "within_tolerance")}
+    assert ("segment_0", "within_tolerance") not in failed(tiny, edited(conformance(tiny), change))
+
+
+def test_an_uncertainty_that_is_off_fails_its_own_segment(tiny):
+    vectors = conformance(tiny)
+
+    def change(raw):
+        raw["cases"][0]["windows"][0]["exits"][0]["uncertainty"] += 2 * vectors.uncertainty_tolerance
+
+    assert failed(tiny, edited(vectors, change)) == {("segment_0", "within_tolerance")}
+
+
+def test_another_exit_or_answer_fails_the_loop(tiny):
+    def other_exit(raw):
+        raw["cases"][0]["outcomes"]["fast"]["exit"] = 1
+
+    def other_answer(raw):
+        outcome = raw["cases"][0]["outcomes"]["fast"]
+        if "label" in outcome:
+            outcome["label"] = "another"
+        else:
+            outcome["start"], outcome["end"] = outcome["start"] + 1, outcome["end"] + 1
+
+    vectors = conformance(tiny)
+    assert failed(tiny, edited(vectors, other_exit)) == {("loop", "outcome_agreement")}
+    # The runner's answer is the best by the vectors' own logits; it does not make up for what the outcome says.
+    assert failed(tiny, edited(vectors, other_answer)) == {("loop", "outcome_agreement")}
+
+
+def test_other_ids_fail_the_tokenizer(tiny):
+    def change(raw):
+        case = raw["cases"][0]
+        key = "text" if "text" in case else "question"
+        case[key] = case[key].replace(".", "!")
+
+    assert ("tokenizer", "token_agreement") in failed(tiny, edited(conformance(tiny), change))
+
+
+def test_programs_in_the_wrong_order_fail(tiny, tmp_path):
+    """Two segments have the same inputs and outputs; nothing but the numbers tells that they are swapped."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny.path, bundle)
+    raw = json.loads((bundle / "manifest.json").read_text())
+    for program in raw["programs"]:
+        program["method"] = {"segment_0": "segment_1", "segment_1": "segment_0"}.get(program["method"], program["method"])
+    (bundle / "manifest.json").write_text(json.dumps(raw))
+    assert failed(tiny, conformance(tiny), bundle) >= {
+        (f"segment_{segment}", metric) for segment in (0, 1) for metric in ("logits_snr_db", "within_tolerance")
+    }
+
+
+def test_no_cases_do_not_pass(tiny):
+    vectors = conformance(tiny).model_copy(update={"cases": []})
+    assert ("loop", "outcome_agreement") in failed(tiny, vectors)
