@@ -1,0 +1,54 @@
+"""What a benchmark on any device hands back: the JSON of `pocketbert bench --json`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Device(BaseModel):
+    """What was measured on. A phone adds fields of its own (battery, temperature), which are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(description="host, android, ios or coreml")
+    system: str
+    processor: str
+    cores: int
+    threads: int = Field(description="of the runtime's thread pool, the same for every system")
+
+
+class Measurement(BaseModel):
+    """One system at one length and depth, batch 1.
+
+    The time of a run is that of the programs alone, without tokenization and decoding. `load_ms` is from an open process to the first
+    run being possible. `peak_memory_bytes` is of the whole process, after all its runs; `baseline_memory_bytes` is what the process
+    held before it loaded the program. None where a device cannot tell.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str
+    model: str
+    precision: str
+    length: int = Field(description="tokens, padding included where the system pads")
+    depth: int = Field(description="segments run; layers for a system without exits")
+    median_ms: float
+    p95_ms: float
+    load_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    baseline_memory_bytes: int | None = None
+    file_bytes: int
+    runs: int = Field(description="timed runs, after the warm-up")
+
+
+class BenchReport(BaseModel):
+    """All measurements of one session, taken in alternation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Device
+    results: list[Measurement]
+
+    def of(self, system: str) -> list[Measurement]:
+        """The measurements of one system, in their order."""
+        return [result for result in self.results if result.system == system]

@@ -1,0 +1,57 @@
+"""Everything that the report of a run shows, as the stages measured it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.bench.measurements import BenchReport
+from pipeline.runtime.evaluate import Evaluation
+from quantize.size import SizeReport
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Score(Strict):
+    """`accuracy` for classification, `exact_match` and `f1` for question answering; fractions of 1."""
+
+    accuracy: float | None = None
+    exact_match: float | None = None
+    f1: float | None = None
+
+    @property
+    def headline(self) -> float | None:
+        """The one number to plot: accuracy or F1."""
+        return self.accuracy if self.accuracy is not None else self.f1
+
+
+class ParityCheck(Strict):
+    """One entry of `pocketbert verify --json`."""
+
+    program: str
+    backend: str
+    metric: str
+    value: float
+    floor: float
+    passed: bool
+
+
+class RunResults(Strict):
+    """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
+
+    `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own
+    scores are in `evaluation`, one entry a speed, of the exported programs.
+    """
+
+    name: str = Field(description="of the recipe")
+    task: Literal["classification", "qa"]
+    metrics: dict[Literal["teacher", "student", "quantized"], Score]
+    evaluation: Evaluation
+    bench: BenchReport
+    size: SizeReport
+    checks: list[ParityCheck]
+    stage_seconds: dict[str, float]
+    provenance: dict[str, str]

@@ -1,0 +1,316 @@
+"""Size accounting: what each byte of a bundle is spent on, against float32, BERT-base and the paper's app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
+from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from quantize.schemes import linears_to_quantize
+
+# What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
+TARGET_BYTES = 207_000_000
+BERT_BASE = EncoderConfig(layers=12, token_types=2)
+
+# coremltools' `linear_quantize_weights` leaves weights of so many values or fewer alone (`weight_threshold`).
+COREML_SMALLEST = 2048
+
+Part = Literal["embeddings", "layers", "heads", "vocabulary", "overhead", "other"]
+PARTS: tuple[Part, ...] = ("embeddings", "layers", "heads", "vocabulary", "overhead", "other")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileSize(Strict):
+    """A file of the bundle; `path` is relative to it."""
+
+    path: str
+    bytes: int
+
+
+class Parts(Strict):
+    """Bytes by what they hold.
+
+    `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes; `overhead` is what the programs' files hold
+    beyond them: graphs, alignment, the layout of the format. A negative one means that weights are stored smaller than accounted.
+    `other` is the manifest and the conformance vectors.
+    """
+
+    embeddings: int = 0
+    layers: int = 0
+    heads: int = 0
+    vocabulary: int = 0
+    overhead: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part) for part in PARTS)
+
+    def __add__(self, more: Parts) -> Parts:
+        return Parts(**{part: getattr(self, part) + getattr(more, part) for part in PARTS})
+
+
+class TargetSize(Strict):
+    """What an app for one target ships: the bundle without the other target's programs."""
+
+    backend: Literal["executorch", "coreml"]
+    scheme: str
+    bytes: int
+    program_bytes: int
+    parts: Parts
+    ratio: float = Field(description="BERT-base in float32 is so many times larger")
+
+
+class SizeReport(Strict):
+    """What `pocketbert size --json` prints. `parts` is of the whole bundle, both targets together, and adds up to `total_bytes`."""
+
+    name: str
+    files: list[FileSize]
+    total_bytes: int
+    parts: Parts
+    targets: list[TargetSize]
+    parameters: int
+    fp32_bytes: int = Field(description="the same model's parameters in float32")
+    fp32_parts: Parts
+    bert_base_bytes: int = Field(description="BERT-base's parameters, pooler included, in float32")
+    bert_base_parts: Parts
+    target_bytes: int = TARGET_BYTES
+    ratio: float = Field(description="bert_base_bytes / total_bytes")
+
+    def rows(self) -> list[SizeRow]:
+        """A table: the parts of every target, then what they are held against."""
+        rows = []
+        for target in self.targets:
+            for part in PARTS:
+                if size := getattr(target.parts, part):
+                    rows.append(SizeRow(target.backend, part, target.scheme, size, getattr(self.fp32_parts, part) or None))
+            rows.append(SizeRow(target.backend, "total", target.scheme, target.bytes, self.fp32_bytes))
+        rows.append(SizeRow("bundle", "total", "", self.total_bytes, None))
+        rows.append(SizeRow("same model", "total", "fp32", self.fp32_bytes, self.fp32_bytes))
+        rows.append(SizeRow("BERT-base", "total", "fp32", self.bert_base_bytes, self.bert_base_bytes))
+        rows.append(SizeRow("the paper's app", "total", "", self.target_bytes, None))
+        return rows
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One line of the table; `fp32_bytes` is what the same thing takes in float32, None where that means nothing."""
+
+    target: str
+    part: str
+    scheme: str
+    bytes: int
+    fp32_bytes: int | None
+
+
+def size_of(bundle: str | Path) -> SizeReport:
+    """Where a bundle's bytes go.
+
+    Raises:
+        UserError: the folder is no whole bundle, or its manifest's shape is none that a model of ours can have.
+    """
+    bundle = Path(bundle)
+    manifest = read_manifest(bundle)
+    files = [FileSize(path=MANIFEST_FILE, bytes=(bundle / MANIFEST_FILE).stat().st_size)]
+    files += [FileSize(path=file.path, bytes=file.bytes) for file in manifest.files]
+    model = model_of(manifest, bundle / MANIFEST_FILE)
+    fp32 = fp32_parts(model)
+    bert_base, total = bert_base_parts(), sum(file.bytes for file in files)
+
+    backends = {program.backend: program.precision for program in reversed(manifest.programs)}
+    owner = {file.path: backend_of(file.path, manifest) for file in files}
+    shared = Parts(
+        vocabulary=sum(file.bytes for file in files if file.path == manifest.tokenizer.vocab_file),
+        other=sum(file.bytes for file in files if owner[file.path] is None and file.path != manifest.tokenizer.vocab_file),
+    )
+    targets, parts = [], shared
+    for backend in ("executorch", "coreml"):
+        if backend not in backends:
+            continue
+        size = sum(file.bytes for file in files if owner[file.path] == backend)
+        programs = executorch_parts(model, manifest) if backend == "executorch" else coreml_parts(model, manifest)
+        programs += Parts(overhead=size - programs.total)
+        parts += programs
+        shipped = programs + shared
+        targets.append(
+            TargetSize(
+                backend=backend,
+                scheme=scheme_of(manifest, backend),
+                bytes=shipped.total,
+                program_bytes=size,
+                parts=shipped,
+                ratio=bert_base.total / shipped.total,
+            )
+        )
+    return SizeReport(
+        name=manifest.name,
+        files=sorted(files, key=lambda file: file.path),
+        total_bytes=total,
+        parts=parts,
+        targets=targets,
+        parameters=manifest.model.parameters,
+        fp32_bytes=fp32.total,
+        fp32_parts=fp32,
+        bert_base_bytes=bert_base.total,
+        bert_base_parts=bert_base,
+        ratio=bert_base.total / total,
+    )
+
+
+def backend_of(path: str, manifest: Manifest) -> str | None:
+    """The target whose programs a file belongs to; None for what all targets need."""
+    for program in manifest.programs:
+        if path == program.file or path.startswith(program.file + "/"):
+            return program.backend
+    return None
+
+
+def scheme_of(manifest: Manifest, backend: str) -> str:
+    """What a target's programs are stored in: one precision, or that of the layers and that of the embeddings."""
+    segments = manifest.program("segment_0", backend).precision
+    if backend == "executorch":
+        embed = manifest.embeddings_scheme
+    else:
+        embed = manifest.program("embed", backend).precision
+    return segments if segments == embed else f"{segments}, embeddings {embed}"
+
+
+# The model, without its weights.
+
+
+def model_of(manifest: Manifest, file: Path) -> ExitModel:
+    """A model of the manifest's shape on the meta device: shapes without memory.
+
+    The manifest has no entry for the number of positions; the number of parameters tells it, as all else is known.
+
+    Raises:
+        UserError: no number of positions gives as many parameters.
+    """
+    shape = manifest.model
+    labels = len(manifest.label_values) or 2
+    try:
+        one = build_meta(manifest.task, shape, labels, 1)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"is no shape of a model ({error}); export the bundle again", file=file, field="model") from None
+    missing = shape.parameters - parameter_count(one)
+    if missing < 0 or missing % shape.hidden_size:
+        raise UserError(
+            f"{shape.parameters} parameters do not go with the shape beside it; export the bundle again",
+            file=file,
+            field="model.parameters",
+        )
+    return build_meta(manifest.task, shape, labels, 1 + missing // shape.hidden_size)
+
+
+def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> ExitModel:
+    config = EncoderConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        max_positions=positions,
+    )
+    with torch.device("meta"):
+        return ExitModel(task, config, labels, shape.head, shape.exit_layers)
+
+
+def fp32_parts(model: ExitModel) -> Parts:
+    """Every parameter as four bytes."""
+    return Parts(
+        embeddings=4 * parameter_count(model.encoder.embeddings),
+        layers=4 * parameter_count(model.encoder.layers),
+        heads=4 * parameter_count(model.heads),
+    )
+
+
+@lru_cache(maxsize=1)
+def bert_base_parts() -> Parts:
+    """BERT-base's 109,482,240 parameters in float32, as four bytes each; its "head" is the pooler."""
+    with torch.device("meta"):
+        encoder = Encoder(BERT_BASE)
+        pooler = nn.Linear(BERT_BASE.hidden_size, BERT_BASE.hidden_size)
+    return Parts(
+        embeddings=4 * parameter_count(encoder.embeddings),
+        layers=4 * parameter_count(encoder.layers),
+        heads=4 * parameter_count(pooler),
+    )
+
+
+# What a target stores.
+
+
+def executorch_parts(model: ExitModel, manifest: Manifest) -> Parts:
+    """Weights as `quantize.schemes.apply_scheme` leaves them: int8 and a float32 scale per output channel, all else float32."""
+    with torch.device("meta"):
+        quantized = linears_to_quantize(Programs.of(model)) if manifest.scheme == "int8" else []
+    # `Programs.of` copies the layers and shares the heads: a layer's linear modules are all quantized, a head's by identity.
+    in_heads = {id(module) for module in model.heads.modules()}
+    chosen = {id(module) for module in quantized if id(module) in in_heads}
+    if quantized:
+        chosen |= {id(module) for module in model.encoder.layers.modules() if isinstance(module, nn.Linear)}
+    if manifest.embeddings_scheme == "int8":
+        chosen.add(id(model.encoder.embeddings.word))
+
+    def stored(modules: Iterable[nn.Module]) -> int:
+        return sum(
+            weight.numel() + 4 * weight.shape[0] if id(module) in chosen and weight.ndim == 2 else 4 * weight.numel()
+            for module in modules
+            for weight in module.parameters(recurse=False)
+        )
+
+    return Parts(
+        embeddings=stored(model.encoder.embeddings.modules()),
+        layers=stored(model.encoder.layers.modules()),
+        heads=stored(model.heads.modules()),
+    )
+
+
+def coreml_parts(model: ExitModel, manifest: Manifest) -> Parts:
+    """Weights as coremltools stores them: float16, or int8 and a float16 scale per output channel beyond 2,048 values.
+
+    Buckets of one package share their weights but for the position embeddings, of which each bucket has as many as it is long; where
+    buckets are packages of their own, each has everything.
+    """
+
+    def stored(weight: nn.Parameter, precision: str, rows: int) -> int:
+        size, numbers = 4 if precision == "fp32" else 2, rows * weight[0].numel()
+        if precision == "int8" and weight.ndim == 2 and numbers > COREML_SMALLEST:
+            return numbers + size * rows
+        return size * numbers
+
+    def packages(name: str) -> int:
+        return len({program.file for program in manifest.programs if program.backend == "coreml" and program.name == name})
+
+    def whole(module: nn.Module, name: str) -> int:
+        precision = manifest.program(name, "coreml").precision
+        return packages(name) * sum(stored(weight, precision, weight.shape[0]) for weight in module.parameters())
+
+    buckets = {
+        length
+        for program in manifest.programs
+        if program.backend == "coreml" and program.name == "embed"
+        for length in program.lengths or [manifest.max_length]
+    }
+    position, precision = model.encoder.embeddings.position.weight, manifest.program("embed", "coreml").precision
+    positions = sum(stored(position, precision, min(length, position.shape[0])) for length in buckets)
+    all_positions = packages("embed") * stored(position, precision, position.shape[0])
+    return Parts(
+        embeddings=whole(model.encoder.embeddings, "embed") - all_positions + positions,
+        layers=whole(model.encoder.layers, "segment_0"),
+        heads=whole(model.heads, "segment_0"),
+    )

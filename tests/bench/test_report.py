@@ -1,0 +1,155 @@
+import base64
+import re
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.bench.measurements import BenchReport, Device, Measurement
+from pipeline.bench.report import render, write_report
+from pipeline.bench.results import ParityCheck, RunResults, Score
+from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
+from quantize.size import FileSize, Parts, SizeReport, TargetSize, bert_base_parts
+
+SECTIONS = ("headline", "plots", "method", "latency", "size", "parity", "stages", "provenance")
+
+
+def results(task="classification", **changes) -> RunResults:
+    """A run with three segments, two speeds beside full depth, and numbers that occur nowhere else."""
+
+    def scores(value):
+        return {"accuracy": value} if task == "classification" else {"exact_match": value - 0.1, "f1": value}
+
+    def speed(name, value, depth, exits, mean):
+        latency = Latency(mean=mean, p50=mean * 0.9, p95=mean * 2)
+        return SpeedResult(speed=name, mean_depth=depth, exits=exits, latency_ms=latency, **scores(value))
+
+    def measured(system, length, depth, median, **more):
+        return Measurement(
+            system=system, model="tiny", precision="int8", length=length, depth=depth, median_ms=median, p95_ms=median * 1.2, load_ms=71.5,
+            peak_memory_bytes=290_000_000, baseline_memory_bytes=240_000_000, file_bytes=66_800_000, runs=15, **more,
+        )
+
+    parts = Parts(embeddings=23_700_000, layers=42_700_000, heads=400_000, vocabulary=231_508, overhead=12_345, other=9_000)
+    bench = [measured("pocketbert", length, depth, length * depth / 20) for length in (16, 128) for depth in (1, 2, 3)]
+    reference = measured("bert-base", 128, 12, 263.0)
+    fields = {
+        "name": "my-recipe",
+        "task": task,
+        "metrics": {"teacher": Score(**scores(0.9137)), "student": Score(**scores(0.9071)), "quantized": Score(**scores(0.9049))},
+        "evaluation": Evaluation(
+            task=task,
+            examples=872,
+            speeds=[
+                speed("0", 0.9048, 3.0, [0, 0, 872], 9.81),
+                speed("exact", 0.9037, 2.2, [200, 300, 372], 6.54),
+                speed("fast", 0.8945, 1.4, [600, 195, 77], 3.21),
+            ],
+        ),
+        "bench": BenchReport(
+            device=Device(kind="host", system="Linux", processor="A processor", cores=2, threads=2, executorch="1.4.1"),
+            results=[*bench, reference],
+        ),
+        "size": SizeReport(
+            name="my-recipe", files=[FileSize(path="model.pte", bytes=66_812_345)], total_bytes=parts.total, parts=parts,
+            targets=[
+                TargetSize(backend="executorch", scheme="int8", bytes=parts.total, program_bytes=66_812_345, parts=parts, ratio=6.5)
+            ],
+            parameters=66_000_000, fp32_bytes=265_000_000, fp32_parts=Parts(embeddings=95_000_000, layers=168_000_000, heads=2_000_000),
+            bert_base_bytes=bert_base_parts().total, bert_base_parts=bert_base_parts(), ratio=6.5,
+        ),
+        "checks": [ParityCheck(program="segment_0", backend="executorch", metric="cosine", value=0.99987, floor=0.999, passed=True)],
+        "stage_seconds": {"prepare": 2.0, "finetune": 1234.0, "export": 61.0},
+        "provenance": {"teacher": "minilm", "train": "sst2.tsv"},
+    }  # fmt: skip
+    return RunResults(**{**fields, **changes})
+
+
+class Page(HTMLParser):
+    """Ids, images, what would be loaded, and tags that are left open."""
+
+    VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.ids, self.images, self.loaded, self.open, self.wrong, self.text = [], [], [], [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.append(attributes.get("id"))
+        if tag == "img":
+            self.images.append(attributes)
+        self.loaded += [attributes[name] for name in ("src", "href", "srcset", "action", "data") if name in attributes]
+        if tag in ("script", "link", "iframe"):
+            self.wrong.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data + " "
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+def test_the_page_has_every_section_and_loads_nothing(task, tmp_path):
+    path = write_report(results(task), tmp_path / "report")
+    assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "results.json"]
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert not page.wrong and not page.open
+    assert [each for each in page.ids if each] == list(SECTIONS)
+    assert page.loaded and all(address.startswith("data:image/svg+xml;base64,") for address in page.loaded)
+    assert not re.search(r"https?:|@import|url\(", html)
+    assert RunResults.model_validate_json((path.parent / "results.json").read_text()) == results(task)
+
+
+def test_every_plot_is_a_drawing_with_its_content_in_words():
+    page = Page(render(results()))
+    assert len(page.images) == 5
+    for image in page.images:
+        drawing = xml.etree.ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2]))
+        assert drawing.tag.endswith("svg") and len(list(drawing.iter())) > 50
+        assert len(image["alt"]) > 60
+    words = " ".join(image["alt"] for image in page.images)
+    for number in ("437.9 MB", "67.1 MB", "3.21 ms", "263 ms", "89.5 % at 1.40", "600, 195, 77"):
+        assert number in words
+
+
+def test_the_table_says_what_was_measured_against_what():
+    text = " ".join(Page(render(results())).text.split())
+    for number in ("91.4 %", "90.7 %", "90.5 %", "89.5 %", "66.8 MB", "1.40 of 3", "3.21 ms", "263 ms", "82×"):
+        assert number in text, number
+    for label in ("padded to 128 tokens", "random weights", "not a phone", "A processor", "21 min", "sst2.tsv", "All 1 checks passed"):
+        assert label in text, label
+
+
+def test_question_answering_has_both_of_its_metrics():
+    text = " ".join(Page(render(results("qa"))).text.split())
+    assert "EM F1" in text and "79.5 % 89.5 %" in text and "Accuracy" not in text
+
+
+def test_a_failed_check_is_not_passed_over():
+    failed = ParityCheck(program="segment_1", backend="coreml", metric="cosine", value=0.5, floor=0.99, passed=False)
+    text = " ".join(Page(render(results(checks=[*results().checks, failed]))).text.split())
+    assert "1 of 2 checks failed" in text and "checks passed" not in text
+
+
+def test_a_run_without_the_reference_claims_no_speed_up():
+    bench = results().bench
+    alone = bench.model_copy(update={"results": bench.of("pocketbert")})
+    text = Page(render(results(bench=alone))).text
+    assert "was not run" in text and "×" not in text.replace("6.5× smaller", "")
+
+
+def test_names_cannot_break_the_page():
+    html = render(results(provenance={"train": "<script>alert(1)</script>"}))
+    assert not Page(html).wrong and "&lt;script&gt;" in html
+
+
+def test_the_same_results_give_the_same_page():
+    assert render(results()) == render(results())

@@ -1,0 +1,102 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from pipeline.errors import UserError
+from pipeline.manifest import MANIFEST_FILE, Program, describe_files, read_manifest
+from quantize.size import PARTS, bert_base_parts, size_of
+
+
+def rewrite(bundle, **changes):
+    """The bundle's manifest with other fields, and its files as they lie there now."""
+    manifest = read_manifest(bundle, check_files=False).model_copy(update={"files": describe_files(bundle), **changes})
+    (bundle / MANIFEST_FILE).write_text(manifest.model_dump_json())
+
+
+@pytest.mark.parametrize("fixture", ["tiny_classifier", "tiny_qa"])
+def test_parts_add_up_to_the_files(fixture, request):
+    bundle = request.getfixturevalue(fixture).path
+    report = size_of(bundle)
+    on_disk = {path.relative_to(bundle).as_posix(): path.stat().st_size for path in bundle.rglob("*") if path.is_file()}
+    assert {file.path: file.bytes for file in report.files} == on_disk
+    assert report.total_bytes == sum(on_disk.values()) == report.parts.total == report.targets[0].bytes
+    assert report.targets[0].program_bytes == on_disk["model.pte"]
+    parts = report.parts
+    assert parts.vocabulary == on_disk["vocab.txt"]
+    assert parts.embeddings + parts.layers + parts.heads + parts.overhead == on_disk["model.pte"]
+    # What a graph takes does not depend on its weights: these few kilobytes would be out of line with a part left out or taken twice.
+    assert 0 < parts.overhead < 80_000
+
+
+def test_weights_are_counted_as_they_are_stored(tiny_classifier):
+    """By hand, for hidden 64, intermediate 128 and 2 layers: what is int8 has a float32 scale a row, biases and norms are float32."""
+    report = size_of(tiny_classifier.path)
+    rows, weights = 3 * 64 + 64 + 128 + 64, 64 * (3 * 64 + 64 + 128 + 128)
+    assert report.parts.layers == 2 * (weights + 4 * rows + 4 * (rows + 4 * 64))
+    assert report.fp32_parts.layers == 4 * 2 * (weights + rows + 4 * 64)
+    vocabulary = tiny_classifier.manifest.model.vocab_size
+    assert report.parts.embeddings == vocabulary * (64 + 4) + 4 * 64 * 64 + 4 * 2 * 64
+    assert report.fp32_bytes == 4 * tiny_classifier.manifest.model.parameters
+
+
+def test_bert_base_is_hugging_faces():
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in BertModel(BertConfig()).parameters())
+    assert parameters == 109_482_240
+    assert bert_base_parts().total == 4 * parameters
+
+
+def test_targets_are_told_apart(tiny_classifier, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    alone = size_of(bundle)
+    programs = list(read_manifest(bundle).programs)
+    for name, size in (("embed", 100_000), ("segment_0", 90_000), ("segment_1", 90_000)):
+        package = bundle / "coreml" / f"{name}.mlpackage"
+        (package / "Data").mkdir(parents=True)
+        (package / "Data" / "weight.bin").write_bytes(b"0" * size)
+        programs += [
+            Program(
+                name=name, backend="coreml", file=f"coreml/{name}.mlpackage", method=f"length_{length}", precision="fp16", inputs=[],
+                outputs=[], lengths=[length],
+            )
+            for length in (8, 16)
+        ]
+    rewrite(bundle, programs=programs)
+    both = size_of(bundle)
+    executorch, coreml = both.targets
+    assert coreml.program_bytes == 280_000 and executorch.program_bytes == alone.targets[0].program_bytes
+    assert both.total_bytes == both.parts.total == coreml.program_bytes + executorch.bytes
+    assert coreml.parts.layers == both.fp32_parts.layers / 2  # float16
+    assert coreml.parts.embeddings == 2 * 64 * (read_manifest(bundle).model.vocab_size + 8 + 16 + 2)
+    assert coreml.parts.total == coreml.bytes
+
+
+def test_json_is_that_of_the_design(tiny_classifier):
+    raw = json.loads(size_of(tiny_classifier.path).model_dump_json())
+    assert raw["target_bytes"] == 207_000_000
+    assert set(raw["parts"]) == set(PARTS) and sum(raw["parts"].values()) == raw["total_bytes"]
+    assert set(raw["files"][0]) == {"path", "bytes"}
+    assert raw["ratio"] == pytest.approx(raw["bert_base_bytes"] / raw["total_bytes"])
+
+
+def test_rows_of_a_target_add_up_to_its_total(tiny_qa):
+    report = size_of(tiny_qa.path)
+    ours = [row for row in report.rows() if row.target == "executorch"]
+    assert sum(row.bytes for row in ours if row.part != "total") == ours[-1].bytes == report.total_bytes
+    assert {row.target for row in report.rows()} >= {"BERT-base", "same model", "the paper's app"}
+
+
+def test_a_shape_that_cannot_be_is_refused(tiny_classifier, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    shape = read_manifest(bundle).model
+    rewrite(bundle, model=shape.model_copy(update={"parameters": shape.parameters + 1}))
+    with pytest.raises(UserError, match=r"manifest.json: model.parameters: .*export the bundle again"):
+        size_of(bundle)
+    rewrite(bundle, model=shape.model_copy(update={"head": "unheard-of"}))
+    with pytest.raises(UserError, match="manifest.json: model: "):
+        size_of(bundle)
