@@ -38,8 +38,12 @@ Speed = Annotated[
 
 
 def emit(value) -> None:
-    """Prints JSON on stdout; `value` is a pydantic model or plain data."""
-    print(value.model_dump_json(indent=2) if hasattr(value, "model_dump_json") else json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints JSON on stdout; `value` knows its JSON form, is a pydantic model, or plain data."""
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    elif hasattr(value, "model_dump"):
+        value = value.model_dump()
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
-#from pipeline.data.demo import load_demo
+from pipeline.data.demo import load_demo
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
 from pipeline.data.files import label_values, read_examples, split_off
 from pipeline.data.items import make_items
@@ -143,9 +144,10 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
     """The recipe's training or dev examples, from the embedded data, a file, or a hub set."""
     source, limit = getattr(recipe.data, part), getattr(recipe.data, f"{part}_limit")
     if source == "demo":
-        return load_demo(recipe.task)[0 if part == "train" else 1][:limit]
+        return some_of(load_demo(recipe.task)[0 if part == "train" else 1], limit, recipe.seed)
     data = recipe.data
-    return read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label=data.label, limit=limit)
+    examples = read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label=data.label)
+    return some_of(examples, limit, recipe.seed)
 
 
 def prepare(run: Run, place: Place, on_step: OnStep) -> None:
@@ -240,14 +242,20 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
 
     recipe = run.recipe
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
-    examples = run.examples("train")[: recipe.exits.train_limit]
     if recipe.exits.training.epochs:
-        items = make_items(examples, tokenizer, labels, recipe)
+        items = make_items(some_of(run.examples("train"), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
         student = self_distill(student, items, recipe, place.scratch / "checkpoint.pt", on_step)
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
     metrics = predictions.metrics() | {"exits": [predictions.metrics(at) for at in range(predictions.exits)]}
     write_text(place.out / "metrics.json", json.dumps(metrics))
+
+
+def some_of(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` examples from all over the file: files are often sorted, by label or by article."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    return random.Random(seed).sample(examples, limit)
 
 
 def quantize(run: Run, place: Place, on_step: OnStep) -> None:
@@ -267,6 +275,7 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     write_text(place.out / "speeds.json", json.dumps(speeds, indent=2))
     dev = predict(run_programs, programs, run.examples("dev"), tokenizer, labels, recipe, on_step)
     write_text(place.out / "metrics.json", json.dumps(dev.metrics()))
+    write_text(place.out / "answers.json", json.dumps([answers[-1] for answers in dev.answers]))
 
 
 def quantized_programs(run: Run):
@@ -319,10 +328,14 @@ def conformance_examples(run: Run, count: int = 16) -> list[Example]:
 
 def verify(run: Run, place: Place, on_step: OnStep) -> None:
     """Every program of the bundle against the model it came from; fails when one is out of tolerance."""
+    from pipeline.runtime.bundle import Bundle
+    from pipeline.verify.agreement import check_agreement
     from pipeline.verify.checks import to_json
     from pipeline.verify.stage import require, verify_bundle
 
     checks = verify_bundle(run.path("export"), on_step)
+    answers = json.loads((run.path("quantize") / "answers.json").read_text())
+    checks.append(check_agreement(Bundle.open(run.path("export")), run.examples("dev"), answers, on_step))
     report = json.dumps(to_json(checks), indent=2)
     write_text(place.scratch / "failed.json", report)
     require(checks, place.scratch / "failed.json")
@@ -362,7 +375,7 @@ def report(run: Run, place: Place, on_step: OnStep) -> None:
 
 def run_results(run: Run):
     """Everything that the stages before the report measured."""
-    from pipeline.bench.host import BenchReport
+    from pipeline.bench.measurements import BenchReport
     from pipeline.bench.results import RunResults
     from pipeline.runtime.evaluate import Evaluation
     from quantize.size import size_of

@@ -11,7 +11,8 @@ from rich.table import Table
 from pipeline.data.examples import QAExample
 
 if TYPE_CHECKING:
-    from pipeline.bench.host import BenchReport
+    from pipeline.bench.measurements import BenchReport
+    from pipeline.bench.results import RunResults
     from pipeline.runtime.evaluate import Evaluation
     from pipeline.stages import Run
     from quantize.size import SizeReport
@@ -19,15 +20,22 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def quality(result) -> list[str]:
+def quality(score) -> list[str]:
     """Accuracy, or exact match and F1, as cells."""
-    if result.accuracy is not None:
-        return [f"{result.accuracy:.4f}"]
-    return [f"{result.exact_match:.4f}", f"{result.f1:.4f}"]
+    if score is None:
+        return []
+    if score.accuracy is not None:
+        return [f"{score.accuracy:.4f}"]
+    return [f"{score.exact_match:.4f}", f"{score.f1:.4f}"]
 
 
 def quality_columns(task: str) -> list[str]:
     return ["accuracy"] if task == "classification" else ["EM", "F1"]
+
+
+def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
+    """A number, or nothing where there is none."""
+    return "" if value is None else format(value / unit, form)
 
 
 def evaluation_table(evaluation: "Evaluation") -> Table:
@@ -59,18 +67,18 @@ def bench_table(report: "BenchReport") -> Table:
             str(row.depth),
             f"{row.median_ms:.2f}",
             f"{row.p95_ms:.2f}",
-            f"{row.load_ms:.0f}",
-            f"{row.peak_memory_bytes / MEGABYTE:.0f}",
+            cell(row.load_ms, ".0f"),
+            cell(row.peak_memory_bytes, ".0f", MEGABYTE),
             f"{row.file_bytes / MEGABYTE:.1f}",
         )
     return table
 
 
 def size_table(bundle: Path, report: "SizeReport") -> Table:
-    """Bytes by part, then what they are compared with."""
-    table = Table("part", "MB", title=str(bundle), title_justify="left")
-    for name, size in report.rows():
-        table.add_row(name, f"{size / MEGABYTE:.2f}")
+    """Bytes by target and part, then what they are compared with."""
+    table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
+    for row in report.rows():
+        table.add_row(row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE))
     return table
 
 
@@ -89,29 +97,17 @@ def print_summary(run: "Run") -> None:
     out.print(f"bundle: {bundle}\nreport: {run.path('report') / 'report.html'}")
 
 
-def headline(results) -> Table:
-    """Teacher, student and bundle at every speed: quality, size, latency against BERT-base, depth."""
-    table = Table("", *quality_columns(results.task), "size MB", "mean ms", "against BERT-base", "mean depth")
-    for name in ("teacher", "student", "quantized"):
-        table.add_row(name, *(f"{value:.4f}" for value in results.metrics[name].values()), "", "", "", "")
-    reference = next((row for row in results.bench.results if row.system == "bert-base"), None)
-    for result in results.evaluation.speeds:
-        mean = result.latency_ms.mean
-        speedup = f"{reference.median_ms / mean:.0f} x faster" if reference else ""
-        label = "full depth" if result.speed == "0" else result.speed
-        size = f"{results.executorch_bytes() / MEGABYTE:.1f}"
-        table.add_row(f"bundle, {label}", *quality(result), size, f"{mean:.2f}", speedup, f"{result.mean_depth:.2f}")
-    if reference:
-        blank = [""] * len(quality_columns(results.task))
+def headline(results: "RunResults") -> Table:
+    """BERT-base, teacher, student and the bundle at every speed: quality, size, mean latency, depth. The same lines as the report's."""
+    from pipeline.bench.report import headline_lines
+
+    columns = quality_columns(results.task)
+    table = Table("", *columns, "MB", "mean ms", "x BERT-base", "mean depth", "how")
+    for line in headline_lines(results):
+        scores = quality(line.score) or [""] * len(columns)
         table.add_row(
-            f"BERT-base fp32, padded to {reference.length}, ExecuTorch",
-            *blank,
-            f"{reference.file_bytes / MEGABYTE:.0f}",
-            f"{reference.median_ms:.1f}",
-            "",
-            "12 layers",
+            line.name, *scores, cell(line.megabytes), cell(line.latency_ms, ".2f"), cell(line.speed_up), line.depth or "", line.note
         )
-    table.caption = "bundle: int8 programs at each input's real length, tokenizer and decoder included; all on this computer"
     return table
 
 

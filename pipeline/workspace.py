@@ -42,6 +42,15 @@ def digest_tree(folder: Path) -> str:
     return fingerprint(entries)
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, is a full disk. Libraries written in C++ and Rust only say so in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class Workspace:
     """The output folder of a run."""
 
@@ -77,7 +86,9 @@ class Workspace:
         """Whether the stage's folder is there, whole, and made from exactly this."""
         record = self.record(stage)
         folder = self.folder(stage)
-        return bool(record and record["fingerprint"] == mark and folder.is_dir() and digest_tree(folder) == record["digest"])
+        if not isinstance(record, dict) or record.get("fingerprint") != mark or not folder.is_dir():
+            return False
+        return digest_tree(folder) == record.get("digest")
 
     def run(self, stage: str, mark: str, build: Callable[[Place], None]) -> bool:
         """Builds a stage unless it is done. Returns whether it had to.
@@ -108,8 +119,10 @@ class Workspace:
             build(place)
             seconds = time.monotonic() - started
             self._publish(stage, mark, place, seconds, resumed)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except UserError:  # says all there is to say
+            raise
+        except Exception as error:
+            if is_full_disk(error):
                 raise UserError(
                     f"the disk is full in stage {stage}; free some space and run the same command again, it continues", file=self.root
                 ) from None

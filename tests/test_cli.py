@@ -1,0 +1,224 @@
+"""What a user sees: one clear line for every mistake, JSON alone on stdout where it was asked for."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from pipeline import cli
+from pipeline.recipe import load_recipe
+
+ROWS = [("good film", "1"), ("bad film", "0")] * 60
+
+
+def command(monkeypatch, capsys, *arguments):
+    """Runs `pocketbert ARGUMENTS` in this process. Returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr("sys.argv", ["pocketbert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    return stopped.value.code or 0, said.out, said.err
+
+
+@pytest.fixture
+def pocketbert(monkeypatch, capsys):
+    return lambda *arguments: command(monkeypatch, capsys, *arguments)
+
+
+def refused(result, *parts):
+    """Asserts one line on stderr that holds all parts, no traceback, a non-zero exit."""
+    code, out, err = result
+    # Progress precedes the error; the error itself is the last line and the only one that says so.
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and err.rstrip().endswith(lines[0]), err
+    assert "Traceback" not in out + err
+    for part in parts:
+        assert str(part) in lines[0], lines[0]
+
+
+def write_tsv(path, rows, header="sentence\tlabel"):
+    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n')
+    return path
+
+
+@pytest.fixture
+def good(tmp_path):
+    return write_tsv(tmp_path / "good.tsv", [(f"{text} {at}", label) for at, (text, label) in enumerate(ROWS)])
+
+
+class TestData:
+    """`run` stops in its first stage, and leaves no stage folder behind."""
+
+    @pytest.fixture
+    def prepare(self, pocketbert, recipe, good, tmp_path):
+        def run(*settings, train=None, dev=None):
+            flags = [f"data.train={train or good}", f"data.dev={dev or good}", *settings]
+            result = pocketbert("finetune", recipe, "--out", tmp_path / "out", *(part for flag in flags for part in ("--set", flag)))
+            assert not (tmp_path / "out" / "data").exists()
+            return result
+
+        return run
+
+    def test_missing_file(self, prepare, tmp_path):
+        refused(prepare(train=tmp_path / "none.tsv"), "none.tsv")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_unreadable_file(self, prepare, tmp_path):
+        path = write_tsv(tmp_path / "secret.tsv", ROWS)
+        path.chmod(0)
+        refused(prepare(train=path), "secret.tsv")
+
+    def test_wrong_columns(self, prepare, tmp_path):
+        path = write_tsv(tmp_path / "columns.tsv", ROWS, header="review_body\tstars")
+        refused(prepare(train=path), "columns.tsv", "review_body")
+
+    def test_one_label(self, prepare, tmp_path):
+        path = write_tsv(tmp_path / "one.tsv", [(f"text {at}", "1") for at in range(150)])
+        refused(prepare(train=path, dev=path), "label")
+
+    def test_empty_text(self, prepare, tmp_path):
+        path = write_tsv(tmp_path / "empty.tsv", [*ROWS, ("  ", "1")])
+        refused(prepare(train=path), "empty.tsv", "122")
+
+    def test_not_utf8(self, prepare, tmp_path):
+        path = tmp_path / "latin.tsv"
+        path.write_bytes("sentence\tlabel\ncafé\t1\n".encode("latin-1"))
+        refused(prepare(train=path), "latin.tsv", "UTF-8")
+
+    def test_label_of_dev_unknown(self, prepare, tmp_path):
+        path = write_tsv(tmp_path / "dev.tsv", [("some text", "7"), ("other text", "1")])
+        refused(prepare(dev=path), "dev.tsv", "'7'")
+
+    def test_too_few_for_calibration(self, prepare):
+        refused(prepare("data.calibration=100"), "data.calibration")
+
+    def test_label_names_do_not_fit(self, prepare):
+        refused(prepare('data.label_names=["a", "b", "c"]'), "data.label_names", "3 names for 2 labels")
+
+    def test_answer_not_in_its_passage(self, prepare, tmp_path):
+        question = {"id": "q7", "question": "Who?", "answers": [{"text": "Carol", "answer_start": 0}]}
+        path = tmp_path / "squad.json"
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Alice met Bob.", "qas": [question]}]}]}))
+        refused(prepare("task=qa", train=path, dev=path), "squad.json", "q7")
+
+    def test_unanswerable_questions_need_to_be_allowed(self, prepare, tmp_path):
+        questions = [{"id": str(at), "question": f"Who is {at}?", "answers": [], "is_impossible": True} for at in range(3)]
+        path = tmp_path / "squad.json"
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Alice met Bob.", "qas": questions}]}]}))
+        refused(prepare("task=qa", train=path, dev=path), "qa.allow_no_answer")
+
+
+class TestRecipe:
+    def test_unknown_key_names_the_nearest(self, pocketbert, tmp_path):
+        path = tmp_path / "r.toml"
+        path.write_text('name = "t"\ntask = "qa"\n[data]\ntrian = "x"\n')
+        refused(pocketbert("run", path), "r.toml", "data.trian", "data.train")
+
+    def test_setting_without_value(self, pocketbert, recipe):
+        refused(pocketbert("run", recipe, "--set", "data.train"), "key=value")
+
+    def test_unknown_weights(self, pocketbert, recipe, good, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        settings = ("--set", f"data.train={good}", "--set", f"data.dev={good}", "--set", "teacher.weights=nobody/nothing")
+        refused(pocketbert("finetune", recipe, "--out", tmp_path / "out", *settings), "teacher.weights", "nobody/nothing")
+
+
+class TestBundle:
+    @pytest.fixture
+    def copy(self, tiny_classifier, tmp_path):
+        return shutil.copytree(tiny_classifier.path, tmp_path / "bundle")
+
+    def test_not_a_bundle(self, pocketbert, tmp_path):
+        refused(pocketbert("predict", tmp_path, "--text", "x"), "manifest.json", "missing")
+
+    @pytest.mark.parametrize("name", ["model.pte", "vocab.txt", "conformance.json"])
+    def test_file_missing(self, pocketbert, copy, name):
+        (copy / name).unlink()
+        refused(pocketbert("predict", copy, "--text", "x"), name, "missing")
+
+    def test_file_cut(self, pocketbert, copy):
+        path = copy / "model.pte"
+        path.write_bytes(path.read_bytes()[:-1000])
+        refused(pocketbert("evaluate", copy, "demo"), "model.pte", "bytes")
+
+    def test_file_altered(self, pocketbert, copy):
+        content = bytearray((copy / "model.pte").read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / "model.pte").write_bytes(content)
+        refused(pocketbert("verify", copy), "model.pte", "checksum")
+
+    def test_unknown_format(self, pocketbert, copy):
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+        refused(pocketbert("size", copy), "manifest.json", "format_version", "99")
+
+    def test_unknown_speed(self, pocketbert, copy):
+        refused(pocketbert("predict", copy, "--text", "x", "--speed", "warp"), "warp")
+
+    def test_question_for_a_classifier(self, pocketbert, copy):
+        refused(pocketbert("predict", copy, "--question", "x", "--passage", "y"), "--text")
+
+    def test_empty_text(self, pocketbert, copy):
+        refused(pocketbert("predict", copy, "--text", " "), "text")
+
+
+class TestJson:
+    def test_predict(self, pocketbert, tiny_classifier):
+        code, out, _ = pocketbert("predict", tiny_classifier.path, "--text", "ba be bi", "--speed", "0", "--json")
+        answer = json.loads(out)
+        assert code == 0 and answer["label"] in ("low", "middle", "high") and answer["depth"] == 2
+        assert len(answer["uncertainty"]) == 2 and answer["latency_ms"] > 0
+
+    def test_predict_question(self, pocketbert, tiny_qa, tmp_path):
+        passage = tmp_path / "passage.txt"
+        passage.write_text("Ba be bi bo bu. Da de di do du.")
+        code, out, _ = pocketbert("predict", tiny_qa.path, "--question", "ba?", "--passage", f"@{passage}", "--json")
+        answer = json.loads(out)
+        assert code == 0
+        if answer["answer"]:
+            assert passage.read_text()[answer["start"] : answer["end"]] == answer["answer"]
+
+    def test_evaluate(self, pocketbert, tiny_classifier, tmp_path):
+        rows = [(example.text, example.label) for example in tiny_classifier.examples]
+        data = write_tsv(tmp_path / "dev.tsv", rows)
+        code, out, _ = pocketbert("evaluate", tiny_classifier.path, data, "--speed", "0,exact", "--limit", "10", "--json")
+        result = json.loads(out)
+        assert code == 0 and result["examples"] == 10 and [speed["speed"] for speed in result["speeds"]] == ["0", "exact"]
+        for speed in result["speeds"]:
+            assert sum(speed["exits"]) == 10 and 0 <= speed["accuracy"] <= 1 and "f1" not in speed
+        assert result["speeds"][0]["mean_depth"] == 2
+
+    def test_size_and_verify(self, pocketbert, tiny_classifier):
+        code, out, _ = pocketbert("size", tiny_classifier.path, "--json")
+        sizes = json.loads(out)
+        assert code == 0 and sizes["total_bytes"] == sum(entry["bytes"] for entry in sizes["files"])
+        code, out, _ = pocketbert("verify", tiny_classifier.path, "--json")
+        checks = json.loads(out)
+        assert code == 0 and checks["passed"] and checks["checks"]
+
+    def test_doctor(self, pocketbert):
+        code, out, _ = pocketbert("doctor", "--json")
+        assert code == 0 and any("ExecuTorch" in finding["what"] for finding in json.loads(out))
+
+
+def test_help_names_every_command(pocketbert):
+    _, out, _ = pocketbert("--help")
+    for verb in "run finetune distill exits quantize export verify bench report predict evaluate size doctor".split():
+        assert verb in out
+
+
+def test_shipped_recipes_are_valid():
+    from pathlib import Path
+
+    recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+    assert len(recipes) >= 7
+    for path in recipes:
+        assert load_recipe(path).name == path.stem

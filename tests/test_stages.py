@@ -1,0 +1,183 @@
+"""Whole runs on a tiny checkpoint: killed in any stage they continue and end in the same bundle; a second run has nothing to do."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.examples import Answer, QAExample
+from pipeline.recipe import Recipe
+from pipeline.stages import STAGES, Run, load_examples, order_upto, save_examples
+from pipeline.workspace import digest_tree
+
+ROOT = Path(__file__).parent.parent
+WORDS = "good bad film story plot actor very not but dull bright slow fast the a it was".split()
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A BERT of 2 layers with random weights, as Hugging Face saves one."""
+    from pipeline.quiet import import_quietly
+
+    transformers = import_quietly("transformers")
+    folder = tmp_path_factory.mktemp("checkpoint")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *letters, *("##" + x for x in letters), *WORDS[:-1], "was"]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64
+    )
+    transformers.set_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, tiny_checkpoint) -> Path:
+    """Every stage, small: enough training steps for several checkpoints, both kinds of program, no reference model."""
+    folder = tmp_path_factory.mktemp("recipe")
+    chance = random.Random(0)
+    rows = []
+    for at in range(400):
+        label = at % 2
+        words = chance.choices(WORDS, k=chance.randint(4, 20))
+        words[chance.randrange(len(words))] = ("bad", "good")[label]
+        rows.append(f"{' '.join(words)} {at}\t{label}")
+    (folder / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    training = "training = { epochs = 4, batch_size = 4, learning_rate = 1e-3, checkpoint_minutes = 0.001 }"
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        f"""
+name = "tiny"
+task = "classification"
+precision = "fp32"
+[data]
+train = "{folder}/data.tsv"
+dev = "{folder}/data.tsv"
+dev_limit = 40
+calibration = 60
+max_length = 32
+[teacher]
+weights = "{tiny_checkpoint}"
+{training}
+[distill]
+{training}
+[exits]
+{training}
+[export]
+max_length = 32
+coreml_buckets = [32]
+[bench]
+reference = "none"
+lengths = [8]
+repeats = 3
+speeds = ["0", "exact"]
+"""
+    )
+    return recipe
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Two processes with two threads each would only wait for one another.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(recipe: Path, out: Path) -> str:
+    process = start(recipe, out)
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+def kill_in(stage: str, recipe: Path, out: Path) -> bool:
+    """Starts a run and kills it a moment after the stage has begun. False if the run got past the stage first."""
+    process = start(recipe, out)
+    work = out / ".work" / STAGES[stage].folder
+    record = out / ".stages" / f"{STAGES[stage].folder}.json"
+    try:
+        while process.poll() is None and not record.is_file():
+            # In a training, wait until it has something to continue from.
+            ready = work / "checkpoint.pt" if stage in ("finetune", "distill", "exits") else work / "out"
+            if ready.exists():
+                time.sleep(0.05)
+                break
+            time.sleep(0.002)
+        done = record.is_file()
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    return not done
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(recipe_file, out)
+    return out
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_it_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
+    out = tmp_path / "killed"
+    killed = [stage for stage in STAGES if kill_in(stage, recipe_file, out)]
+    # A stage of milliseconds may be over before the signal arrives; the long ones may not.
+    assert {"finetune", "distill", "exits", "export"} <= set(killed)
+    said = finish(recipe_file, out)
+    assert "finetune  unchanged" in said
+    assert digest_tree(out / "bundle") == digest_tree(whole / "bundle")
+    assert json.loads((out / ".stages" / "bundle.json").read_text())["digest"] == digest_tree(whole / "bundle")
+
+
+def test_second_run_redoes_nothing(recipe_file, whole):
+    said = finish(recipe_file, whole)
+    assert all(f"{stage:<9} unchanged" in said for stage in STAGES)
+
+
+def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
+    from pipeline.recipe import load_recipe
+
+    before = Run(load_recipe(recipe_file), whole)
+    after = Run(load_recipe(recipe_file, ["exits.exact=0.1"]), whole)
+    changed = {stage for stage in STAGES if before.mark(stage) != after.mark(stage)}
+    assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
+
+
+def test_report_and_results_are_there(whole):
+    page = (whole / "report" / "report.html").read_text()
+    assert "tiny" in page and "src=\"http" not in page
+    manifest = json.loads((whole / "bundle" / "manifest.json").read_text())
+    assert {program["backend"] for program in manifest["programs"]} == {"executorch", "coreml"}
+    assert not list((whole / ".work").iterdir())
+
+
+def test_examples_survive_the_way_to_disk(tmp_path):
+    # Unicode line separators are data, not ends of lines.
+    examples = [QAExample("1", "Who\u2028?", "A\u0085 B\r\nC", (Answer("B", 3),)), QAExample("2", "x", "y")]
+    save_examples(examples, tmp_path / "examples.jsonl")
+    assert load_examples(tmp_path / "examples.jsonl") == examples
+
+
+def test_order():
+    assert order_upto("exits") == ["prepare", "finetune", "distill", "exits"]
+    assert order_upto("report") == list(STAGES)
+
+
+def test_sections_are_parts_of_the_recipe():
+    for stage in STAGES.values():
+        assert set(stage.sections) <= set(Recipe.model_fields)
