@@ -178,16 +178,16 @@ def evaluate(
     """Runs the bundle's own programs over a labelled file: accuracy or EM/F1, depth, exits, latency; --speed takes several, a,b,c."""
     from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
-    from pipeline.runtime.bundle import Bundle
+    from pipeline.runtime.bundle import Bundle, default_speed
     from pipeline.runtime.evaluate import evaluate as run_evaluation
     from pipeline.summary import evaluation_table
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
     examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
-    speeds = [part.strip() for part in (speed or "exact").split(",") if part.strip()]
+    speeds = [part.strip() for part in (speed or default_speed(opened.manifest)).split(",") if part.strip()]
     with progress() as on_step:
-        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step)
+        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step, source=data)
     if as_json:
         emit(evaluation)
     else:

@@ -142,7 +142,7 @@ class Recipe(Section):
     bench: Bench = Bench()
 
     @model_validator(mode="after")
-    def consistent(self) -> "Recipe":
+    def consistent(self) -> Recipe:
         heads = {"classification": ("pooled", "linear", "bert", "distilbert"), "qa": ("attention", "linear")}[self.task]
         if self.exits.head not in (*heads, "default"):
             raise ValueError(f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}")

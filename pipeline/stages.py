@@ -6,14 +6,16 @@ import json
 import platform
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
 
 from pipeline.data.demo import load_demo
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
-from pipeline.data.files import label_values, read_examples, split_off
+from pipeline.data.files import read_examples
 from pipeline.data.items import make_items
+from pipeline.data.splits import label_values, split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.manifest import Speed, read_manifest, sha256_of
@@ -39,7 +41,7 @@ class Stage:
     folder: str
     after: tuple[str, ...]
     sections: tuple[str, ...]
-    build: Callable[["Run", Place, OnStep], None]
+    build: Callable[[Run, Place, OnStep], None]
     version: int = 1
 
 
@@ -84,7 +86,7 @@ class Run:
                     continue
                 console.print(f"{name:<9} ...")
                 with progress() as on_step:
-                    self.workspace.run(stage.folder, mark, lambda place: stage.build(self, place, on_step))
+                    self.workspace.run(stage.folder, mark, partial(stage.build, self, on_step=on_step))
                 console.print(f"{name:<9} {self.seconds(name):.0f} s")
 
     def seconds(self, name: str) -> float:
@@ -219,11 +221,11 @@ def check_window(recipe: Recipe, positions: int) -> None:
 
 def distill(run: Run, place: Place, on_step: OnStep) -> None:
     """The student's backbone and last head."""
+    import torch
+
     from pipeline.distill.student import initialise_student
     from pipeline.distill.task import distill
     from pipeline.model.checkpoint import save_model
-
-    import torch
 
     recipe = run.recipe
     teacher = run.model("finetune")

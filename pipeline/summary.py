@@ -38,7 +38,7 @@ def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
     return "" if value is None else format(value / unit, form)
 
 
-def evaluation_table(evaluation: "Evaluation") -> Table:
+def evaluation_table(evaluation: Evaluation) -> Table:
     """A row a speed."""
     table = Table("speed", *quality_columns(evaluation.task), "mean depth", "exits", "mean ms", "p50", "p95")
     for result in evaluation.speeds:
@@ -55,7 +55,7 @@ def evaluation_table(evaluation: "Evaluation") -> Table:
     return table
 
 
-def bench_table(report: "BenchReport") -> Table:
+def bench_table(report: BenchReport) -> Table:
     """A row for everything that was timed."""
     table = Table("system", "model", "precision", "length", "depth", "median ms", "p95 ms", "load ms", "peak MB", "file MB")
     for row in report.results:
@@ -74,7 +74,7 @@ def bench_table(report: "BenchReport") -> Table:
     return table
 
 
-def size_table(bundle: Path, report: "SizeReport") -> Table:
+def size_table(bundle: Path, report: SizeReport) -> Table:
     """Bytes by target and part, then what they are compared with."""
     table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
     for row in report.rows():
@@ -82,7 +82,7 @@ def size_table(bundle: Path, report: "SizeReport") -> Table:
     return table
 
 
-def print_summary(run: "Run") -> None:
+def print_summary(run: Run) -> None:
     """What a finished run ends with: some answers, the table, the times, and where everything is."""
     from pipeline.stages import run_results
 
@@ -90,28 +90,34 @@ def print_summary(run: "Run") -> None:
     results = run_results(run)
     bundle = run.path("export")
     print_answers(out, run, bundle)
+    table, notes = headline(results)
     out.print()
-    out.print(headline(results))
+    out.print(table)
+    for note in notes:
+        out.print(f"  {note}")
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in run.stage_seconds().items())
     out.print(f"\nstages: {seconds}; {sum(run.stage_seconds().values()):.0f} s in all")
     out.print(f"bundle: {bundle}\nreport: {run.path('report') / 'report.html'}")
 
 
-def headline(results: "RunResults") -> Table:
-    """BERT-base, teacher, student and the bundle at every speed: quality, size, mean latency, depth. The same lines as the report's."""
+def headline(results: RunResults) -> tuple[Table, list[str]]:
+    """BERT-base, teacher, student and the bundle at every speed: quality, size, mean latency, depth; and a note on each kind of line.
+
+    The lines are the report's.
+    """
     from pipeline.bench.report import headline_lines
 
     columns = quality_columns(results.task)
-    table = Table("", *columns, "MB", "mean ms", "x BERT-base", "mean depth", "how")
+    table = Table("", *columns, "MB", "mean ms", "x BERT-base", "mean depth")
+    notes: dict[str, str] = {}
     for line in headline_lines(results):
         scores = quality(line.score) or [""] * len(columns)
-        table.add_row(
-            line.name, *scores, cell(line.megabytes), cell(line.latency_ms, ".2f"), cell(line.speed_up), line.depth or "", line.note
-        )
-    return table
+        table.add_row(line.name, *scores, cell(line.megabytes), cell(line.latency_ms, ".2f"), cell(line.speed_up), line.depth or "")
+        notes.setdefault(line.note, line.name.split(",")[0])
+    return table, [f"{name}: {note}" for note, name in notes.items()]
 
 
-def print_answers(out: Console, run: "Run", bundle: Path) -> None:
+def print_answers(out: Console, run: Run, bundle: Path) -> None:
     """The bundle's answers to a few inputs, easy and hard."""
     from pipeline.runtime.bundle import Bundle
     from pipeline.runtime.runner import Runner

@@ -58,7 +58,8 @@ def reference_module(shape: EncoderConfig = BERT_BASE) -> Classifier:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return Classifier(transformers.BertForSequenceClassification(config)).eval()
+        with quiet_logging():  # transformers imports a model's code when it is first asked for
+            return Classifier(transformers.BertForSequenceClassification(config)).eval()
 
 
 def reference_program(length: int, on_step: OnStep = silent, shape: EncoderConfig = BERT_BASE) -> Path:

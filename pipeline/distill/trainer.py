@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class TensorBatch:
     targets: Tensor | None
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> "TensorBatch":
+    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
         def move(array):
             return None if array is None else torch.from_numpy(array).to(device)
 

@@ -8,7 +8,7 @@ be rejected is taken. Tested in this fixed order, the chance that any accepted t
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 

@@ -38,7 +38,7 @@ class EncoderConfig:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def with_(self, **changes) -> "EncoderConfig":
+    def with_(self, **changes) -> EncoderConfig:
         return replace(self, **changes)
 
 
@@ -126,7 +126,7 @@ class ExportLayer(Layer):
         return context.reshape(batch, length, -1)
 
     @classmethod
-    def of(cls, layer: Layer) -> "ExportLayer":
+    def of(cls, layer: Layer) -> ExportLayer:
         """The export form of a trained layer; shares no memory with it."""
         config = EncoderConfig(
             hidden_size=layer.qkv.in_features,

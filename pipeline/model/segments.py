@@ -57,7 +57,7 @@ class Programs(nn.Module):
         self.task, self.embed, self.segments = task, embed, nn.ModuleList(segments)
 
     @classmethod
-    def of(cls, model: ExitModel) -> "Programs":
+    def of(cls, model: ExitModel) -> Programs:
         """The export form of a student: a segment up to each of its exits. Shares no layer weights with the model."""
         segments, start = [], 0
         for exit_layer, head, temperature in zip(model.exit_layers, model.heads, model.temperatures):
