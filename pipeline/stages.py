@@ -335,9 +335,14 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
     from pipeline.verify.checks import to_json
     from pipeline.verify.stage import require, verify_bundle
 
-    checks = verify_bundle(run.path("export"), on_step)
+    bundle = run.path("export")
+    checks = verify_bundle(bundle, on_step)
+    if run.recipe.export.coreml:
+        from pipeline.verify.coreml_parity import check_against_model
+
+        checks += check_against_model(run.model("exits"), bundle, read_manifest(bundle), on_step)
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
-    checks.append(check_agreement(Bundle.open(run.path("export")), run.examples("dev"), answers, on_step))
+    checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
     report = json.dumps(to_json(checks), indent=2)
     write_text(place.scratch / "failed.json", report)
     require(checks, place.scratch / "failed.json")
@@ -411,7 +416,7 @@ STAGES: dict[str, Stage] = {
         Stage("exits", "exits", ("distill",), ("exits",), exits),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export),
-        Stage("verify", "verification", ("export",), (), verify),
+        Stage("verify", "verification", ("export",), (), verify, version=2),
         Stage("bench", "measurements", ("export",), ("bench",), bench),
         Stage("report", "report", ("verify", "bench"), (), report),
     )

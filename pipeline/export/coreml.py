@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,10 +105,12 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
         UserError: when no bucket is left at or below `export.max_length`.
     """
     options, on_step = recipe.export, on_step or silent
-    lengths = sorted({length for length in options.coreml_buckets if 2 <= length <= min(options.max_length, model.config.max_positions)})
+    longest = min(options.max_length, model.config.max_positions)
+    lengths = sorted({length for length in options.coreml_buckets if 2 <= length <= longest})
     if not lengths:
         raise UserError(
-            f"no bucket of {options.coreml_buckets} is from 2 to export.max_length, {options.max_length}; add one, or set export.coreml=false",
+            f"no bucket of {options.coreml_buckets} is from 2 to export.max_length, {options.max_length}; "
+            "add one, or set export.coreml=false",
             field="export.coreml_buckets",
         )
     partial = folder / f"{FOLDER}.partial"
@@ -146,7 +149,7 @@ def convert(source: Source, length: int, target: str, precision: Precision, pack
         exported = torch.export.export(source.module.eval(), source.example(length)).run_decompositions({})
         model = ct.convert(
             exported,
-            outputs=[ct.TensorType(name=output.name, dtype=getattr(ct.converters.mil.mil.types, f"fp{output.dtype[-2:]}")) for output in source.outputs],
+            outputs=[ct.TensorType(name=output.name, dtype=np.dtype(output.dtype).type) for output in source.outputs],
             convert_to="mlprogram",
             minimum_deployment_target=ct.target[target],
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,

@@ -30,13 +30,15 @@ __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 BACKEND = "coreml"
 LOGITS = {"classification": ("logits",), "qa": ("start_logits", "end_logits")}
 
-# Against the conformance vectors, by the bundle's scheme and the program's precision it is int8 with int8 at worst: see FLOORS below.
+# Against the conformance vectors, int8 of two makes. Measured with MiniLM's six layers, least over segments and buckets: exits trained on
+# SST-2 26 dB, 0.984 and every label the same; random heads, whose logits are nearly equal, 23 dB.
 LOGITS_FLOOR_DB = 15.0
 SAME_ANSWER_FLOOR = 0.85
 UNCERTAINTY_FLOOR = 0.95
 WINDOWS = 8
 
-# Against the program's own module, by (precision of the program, precision of the evaluation).
+# Against the program's own module, by (precision of the program, precision of the evaluation). Measured for int8 likewise: 32 dB (embed)
+# and 33 dB with trained exits, 24.8 dB with random ones; simulated float16 takes less than 0.3 dB of that.
 FLOORS_DB: dict[tuple[str, Precision], float] = {
     ("fp32", "float32"): 100.0,
     ("fp16", "float32"): 60.0,
