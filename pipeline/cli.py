@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline import __version__
 from pipeline.errors import UserError
-from pipeline.progress import console, progress
+from pipeline.progress import console, output, progress
 
 app = typer.Typer(
     help="A BERT, distilled, with an exit after every layer, as a bundle that a phone runs.\n\n"
@@ -111,7 +111,7 @@ def verify(
             table.add_row(
                 check.program, check.backend, check.metric, f"{check.value:.4g}", f"{check.floor:.4g}", "ok" if check.passed else "FAILED"
             )
-        console_out().print(table)
+        output().print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 
@@ -191,7 +191,7 @@ def evaluate(
     if as_json:
         emit(evaluation)
     else:
-        console_out().print(evaluation_table(evaluation))
+        output().print(evaluation_table(evaluation))
 
 
 @app.command()
@@ -231,7 +231,7 @@ def bench(
             write_text(file, report.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", file=file) from None
-    console_out().print(bench_table(report))
+    output().print(bench_table(report))
 
 
 @app.command()
@@ -247,7 +247,7 @@ def size(
         emit(reports[0] if len(reports) == 1 else [report.model_dump() for report in reports])
         return
     for bundle, report in zip(bundles, reports):
-        console_out().print(size_table(bundle, report))
+        output().print(size_table(bundle, report))
 
 
 @app.command()
@@ -262,14 +262,7 @@ def doctor(as_json: AsJson = False) -> None:
     table = Table("", "what", "found")
     for finding in findings:
         table.add_row("ok" if finding.ok else "--", finding.what, finding.found if finding.ok else f"{finding.found}; {finding.remedy}")
-    console_out().print(table)
-
-
-def console_out():
-    """A console on stdout, for results."""
-    from rich.console import Console
-
-    return Console(highlight=False)
+    output().print(table)
 
 
 def version(show: bool) -> None:

@@ -12,6 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
+WIDTH_IN_A_FILE = 110
+
+
+def output() -> Console:
+    """A console on stdout, for results; wide enough for a table where it is no terminal."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_IN_A_FILE)
+
+
 # (what is being done, steps done, steps in all)
 OnStep = Callable[[str, int, int], None]
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.examples import QAExample
+from pipeline.progress import output
 
 if TYPE_CHECKING:
     from pipeline.bench.measurements import BenchReport
@@ -86,7 +87,7 @@ def print_summary(run: Run) -> None:
     """What a finished run ends with: some answers, the table, the times, and where everything is."""
     from pipeline.stages import run_results
 
-    out = Console(highlight=False, soft_wrap=True)
+    out = output()
     results = run_results(run)
     bundle = run.path("export")
     print_answers(out, run, bundle)
