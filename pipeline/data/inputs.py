@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What a token that must not be seen, or must not be answered with, adds to its score; `pipeline.model.encoder.MASKED` says why this number.
+# What a token that must not be seen, or must not be answered with, adds to its score. float16 holds it, its exponential is 0 in every
+# float type, and unlike -inf or finfo.min it can neither become NaN nor overflow when a score is added to it.
 MASKED = -1e4
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.examples import Task
-from pipeline.model.encoder import MASKED
+from pipeline.data.inputs import MASKED
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What a masked position adds to an attention score. float16 holds it, its exponential is 0 in every float type,
-# and unlike -inf or finfo.min it can neither become NaN nor overflow when a score is added to it.
-MASKED = -1e4
+from pipeline.data.inputs import MASKED
 
 
 @dataclass(frozen=True)

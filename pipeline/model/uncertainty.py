@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.model.encoder import MASKED
+from pipeline.data.inputs import MASKED
 
 
 def entropy(logits: Tensor) -> Tensor:

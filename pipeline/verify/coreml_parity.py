@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from pipeline.conformance import Conformance, WindowVector
+from pipeline.data.inputs import MASKED
 from pipeline.data.spans import best_span
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Program
-from pipeline.model.encoder import MASKED
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
