@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -228,8 +227,3 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             keys.append(prefix + name)
     return keys
-
-
-def is_local(source: str) -> bool:
-    """Whether a data source or weights name is a path on this machine rather than a name."""
-    return os.sep in source and Path(source).exists() or Path(source).exists()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -34,20 +33,6 @@ class Timing:
     def of(cls, samples: Sequence[float]) -> Timing:
         """Median and 95th percentile (linear between neighbours) of at least one sample."""
         return cls(float(np.median(samples)), float(np.percentile(samples, 95)), tuple(samples))
-
-
-@dataclass
-class Timed:
-    """A function of this process as a `System`."""
-
-    name: str
-    work: Callable[[], object]
-    clock: Callable[[], float] = field(default=time.perf_counter)
-
-    def run(self) -> float:
-        started = self.clock()
-        self.work()
-        return (self.clock() - started) * 1000.0
 
 
 def alternate(

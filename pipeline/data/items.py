@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.features import encode_text
+from pipeline.data.features import encode_examples
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, label_window, make_windows
 from pipeline.errors import UserError
@@ -45,10 +45,9 @@ def classification_items(
     """One item per example. Raises UserError for a label that is not among `labels`."""
     index = {value: at for at, value in enumerate(labels)}
     items = []
-    for example in examples:
+    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
         if example.label is not None and example.label not in index:
             raise UserError(f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label")
-        feature = encode_text(tokenizer, example.text, example.text_pair, max_length)
         target = None if example.label is None else (index[example.label],)
         items.append(Item(feature.ids, feature.type_ids, target))
     return items

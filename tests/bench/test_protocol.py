@@ -2,7 +2,7 @@ import statistics
 
 import pytest
 
-from pipeline.bench.protocol import Timed, Timing, alternate
+from pipeline.bench.protocol import Timing, alternate
 
 
 class Recorder:
@@ -32,13 +32,6 @@ def test_percentile_is_that_of_the_statistics_module():
     timing = Timing.of(samples)
     assert timing.median_ms == statistics.median(samples)
     assert timing.p95_ms == pytest.approx(statistics.quantiles(samples, n=20, method="inclusive")[-1])
-
-
-def test_a_function_is_timed_by_the_clock_in_milliseconds():
-    ticks = iter([10.0, 10.25])
-    calls = []
-    assert Timed("f", lambda: calls.append(1), clock=lambda: next(ticks)).run() == 250.0
-    assert calls == [1]
 
 
 def test_two_systems_of_one_name_are_refused():
