@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.errors import UserError
@@ -34,11 +34,19 @@ def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+# Shorter word sequences are anybody's: "a good film" in two texts does not make one of them a part of the other.
+FRAGMENT_WORDS = 5
+
+
 def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Split examples into (rest, held), the same way for the same seed, each part in its old order.
 
-    What would leak stays on one side: the questions on one passage, the examples of one text (or pair of texts). So
-    `held` has exactly `count` examples where such groups allow it, and otherwise as few more as they do.
+    `held` is to say how a model does on what it never saw, so what belongs together stays on one side: the questions on one passage,
+    equal texts (or pairs of texts), and a text with its fragments (SST-2's training set holds the phrases of its sentences). Of a text
+    with its fragments, `held` takes the whole text alone, since whole texts are what an app will see, and the fragments go nowhere. A fragment
+    too short to tell whose it is always stays in the rest.
+
+    Questions of a passage are all held: `held` has exactly `count` of them where passages allow it, otherwise as few more as they do.
 
     Raises:
         UserError: `count` is not positive, or leaves nothing for the rest.
@@ -49,26 +57,88 @@ def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[
             "or give more data",
             field="count",
         )
-    groups: dict[Any, list[int]] = {}
-    for index, example in enumerate(examples):
-        key = example.passage if isinstance(example, QAExample) else (example.text, example.text_pair)
-        groups.setdefault(key, []).append(index)
-    order = list(groups.values())
+    groups = passages(examples) if isinstance(examples[0], QAExample) else whole_texts(examples)
+    order = list(groups)
     random.Random(seed).shuffle(order)
     held: set[int] = set()
+    gone: set[int] = set()
     left = []
+
+    def hold(group: Group) -> None:
+        held.update(group.held)
+        gone.update(group.members)
+
     for group in order:
-        if len(held) + len(group) <= count:
-            held.update(group)
+        if not group.held:
+            continue
+        if len(held) + len(group.held) <= count:
+            hold(group)
         else:
             left.append(group)
-    if len(held) < count:
-        held.update(min(left, key=len))
-    if len(held) == len(examples):
+    if len(held) < count and left:
+        hold(min(left, key=lambda group: len(group.held)))
+    if len(held) < count or len(gone) == len(examples):
         raise UserError(
-            f"holding {count} examples apart leaves none, since {len(groups)} "
-            f"text{'s' if len(groups) != 1 else ''} stay whole; give more data, or hold fewer apart",
+            f"holding {count} examples apart leaves none, since {len(order)} "
+            f"text{'s' if len(order) != 1 else ''} stay whole; give more data, or hold fewer apart",
             field="count",
         )
-    rest = [example for index, example in enumerate(examples) if index not in held]
+    rest = [example for index, example in enumerate(examples) if index not in gone]
     return rest, [examples[index] for index in sorted(held)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Indices of examples that belong together: all `members`, and those of them that a held part takes."""
+
+    members: tuple[int, ...]
+    held: tuple[int, ...]
+
+
+def passages(examples: Sequence[QAExample]) -> list[Group]:
+    """The questions of each passage."""
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.passage, []).append(index)
+    return [Group(tuple(group), tuple(group)) for group in groups.values()]
+
+
+def whole_texts(examples: Sequence[ClassificationExample]) -> list[Group]:
+    """Each text with its equals and its fragments of at least `FRAGMENT_WORDS` words; the held one is the first of the longest.
+
+    Shorter fragments are groups of their own, of which none is held. Pairs of texts group with equal pairs only.
+    """
+    first: dict[tuple, int] = {}
+    parent = []  # a forest: an example points towards the one that stands for its group
+    for index, example in enumerate(examples):
+        parent.append(first.setdefault((example.text, example.text_pair), index))
+
+    def find(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    words = {index: example.text.split() for index, example in enumerate(examples) if example.text_pair is None and parent[index] == index}
+    starts: dict[tuple, list[int]] = {}  # by their first words, all of them where there are fewer
+    for index, text in words.items():
+        starts.setdefault(tuple(text[:FRAGMENT_WORDS]), []).append(index)
+    short_fragments = set()
+    for index, text in words.items():
+        for at in range(len(text)):
+            for length in range(1, min(FRAGMENT_WORDS, len(text) - at) + 1):
+                for fragment in starts.get(tuple(text[at : at + length]), ()):
+                    if fragment == index or words[fragment] != text[at : at + len(words[fragment])]:
+                        continue
+                    if len(words[fragment]) < FRAGMENT_WORDS:
+                        short_fragments.add(fragment)
+                    else:
+                        parent[find(fragment)] = find(index)
+    groups: dict[int, list[int]] = {}
+    for index in range(len(examples)):
+        groups.setdefault(find(index), []).append(index)
+    whole = []
+    for standing_for, group in groups.items():
+        longest = min(group, key=lambda index: (-len(examples[index].text.split()), index))
+        whole.append(Group(tuple(group), () if standing_for in short_fragments else (longest,)))
+    return whole

@@ -44,12 +44,46 @@ def test_a_split_is_repeatable_and_whole():
 def test_a_split_leaks_neither_texts_nor_passages(seed):
     texts = [ClassificationExample(f"text {index % 12}", label=str(index)) for index in range(40)]
     rest, held = split_off(texts, 7, seed)
-    assert len(held) >= 7 and not {e.text for e in rest} & {e.text for e in held}
+    assert len(held) == 7 and not {e.text for e in rest} & {e.text for e in held}
+    assert len({e.text for e in held}) == 7  # equal texts are no evidence of their own
     questions = [QAExample(str(index), "q", f"passage {index // 5}") for index in range(40)]
     for count, expected in [(1, 5), (5, 5), (12, 15), (35, 35)]:
         rest, held = split_off(questions, count, seed)
         assert len(held) == expected and len(rest) == 40 - expected
         assert not {e.passage for e in rest} & {e.passage for e in held}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_held_text_takes_its_fragments_along(seed):
+    """As in SST-2, whose training set holds the phrases of its sentences: with the phrases in train, the sentence is no longer unseen."""
+    whole = [f"s{n} one two three s{n}a four five s{n}b six seven" for n in range(8)]
+    fragments = [" ".join(text.split()[at : at + 6]) for text in whole for at in (0, 1, 4)]
+    common = ["one two three", "six seven", "one"]
+    everything = [ClassificationExample(text) for text in (*fragments, *common, *whole)]
+    rest, held = split_off(everything, 3, seed)
+    assert len(held) == 3
+    left = {e.text for e in rest}
+    assert set(common) <= left  # too short to belong to one text, and no whole text
+    for example in held:
+        assert example.text in whole  # not one of its fragments
+        assert not any(fragment in example.text for fragment in left if len(fragment.split()) >= 5)
+    untouched = [text for text in whole if text in left]
+    assert len(untouched) >= 5 and all(f in left for text in untouched for f in fragments if f in text)
+
+
+def test_a_chain_of_fragments_is_one_group():
+    long, middle, short = "a b c d e f g h i", "b c d e f g h", "c d e f g"
+    other = [ClassificationExample(f"other text number {n} is a whole one") for n in range(2)]
+    rest, held = split_off([ClassificationExample(text) for text in (short, middle, long)] + other, 2, 0)
+    texts = {e.text for e in (*rest, *held)}
+    assert texts == {long, *(e.text for e in other)} or texts == {short, middle, long, *(e.text for e in other)}
+    assert not ({short, middle} & {e.text for e in held})
+
+
+def test_pairs_are_kept_apart_by_both_texts():
+    pairs = [ClassificationExample("the same first text in all of them", f"second {n % 5}") for n in range(20)]
+    rest, held = split_off(pairs, 2, 1)
+    assert len(held) == 2 and not {e.text_pair for e in rest} & {e.text_pair for e in held} and len(rest) == 12
 
 
 @pytest.mark.parametrize("count", [0, -1, 3, 4])
