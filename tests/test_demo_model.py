@@ -1,17 +1,22 @@
-"""The embedded reviews need a model: a pretrained one, fine-tuned as the demo recipe does it, is far above a bag of words."""
+"""A real model on the embedded reviews: it is far above a bag of words, and what its exits say bears the bound out."""
 
 import math
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from pipeline.data.demo import load_demo
 from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.finetune import build_teacher, finetune
+from pipeline.distill.student import initialise_student
 from pipeline.errors import UserError
-from pipeline.exits.predictions import predict, run_model
+from pipeline.exits.calibrate import calibrate
+from pipeline.exits.predictions import Predictions, predict, run_model
+from pipeline.exits.rule import exits_taken
+from pipeline.exits.self_distill import self_distill
 from pipeline.model.checkpoint import load_pretrained, minilm_folder
 from pipeline.recipe import Recipe
 
@@ -36,8 +41,9 @@ def bag_of_words_accuracy(train, dev) -> float:
     return sum(guess(example.text) == example.label for example in dev) / len(dev)
 
 
-@pytest.mark.timeout(900)
-def test_bag_of_words_is_ten_points_below_the_model(tmp_path):
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory) -> Predictions:
+    """Of all exits of MiniLM, fine-tuned on the first part of the reviews, on the rest."""
     try:
         minilm_folder()
     except UserError:
@@ -51,12 +57,37 @@ def test_bag_of_words_is_ten_points_below_the_model(tmp_path):
                 "token_types": False,
                 "training": {"epochs": 2, "learning_rate": 1e-4, "freeze_embeddings": True},
             },
+            "exits": {"training": {"epochs": 2, "head_learning_rate": 1e-3}},
         }
     )
     labels = ("negative", "positive")
+    scratch = tmp_path_factory.mktemp("demo")
     pretrained = load_pretrained("minilm", "classification")
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
     teacher = build_teacher(pretrained, recipe, len(labels))
-    finetune(teacher, make_items(train, tokenizer, labels, recipe), recipe, tmp_path / "checkpoint.pt")
-    accuracy = predict(run_model, teacher, dev, tokenizer, labels, recipe).metrics()["accuracy"]
-    assert bag_of_words_accuracy(train, dev) <= accuracy - 0.10
+    items = make_items(train, tokenizer, labels, recipe)
+    finetune(teacher, items, recipe, scratch / "teacher.pt")
+    model = initialise_student(teacher, None, None, teacher.head_kind)
+    self_distill(model, items, recipe, scratch / "exits.pt")
+    return predict(run_model, model, dev, tokenizer, labels, recipe)
+
+
+@pytest.mark.timeout(900)
+def test_bag_of_words_is_ten_points_below_the_model(predictions):
+    assert bag_of_words_accuracy(*load_demo("classification")) <= predictions.metrics()["accuracy"] - 0.10
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("max_loss", [0.02, 0.04])
+def test_the_bound_holds_on_real_predictions(predictions, max_loss):
+    """Calibration splits drawn again and again from what a real model said: the loss among all exceeds the bound at most as often as delta."""
+    random, delta, rows = np.random.default_rng(0), 0.1, np.arange(len(predictions.score))
+    lost, depth = [], []
+    for split in range(200):
+        drawn = random.integers(0, len(rows), 500)
+        part = Predictions(predictions.score[drawn], predictions.exact[drawn], predictions.uncertainty[drawn], predictions.answers)
+        exits = exits_taken(predictions.uncertainty, calibrate(part, max_loss, delta, "accuracy", split).thresholds)
+        lost.append((predictions.score[:, -1] - predictions.score[rows, exits]).mean())
+        depth.append((exits + 1).mean())
+    assert np.mean(np.array(lost) > max_loss) <= delta
+    assert min(depth) < predictions.exits  # or there was nothing to be wrong about
