@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from pipeline import processes
+
+# Of several processes, all of which come here, one speaks.
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
 WIDTH_IN_A_FILE = 110
 
@@ -33,6 +36,9 @@ def silent(what: str, done: int, total: int) -> None:
 @contextmanager
 def progress() -> Iterator[OnStep]:
     """Gives a function to report steps with. A new description starts a new bar."""
+    if not processes.is_main():
+        yield silent
+        return
     if not sys.stderr.isatty():
         yield _lines()
         return

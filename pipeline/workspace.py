@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import processes
 from pipeline.errors import UserError
 from pipeline.manifest import sha256_of
 
@@ -56,6 +57,8 @@ class Workspace:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        if not processes.is_main():  # writes nothing
+            return
         try:
             (self.root / ".stages").mkdir(parents=True, exist_ok=True)
             (self.root / ".work").mkdir(exist_ok=True)
@@ -64,7 +67,10 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second run out of the same folder. The lock goes with the process, however that ends."""
+        """Keeps a second run out of the same folder; all processes of one run share it. The lock goes with the process, however that ends."""
+        if not processes.is_main():
+            yield
+            return
         with open(self.root / ".lock", "w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -41,9 +41,12 @@ def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int) -> ExitMo
 
 
 def finetune(
-    teacher: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent
+    teacher: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent, curve: Path | None = None
 ) -> ExitModel:
-    """Trains the teacher on the labels, all of it unless the recipe freezes the embeddings. Returns it in evaluation mode."""
+    """Trains the teacher on the labels, all of it unless the recipe freezes the embeddings. Returns it in evaluation mode.
+
+    `curve` is where the losses go, see `Trainer.write_losses`.
+    """
     training = recipe.teacher.training
     teacher.to(device()).train()
     teacher.encoder.embeddings.word.weight.requires_grad_(not training.freeze_embeddings)
@@ -52,7 +55,7 @@ def finetune(
         output = teacher(batch.ids, batch.mask, batch.types)
         return hard_loss(recipe.task, output.logits[-1], batch.targets, batch.answer_mask)
 
-    Trainer(
+    trainer = Trainer(
         "fine-tuning the teacher",
         teacher,
         parameter_groups(list(teacher.encoder.parameters()), list(teacher.heads.parameters()), training),
@@ -62,5 +65,8 @@ def finetune(
         seed=recipe.seed,
         checkpoint=checkpoint,
         on_step=on_step,
-    ).run(items)
+    )
+    trainer.run(items)
+    if curve:
+        trainer.write_losses(curve)
     return teacher.cpu().eval()

@@ -17,11 +17,12 @@ from pipeline.recipe import Recipe
 
 
 def self_distill(
-    model: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent
+    model: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent, curve: Path | None = None
 ) -> ExitModel:
     """Trains all heads but the last by KL to the last one's distribution; backbone and last head stay as they are.
 
-    The examples need no labels. Returns the model in evaluation mode; one with a single exit comes back unchanged.
+    The examples need no labels. Returns the model in evaluation mode; one with a single exit comes back unchanged. `curve` is where
+    the losses go, see `Trainer.write_losses`.
     """
     if len(model.heads) == 1:
         return model.eval()
@@ -42,7 +43,7 @@ def self_distill(
         # A sum: each head has its own parameters and its own gradient.
         return torch.stack(losses).sum()
 
-    Trainer(
+    trainer = Trainer(
         "distilling the exits",
         early,
         parameter_groups([], list(early.parameters()), recipe.exits.training),
@@ -52,5 +53,8 @@ def self_distill(
         seed=recipe.seed + 2,
         checkpoint=checkpoint,
         on_step=on_step,
-    ).run(items)
+    )
+    trainer.run(items)
+    if curve:
+        trainer.write_losses(curve)
     return model.cpu().requires_grad_(True).eval()

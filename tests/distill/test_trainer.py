@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,53 @@ def test_killed_and_resumed_is_bitwise_the_same(tmp_path, make, precision, accum
         assert any(not torch.equal(killed[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("kill_at", [1, 4, 10])
+def test_the_loss_curve_is_the_same_after_a_kill(tmp_path, kill_at):
+    """Also where the loss draws by chance: what a step draws depends on the step alone."""
+    training, items, curves = Training(epochs=2, batch_size=4, checkpoint_minutes=1e-9), items_of(20), []
+    for name, stops in (("whole", [None]), ("killed", [kill_at, None])):
+        for stop in stops:
+            torch.manual_seed(0)
+            model = Bag()
+
+            def loss(batch, model=model):
+                keep = torch.nn.functional.dropout(torch.ones(()), 0.5) + 0.5
+                return model.loss(batch) * keep
+
+            def on_step(what, done, total, stop=stop):
+                if done == stop:
+                    raise Killed
+
+            trainer = trainer_of(model, loss, training, tmp_path / f"{name}.pt", on_step=on_step)
+            try:
+                trainer.run(items)
+            except Killed:
+                torch.rand(7)  # another process, another state of chance
+        trainer.write_losses(tmp_path / f"{name}.json")
+        curves.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    whole, killed = curves
+    assert whole == killed and len(whole["losses"]) == 10 and whole["training"] == "training"
+    assert len(set(whole["losses"])) == 10
+
+
+def test_batches_know_their_items(tmp_path):
+    """By `indices` and `number` a loss finds what belongs to an item, and draws anew for every batch."""
+    items, seen, model = items_of(10), [], Bag()
+
+    def loss(batch):
+        for row, index in enumerate(batch.indices):
+            length = len(items[index].ids)
+            assert batch.ids[row, :length].tolist() == items[index].ids.tolist() and batch.mask[row].sum() == length
+        assert (batch.whole == batch.indices).all() and batch.token_weight == 1.0
+        seen.append((batch.number, *batch.indices))
+        return model.loss(batch)
+
+    trainer_of(model, loss, Training(epochs=2, batch_size=4), tmp_path / "a.pt").run(items)
+    assert [number for number, *_ in seen] == list(range(6))
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(index for _, *indices in epoch for index in indices) == list(range(10))
+
+
 def test_killed_twice(tmp_path):
     training = Training(epochs=2, batch_size=4, checkpoint_minutes=1e-9)
     whole, _ = train(bag, training, items_of(20), tmp_path / "whole.pt")
@@ -193,6 +242,22 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path, value):
         trainer_of(model, loss, training, tmp_path / "checkpoint.pt").run(items_of(20))
     state = torch.load(tmp_path / "checkpoint.pt")
     assert state["step"] == 3 and all(torch.isfinite(tensor).all() for tensor in state["parameters"].values())
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_gradient_that_is_no_number_is_not_stepped_along(tmp_path):
+    """The loss is still finite then; after the step all weights, and the next checkpoint, would not be."""
+    model = Bag()
+
+    def loss(batch):
+        bias = model.out.bias.sum()
+        root = (bias - bias.detach()).abs().sqrt() if batch.number == 3 else 0.0  # it is 0, its slope is not a number
+        return model.loss(batch) + root
+
+    training = Training(epochs=2, batch_size=4, checkpoint_minutes=1e-9)
+    with pytest.raises(UserError, match="gradient is nan at step 4 of 10"):
+        trainer_of(model, loss, training, tmp_path / "checkpoint.pt").run(items_of(20))
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 3
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

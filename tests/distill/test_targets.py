@@ -1,0 +1,107 @@
+"""Kept targets are what the teacher says, and a student learns from them as from the teacher itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.items import Item, collate
+from pipeline.distill import targets
+from pipeline.distill.student import initialise_student
+from pipeline.distill.targets import keep_targets
+from pipeline.distill.task import distill
+from pipeline.errors import UserError
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.recipe import Recipe, load_recipe
+
+CONFIG = EncoderConfig(vocab_size=40, hidden_size=64, layers=2, heads=2, intermediate_size=64, max_positions=32)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(targets, "BLOCK", 4)
+
+
+def items_of(task: str) -> list[Item]:
+    chance = np.random.default_rng(0)
+    items = []
+    for at in range(14):  # 4 blocks, the last of 2
+        length = int(chance.integers(3, 20))
+        mask = np.arange(length) >= 2 if task == "qa" else None
+        items.append(Item(chance.integers(1, 40, length), np.zeros(length, np.int64), (2, 2) if task == "qa" else (at % 3,), mask))
+    return items
+
+
+def model_of(task: str) -> ExitModel:
+    torch.manual_seed(0)
+    model = ExitModel(task, CONFIG, 3 if task == "classification" else 2, "linear", [2]).eval()
+    with torch.no_grad():
+        model.heads[0].out.weight.mul_(30)  # logits of the size that a trained teacher's have
+    return model
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+def test_every_item_has_its_logits(tmp_path, task):
+    items, model = items_of(task), model_of(task)
+    kept = keep_targets(tmp_path / "targets", lambda batch: model(batch.ids, batch.mask, batch.types).logits[-1], items, "fp32")
+    rows = np.array([13, 0, 7, 4])
+    batch = collate([items[row] for row in rows])
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).logits[-1]
+    if task == "qa":
+        wanted = wanted * torch.from_numpy(batch.mask)[..., None]
+    given = kept.batch(rows, torch.device("cpu"))
+    assert given.shape == wanted.shape and given.dtype == torch.float32
+    assert 4 < wanted.abs().max() < 16
+    torch.testing.assert_close(given, wanted, rtol=2**-11, atol=1e-3)
+    assert all(isinstance(block, np.memmap) for block in kept.blocks)
+
+
+def test_an_interrupted_pass_asks_only_about_the_rest(tmp_path):
+    items, model, asked = items_of("classification"), model_of("classification"), []
+
+    def teacher(batch, stop_at=None):
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        asked.append(len(batch.ids))
+        return model(batch.ids, batch.mask).logits[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_targets(tmp_path / "t", lambda batch: teacher(batch, 2), items, "fp32")
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["00000.npy", "00001.npy"]
+    kept = keep_targets(tmp_path / "t", teacher, items, "fp32")
+    assert asked == [4, 4, 4, 2]
+    whole = keep_targets(tmp_path / "w", teacher, items, "fp32")
+    assert all(np.array_equal(kept.of(at), whole.of(at)) for at in range(len(items)))
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+def test_a_student_learns_the_same_from_them(tmp_path, task):
+    losses, steps, ran = [], [], []
+    for keep in (False, True):
+        teacher = model_of(task)
+        torch.manual_seed(1)
+        student = initialise_student(teacher, [0], None, "linear")
+        training = {"epochs": 3, "batch_size": 4, "exit_weight": 0.5}
+        recipe = Recipe.model_validate(
+            {"name": "t", "task": task, "precision": "fp32", "distill": {"keep_targets": keep, "training": training}}
+        )
+        teacher.register_forward_hook(lambda *_: steps.append(1))
+        distill(student, teacher, items_of(task), recipe, tmp_path / f"{keep}.pt", curve=tmp_path / f"{keep}.json")
+        ran.append(len(steps))
+        steps.clear()
+        losses.append(json.loads((tmp_path / f"{keep}.json").read_text())["losses"])
+    assert ran == [12, 4]  # once a step; once a block
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_states_are_not_kept(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('name = "t"\ntask = "classification"\n[distill]\nkeep_targets = true\nhidden_weight = 1.0\n')
+    with pytest.raises(UserError, match=r"r\.toml: distill\.keep_targets: keeps the teacher's logits.*hidden_weight.*to 0"):
+        load_recipe(recipe)
+    assert load_recipe(recipe, ["distill.hidden_weight=0"]).distill.keep_targets
