@@ -30,7 +30,7 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<s
 _FILE_SUFFIXES = (
     ".json", ".jsonl", ".ndjson", ".tsv", ".csv", ".txt", ".parquet", ".pq", ".gz", ".zip", ".bz2", ".xz", ".zst",
 )  # fmt: skip
-_BINARY = {
+BINARY = {
     b"\x1f\x8b": "gzip-compressed; decompress it first",
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"BZh": "bzip2-compressed; decompress it first",
@@ -42,7 +42,7 @@ _BINARY = {
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One row of a flat file; `place` is where it stands, as an error names it ("line 3", "row 3")."""
 
     place: str
@@ -76,9 +76,9 @@ def read_examples(
     if limit is not None and limit < 1:
         raise UserError(f"{limit} examples are none; set at least 1, or leave it out", field="limit")
     path = Path(source)
-    hub = None if _exists(path) else _hub_name(str(source))
+    hub = None if exists(path) else hub_name(str(source))
     if hub is not None:
-        rows: Iterator[_Row] = _hub_rows(str(source), hub)
+        rows: Iterator[Row] = hub_rows(str(source), hub)
     else:
         content = _read(path)
         if content.startswith(b"PAR1"):
@@ -111,7 +111,8 @@ def _some(source: str | Path, examples: Iterator[Example]) -> list[Example]:
 # --- bytes and text -------------------------------------------------------------------------------------------------
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is such a file, as far as can be told."""
     try:
         return path.exists()
     except PermissionError:
@@ -130,7 +131,7 @@ def _read(path: Path) -> bytes:
             raise UserError("this is a folder; name a file in it", file=path) from None
         raise UserError(f"the file cannot be read ({error.strerror}); check its permissions", file=path) from None
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) or not _exists(path):
+        if isinstance(error, FileNotFoundError) or not exists(path):
             raise UserError(
                 f'there is no such file; give {FORMS}, or a hub data set as "owner/name:split"', file=path
             ) from None
@@ -144,7 +145,7 @@ def _decode(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        for start, what in _BINARY.items():
+        for start, what in BINARY.items():
             if content.startswith(start):
                 raise UserError(f"this is not text but {what}", file=path) from None
         line = content.count(b"\n", 0, error.start) + 1
@@ -166,7 +167,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 # --- flat rows from each form ---------------------------------------------------------------------------------------
 
 
-def _json_content(path: Path, text: str) -> tuple[list[Any] | None, Iterator[_Row]]:
+def _json_content(path: Path, text: str) -> tuple[list[Any] | None, Iterator[Row]]:
     """(the articles of a SQuAD document, nothing), or (None, the rows of a JSON list or of JSON lines)."""
     first, line = next(_lines(text))
     rest_of_file = text.split("\n", first)[first:] or [""]
@@ -198,23 +199,23 @@ def _json(path: Path, text: str, line: int | None = None) -> Any:
     raise UserError(f"broken JSON, {reason}; correct it there", file=path, field=f"line {place}")
 
 
-def _json_lines(path: Path, text: str) -> Iterator[_Row]:
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
     for number, line in _lines(text):
         yield _row(path, f"line {number}", _json(path, line, number))
 
 
-def _listed_rows(path: Path, values: list[Any]) -> Iterator[_Row]:
+def _listed_rows(path: Path, values: list[Any]) -> Iterator[Row]:
     for number, value in enumerate(values, start=1):
         yield _row(path, f"row {number}", value)
 
 
-def _row(path: Path, place: str, value: Any) -> _Row:
+def _row(path: Path, place: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise UserError('not an object; write {"text": ..., "label": ...}', file=path, field=place)
-    return _Row(place, value)
+    return Row(place, value)
 
 
-def _delimited_rows(path: Path, text: str) -> Iterator[_Row]:
+def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
     _, header = next(_lines(text))
     if "\t" in header:
         records = ((number, line.split("\t")) for number, line in _lines(text))
@@ -234,7 +235,7 @@ def _delimited_rows(path: Path, text: str) -> Iterator[_Row]:
                 "give the line as many as the header (a TSV has no quoting, a CSV quotes a cell with a comma in it)",
                 file=path, field=f"line {number}",
             )
-        yield _Row(f"line {number}", dict(zip(columns, cells)))
+        yield Row(f"line {number}", dict(zip(columns, cells)))
 
 
 def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -260,7 +261,7 @@ def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, l
             yield line, record
 
 
-def _parquet_rows(path: Path, content: bytes) -> Iterator[_Row]:
+def _parquet_rows(path: Path, content: bytes) -> Iterator[Row]:
     pyarrow = _library("pyarrow", path)
     parquet = _library("pyarrow.parquet", path)
     try:
@@ -269,9 +270,9 @@ def _parquet_rows(path: Path, content: bytes) -> Iterator[_Row]:
         for batch in table.iter_batches(batch_size=1024):
             for values in batch.to_pylist():
                 number += 1
-                yield _Row(f"row {number}", values)
+                yield Row(f"row {number}", values)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"broken Parquet, {_first_line(error)}; write the file anew", file=path) from None
+        raise UserError(f"broken Parquet, {first_line(error)}; write the file anew", file=path) from None
 
 
 def _library(name: str, source: str | Path) -> Any:
@@ -282,14 +283,15 @@ def _library(name: str, source: str | Path) -> Any:
         raise UserError(f"reading this needs {package}; run: pip install {package}", file=source) from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 # --- the hub --------------------------------------------------------------------------------------------------------
 
 
-def _hub_name(source: str) -> re.Match[str] | None:
+def hub_name(source: str) -> re.Match[str] | None:
     """The source's parts if it reads as a hub name rather than as the path of a file that is missing."""
     found = _HUB_NAME.fullmatch(source)
     if found is None or source.startswith(".") or source.split(":")[0].lower().endswith(_FILE_SUFFIXES):
@@ -297,16 +299,17 @@ def _hub_name(source: str) -> re.Match[str] | None:
     return found
 
 
-def _hub_rows(source: str, hub: re.Match[str]) -> Iterator[_Row]:
+def hub_rows(source: str, hub: re.Match[str], streaming: bool = False) -> Iterator[Row]:
+    """The rows of a hub set; `hub` is `hub_name`'s match of `source`. With `streaming` they come as they are read, nothing is kept."""
     datasets = _library("datasets", source)
     try:
-        loaded = datasets.load_dataset(hub["name"], hub["config"], split=hub["split"])
+        loaded = datasets.load_dataset(hub["name"], hub["config"], split=hub["split"], **({"streaming": True} if streaming else {}))
     except ValueError as error:  # a config or a split that the data set does not have
-        raise UserError(f'{_first_line(error)}; name it as "owner/name/config:split"', file=source) from None
+        raise UserError(f'{first_line(error)}; name it as "owner/name/config:split"', file=source) from None
     except Exception as error:  # noqa: BLE001 - the hub's client raises whatever its HTTP library does
         raise UserError(
             f"there is no such file, and the hub was not reachable or has no such data set "
-            f"({type(error).__name__}: {_first_line(error)}); correct the path, or download the data set "
+            f"({type(error).__name__}: {first_line(error)}); correct the path, or download the data set "
             "and name its file",
             file=source,
         ) from None
@@ -317,14 +320,14 @@ def _hub_rows(source: str, hub: re.Match[str]) -> Iterator[_Row]:
                 file=source,
             )
         loaded = next(iter(loaded.values()))
-    return (_Row(f"row {number}", dict(values)) for number, values in enumerate(loaded, start=1))
+    return (Row(f"row {number}", dict(values)) for number, values in enumerate(loaded, start=1))
 
 
 # --- rows to examples -----------------------------------------------------------------------------------------------
 
 
 def _classification_examples(
-    source: str | Path, rows: Iterator[_Row], text: str | None, text_pair: str | None, label: str | None
+    source: str | Path, rows: Iterator[Row], text: str | None, text_pair: str | None, label: str | None
 ) -> Iterator[ClassificationExample]:
     first = next(rows, None)
     if first is None:
@@ -353,7 +356,7 @@ def _classification_examples(
 
 
 def _classification_example(
-    source: str | Path, row: _Row, text: str, text_pair: str | None, label: str | None
+    source: str | Path, row: Row, text: str, text_pair: str | None, label: str | None
 ) -> ClassificationExample:
     return ClassificationExample(
         text=_text(source, row, text),
@@ -383,7 +386,7 @@ def _listed(columns: Sequence[str]) -> str:
     return shown + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
 
 
-def _text(source: str | Path, row: _Row, column: str) -> str:
+def _text(source: str | Path, row: Row, column: str) -> str:
     value = row.values.get(column)
     field = f"{row.place}, {column}"
     if value is None:
@@ -408,7 +411,7 @@ def _json_kind(value: Any) -> str:
     return "nothing" if value is None else "an object"
 
 
-def _label(source: str | Path, row: _Row, column: str) -> str | None:
+def _label(source: str | Path, row: Row, column: str) -> str | None:
     """The label as a string, 1.0 as "1"; None for null."""
     field = f"{row.place}, {column}"
     if column not in row.values:
@@ -434,7 +437,7 @@ def _label(source: str | Path, row: _Row, column: str) -> str | None:
     return value.strip()
 
 
-def _qa_examples(source: str | Path, rows: Iterator[_Row]) -> Iterator[QAExample]:
+def _qa_examples(source: str | Path, rows: Iterator[Row]) -> Iterator[QAExample]:
     first = next(rows, None)
     if first is None:
         return
@@ -477,7 +480,7 @@ def _qa_examples(source: str | Path, rows: Iterator[_Row]) -> Iterator[QAExample
         )
 
 
-def _flat_answers(source: str | Path, row: _Row, column: str) -> list[tuple[Any, Any]]:
+def _flat_answers(source: str | Path, row: Row, column: str) -> list[tuple[Any, Any]]:
     """(text, start) of each answer, from {"text": [...], "answer_start": [...]} or a list of objects; null is none."""
     value, field = row.values[column], f"{row.place}, {column}"
     if isinstance(value, str):  # a TSV or CSV can only hold it as JSON

@@ -103,6 +103,11 @@ class WordPieceTokenizer:
         encodings = self._tokenizer.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
         return [_tokenized(encoding) for encoding in encodings]
 
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids that `encode` gives each text, without the offsets, which take longer than the ids."""
+        encodings = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
 
 def _tokenized(encoding: Encoding) -> TokenizedText:
     return TokenizedText(np.asarray(encoding.ids, dtype=np.int64), encoding.offsets)

@@ -30,6 +30,24 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) ->
     return ((1 - cosine) * mask).sum() / mask.sum()
 
 
+def mlm_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy with the hidden words; logits: [chosen tokens, vocabulary], words: [chosen tokens] (BERT, section 3.1, task 1)."""
+    return F.cross_entropy(logits.float(), words)
+
+
+def attention_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
+    """KL divergence from the teacher's attention to the student's, mean over heads and real tokens (MiniLM, section 3.1, equation 5).
+
+    Args:
+        student_logits, teacher_logits: scores before the softmax, [batch, heads, length, length], padded keys already out of reach.
+        mask: [batch, length]; a padded token's own attention does not count.
+    """
+    student = F.log_softmax(student_logits.float(), dim=-1)
+    teacher = F.log_softmax(teacher_logits.float(), dim=-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)  # [batch, length]
+    return (divergence * mask).sum() / mask.sum()
+
+
 def distributions(task: Task, logits: Tensor, answer_mask: Tensor | None) -> list[Tensor]:
     """The logits of each distribution that a head gives: one over the labels, or start and end over the tokens that may answer.
 

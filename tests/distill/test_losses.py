@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.distill.losses import cosine_loss, distributions, hard_loss, soft_loss, soft_target_loss
+from pipeline.distill.losses import (
+    attention_loss,
+    cosine_loss,
+    distributions,
+    hard_loss,
+    mlm_loss,
+    soft_loss,
+    soft_target_loss,
+)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -124,3 +132,52 @@ def test_classification_losses_are_torchs():
     assert float(hard_loss("classification", student, targets, None)) == pytest.approx(expected, rel=1e-5)
     expected = kl(teacher.numpy(), student.numpy(), 2.0)
     assert float(soft_loss("classification", student, teacher, None, 2.0)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_targets_are_the_papers_cross_entropy_less_the_teachers_entropy(temperature):
+    """DistilBERT, section 2: the sum of t_i * log(s_i), at a temperature; here times T^2, and 0 where student and teacher agree."""
+    student, teacher = normal(5, 7), normal(5, 7, seed=1)
+    t, s = (softmax(part.double().numpy() / temperature) for part in (teacher, student))
+    cross_entropy, entropy = -(t * np.log(s)).sum(-1).mean(), -(t * np.log(t)).sum(-1).mean()
+    assert float(soft_target_loss(student, teacher, temperature)) == pytest.approx(temperature**2 * (cross_entropy - entropy), rel=1e-4)
+
+
+def test_cosine_loss_is_torchs_with_target_1():
+    student, teacher = normal(2, 5, 8).requires_grad_(), normal(2, 5, 8, seed=1)
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    flat = mask.flatten().bool()
+    theirs = torch.nn.CosineEmbeddingLoss()(student.flatten(0, 1)[flat], teacher.flatten(0, 1)[flat], torch.ones(int(mask.sum())))
+    ours = cosine_loss(student, teacher, mask.float())
+    torch.testing.assert_close(ours, theirs)
+    for given, expected in zip(torch.autograd.grad(ours, student), torch.autograd.grad(theirs, student)):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mlm_loss_is_the_cross_entropy_over_the_hidden_words_alone():
+    """As BertForMaskedLM has it: labels of -100 wherever nothing is hidden."""
+    logits, words = normal(2, 6, 9).requires_grad_(), torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(5))
+    chosen = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), words.masked_fill(~chosen, -100).flatten(), ignore_index=-100)
+    ours = mlm_loss(logits[chosen], words[chosen])
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
+    plain = [-np.log(softmax(logits[row, at].detach().double().numpy())[words[row, at]]) for row, at in ((0, 1), (0, 4), (1, 0))]
+    assert float(ours) == pytest.approx(np.mean(plain), rel=1e-5)
+
+
+def test_attention_loss_is_minilms():
+    """Equation 5: the divergence of every head's distribution at every real token, in plain loops."""
+    heads, lengths = 3, (5, 3)
+    student, teacher = normal(2, heads, 5, 5), normal(2, heads, 5, 5, seed=1)
+    mask = torch.tensor([[1.0] * length + [0.0] * (5 - length) for length in lengths])
+    bias = (1 - mask)[:, None, None, :] * -1e4
+    sums, count = 0.0, 0
+    for row, length in enumerate(lengths):
+        for at in range(length):
+            for head in range(heads):
+                sums += kl(teacher[row, head, at, :length].numpy(), student[row, head, at, :length].numpy(), 1.0)
+                count += 1
+    given = attention_loss(student + bias, teacher + bias, mask)
+    assert float(given) == pytest.approx(sums / count, rel=1e-4)
+    assert float(attention_loss(teacher + bias, teacher + bias, mask)) == pytest.approx(0, abs=1e-6)

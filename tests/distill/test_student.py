@@ -7,8 +7,12 @@ import torch
 
 from pipeline.distill.student import default_layers, initialise_student
 from pipeline.errors import UserError
-from pipeline.model.encoder import EncoderConfig, parameter_count
+from pipeline.model.checkpoint import load_pretrained
+from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
+from pipeline.quiet import import_quietly
+
+transformers = import_quietly("transformers")
 
 CONFIG = EncoderConfig(vocab_size=100, hidden_size=32, layers=4, heads=2, intermediate_size=64, max_positions=40, token_types=2)
 
@@ -39,9 +43,77 @@ def test_a_12_layer_teacher_gives_a_student_of_every_other_layer():
 
 
 def test_bert_base_becomes_a_distilbert_in_size():
+    """The published 110 M and 66 M (DistilBERT, table 3), and Hugging Face's own counts; no weights are made."""
     with torch.device("meta"):
         teacher = ExitModel("classification", EncoderConfig(layers=12, token_types=2), 2, "bert", [12])
-        assert parameter_count(initialise_student(teacher, None, [6], "linear").encoder) == 66_362_880
+        student = initialise_student(teacher, None, [6], "linear").encoder
+        bert = transformers.BertModel(transformers.BertConfig())
+        distilbert = transformers.DistilBertModel(transformers.DistilBertConfig())
+    pooler = parameter_count(teacher.heads[-1].dense)
+    assert parameter_count(teacher.encoder) + pooler == parameter_count(bert) == 109_482_240
+    assert parameter_count(student) == parameter_count(distilbert) == 66_362_880
+
+
+@torch.no_grad()
+def test_with_all_layers_the_student_is_hugging_faces_bert_on_one_text(tmp_path):
+    """Its token types, all 0, are in the positions now, and its pooler is gone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    theirs = transformers.BertModel(transformers.BertConfig(**sizes, max_position_embeddings=40)).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *range(96)]))
+    pretrained = load_pretrained(str(tmp_path), "classification")
+    teacher = ExitModel("classification", pretrained.config, 2, "bert", [4])
+    teacher.encoder.load_state_dict(pretrained.encoder)
+    student = initialise_student(teacher, [0, 1, 2, 3], [4], "pooled").eval()
+    ids = torch.randint(0, 100, (3, 20), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(20) < torch.tensor([20, 5, 13])[:, None]).float()
+    expected = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=torch.zeros_like(ids)).last_hidden_state
+    given = student.encoder(ids, mask)[-1]
+    torch.testing.assert_close(given[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    assert student.encoder.embeddings.token_type is None
+
+
+def test_the_papers_other_choice_of_layers():
+    teacher = teacher_of(CONFIG.with_(layers=12))
+    student = initialise_student(teacher, [0, 2, 4, 7, 9, 11], None, "pooled")
+    for ours, theirs in enumerate([0, 2, 4, 7, 9, 11]):
+        assert torch.equal(student.encoder.layers[ours].qkv.weight, teacher.encoder.layers[theirs].qkv.weight)
+
+
+def test_random_weights_are_of_the_same_shape_and_not_the_teachers():
+    teacher = teacher_of()
+    given = initialise_student(teacher, [0, 2], None, "bert")
+    student = initialise_student(teacher, [0, 2], None, "bert", initialise="random")
+    assert {n: t.shape for n, t in student.state_dict().items()} == {n: t.shape for n, t in given.state_dict().items()}
+    assert not any(torch.equal(t, given.state_dict()[n]) for n, t in student.state_dict().items() if t.ndim == 2)
+
+
+@pytest.mark.parametrize("initialise", ["teacher", "random"])
+def test_a_pretrained_encoder_is_what_the_student_starts_from(initialise):
+    teacher = teacher_of()
+    torch.manual_seed(5)
+    encoder = Encoder(CONFIG.with_(layers=3, token_types=0))
+    student = initialise_student(teacher, [0, 2], None, "bert", encoder=encoder, initialise=initialise)
+    assert student.exit_layers == (1, 2, 3)
+    assert all(torch.equal(tensor, encoder.state_dict()[name]) for name, tensor in student.encoder.state_dict().items())
+    assert torch.equal(student.heads[-1].dense.weight, teacher.heads[-1].dense.weight) == (initialise == "teacher")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": 90}, "vocabulary is 90, the teacher's 100"),
+        ({"hidden_size": 48}, "width is 48, the teacher's 32"),
+        ({"heads": 4}, "heads is 4, the teacher's 2"),
+    ],
+)
+def test_a_pretrained_encoder_of_another_family_is_refused(changes, words):
+    encoder = Encoder(CONFIG.with_(layers=2, token_types=0, **changes))
+    with pytest.raises(UserError, match="^teacher.weights: the student's .*" + words):
+        initialise_student(teacher_of(), None, None, "bert", encoder=encoder)
 
 
 @pytest.mark.parametrize("task", ["classification", "qa"])

@@ -259,10 +259,11 @@ def test_no_wheel_says_how_to_get_it(monkeypatch):
 def test_saved_model_comes_back_the_same(tmp_path):
     config = EncoderConfig(vocab_size=50, hidden_size=32, layers=3, heads=2, intermediate_size=64, max_positions=20, layer_norm_eps=1e-5)
     model = ExitModel("classification", config, 3, "pooled", [1, 3]).eval()
-    model.temperatures = [1.5, 0.5]
+    model.temperatures, model.uncertainty = [1.5, 0.5], "margin"
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert (loaded.config, loaded.exit_layers, loaded.temperatures, loaded.labels) == (config, (1, 3), [1.5, 0.5], 3)
+    assert loaded.uncertainty == "margin"
     assert not loaded.training
     ids, mask = torch.randint(0, 50, (2, 12)), torch.ones(2, 12)
     for one, other in zip(model(ids, mask).logits, loaded(ids, mask).logits):

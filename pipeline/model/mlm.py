@@ -1,0 +1,89 @@
+"""The masked-LM head and the model it makes of an encoder: BERT's and DistilBERT's, which differ in the names of their tensors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.model.encoder import Encoder, EncoderConfig, initialise
+
+# Ours -> Hugging Face's.
+BERT_MLM = {
+    "dense.weight": "cls.predictions.transform.dense.weight",
+    "dense.bias": "cls.predictions.transform.dense.bias",
+    "norm.weight": "cls.predictions.transform.LayerNorm.weight",
+    "norm.bias": "cls.predictions.transform.LayerNorm.bias",
+    "bias": "cls.predictions.bias",
+}
+DISTILBERT_MLM = {
+    "dense.weight": "vocab_transform.weight",
+    "dense.bias": "vocab_transform.bias",
+    "norm.weight": "vocab_layer_norm.weight",
+    "norm.bias": "vocab_layer_norm.bias",
+    "bias": "vocab_projector.bias",
+}
+DECODERS = {"bert": "cls.predictions.decoder.weight", "distilbert": "vocab_projector.weight"}
+
+
+class MlmHead(nn.Module):
+    """Dense layer, gelu, layer norm, then a score for every word: its embedding's product with the result, plus a bias of its own."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.apply(initialise)
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """hidden: [tokens, hidden_size]; words: the tied embeddings, [vocab_size, hidden_size]. Returns logits [tokens, vocab_size]."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
+
+
+class MaskedLM(nn.Module):
+    """An encoder that guesses hidden words."""
+
+    def __init__(self, encoder: Encoder, head: MlmHead):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def logits(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        """Scores of all words at the chosen places alone: the vocabulary is by far the widest layer, and the loss is nowhere else.
+
+        Args:
+            hidden: the encoder's last state, [batch, length, hidden_size].
+            chosen: [batch, length] bool.
+
+        Returns:
+            [number of chosen, vocab_size], in the order of rows, then places.
+        """
+        return self.head(hidden[chosen], self.encoder.embeddings.word.weight)
+
+
+def convert_mlm_head(state: dict[str, Tensor], config: EncoderConfig, kind: str, file: Path) -> dict[str, Tensor] | None:
+    """A checkpoint's masked-LM head as a state dict of `MlmHead`; None when it has none, or one with a decoder of its own.
+
+    Args:
+        state: the checkpoint's tensors.
+        kind: "bert" or "distilbert".
+
+    Raises:
+        UserError: naming a tensor of the head that does not fit the encoder.
+    """
+    names = BERT_MLM if kind == "bert" else DISTILBERT_MLM
+    if not all(name in state for name in names.values()):
+        return None
+    decoder, words = state.get(DECODERS[kind]), state.get(f"{kind}.embeddings.word_embeddings.weight")
+    if decoder is not None and (words is None or not torch.equal(decoder, words)):
+        return None
+    width = config.hidden_size
+    shapes = {"dense.weight": (width, width), "bias": (config.vocab_size,)}
+    for ours, theirs in names.items():
+        given, expected = tuple(state[theirs].shape), shapes.get(ours, (width,))
+        if given != expected:
+            raise UserError(f"has shape {given}, config.json says {expected}", file=file, field=theirs)
+    return {ours: state[theirs] for ours, theirs in names.items()}

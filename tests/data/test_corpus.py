@@ -1,0 +1,167 @@
+"""A corpus comes as a stream, in blocks that hold every token once; what is no text is refused by name."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from pipeline.data import corpus
+from pipeline.data.corpus import corpus_digest, open_corpus, read_documents, write_corpus
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.recipe import Pretrain
+
+LINE = "ba be bi bo bu da de di do du.\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_vocab):
+    return WordPieceTokenizer.from_vocab(tiny_vocab)
+
+
+def blocks_of(source, tokenizer, tmp_path, **options):
+    options = Pretrain(corpus=str(source), **options)
+    write_corpus(str(source), tokenizer, tmp_path / "ids", options)
+    return open_corpus(tmp_path / "ids", tokenizer, options)
+
+
+def fault(source) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_documents(str(source)))
+    return str(caught.value)
+
+
+def test_blocks_hold_every_token_once_and_in_order(tokenizer, tmp_path):
+    folder = tmp_path / "books"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text(LINE * 5)
+    (folder / "sub" / "b.txt").write_text("\ufeff" + LINE * 3 + "\n\n" + LINE)
+    (folder / ".hidden").write_bytes(b"\0")
+    blocks = blocks_of(folder, tokenizer, tmp_path, length=16)
+    expected = [*tokenizer.encode(LINE * 5).ids, tokenizer.sep_id, *tokenizer.encode(LINE * 4).ids]
+    found = []
+    for at, item in enumerate(blocks):
+        assert item.ids[0] == tokenizer.cls_id and item.ids[-1] == tokenizer.sep_id
+        assert len(item.ids) == 16 or at == len(blocks) - 1
+        assert not item.type_ids.any() and len(item.type_ids) == len(item.ids)
+        found += item.ids[1:-1].tolist()
+    assert found == expected[: len(found)] and len(expected) - len(found) < 6  # only a rest too short for a block is left out
+
+
+def test_a_corpus_is_never_whole_in_memory(tokenizer, tmp_path, monkeypatch):
+    """What is asked of a stream is what fits the limit, and a little more."""
+    asked = []
+
+    def endless(source, column):
+        while True:
+            asked.append(1)
+            yield 0, LINE
+
+    monkeypatch.setattr(corpus, "read_documents", endless)
+    blocks = blocks_of("some/set", tokenizer, tmp_path, length=16, limit=30)
+    assert len(blocks) == 30 and len(blocks.tokens) == 30 * 14
+    assert len(asked) <= corpus.PIECES_AT_ONCE
+    assert isinstance(blocks.tokens, np.memmap) and blocks.tokens.dtype == np.uint16
+
+
+def test_a_line_longer_than_a_piece_is_read_in_parts(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "LONGEST_PIECE", 7)  # within words, and within the two bytes of one letter
+    file = tmp_path / "one.txt"
+    file.write_text("é" * 20 + " end", encoding="utf-8")
+    assert "".join(text for _, text in read_documents(str(file))) == "é" * 20 + " end"
+
+
+def test_a_finished_file_is_not_written_again(tokenizer, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(LINE * 20)
+    first = blocks_of(file, tokenizer, tmp_path, length=16)
+    file.unlink()
+    again = blocks_of(file, tokenizer, tmp_path, length=16)
+    assert len(again) == len(first) and np.array_equal(again.tokens, first.tokens)
+
+
+def test_held_out_blocks_are_apart(tokenizer, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(LINE * 40)
+    blocks = blocks_of(file, tokenizer, tmp_path, length=16)
+    rest, held = blocks.split(5, seed=1)
+    assert len(held) == 5 and sorted([*rest.numbers, *held.numbers]) == list(range(len(blocks)))
+    assert np.array_equal(held.numbers, blocks.split(5, seed=1)[1].numbers)
+    assert not np.array_equal(held.numbers, blocks.split(5, seed=2)[1].numbers)
+    assert np.array_equal(held[0].ids, blocks[int(held.numbers[0])].ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b" \n\n\t\n", "empty"),
+        (b"fine\nfine\nbin\x00ary\n", "line 3: this is not text but binary"),
+        (b"\x1f\x8b\x08rest", "gzip"),
+        (b"fine\ncaf\xe9 au lait\n", "line 2: this is not UTF-8"),
+        (b"cut in a letter \xc3", "this is not UTF-8"),
+    ],
+)
+def test_empty_and_binary_files_are_named(tmp_path, content, words):
+    (tmp_path / "good.txt").write_text(LINE)
+    (tmp_path / "zbad.txt").write_bytes(content)
+    said = fault(tmp_path)
+    assert "zbad.txt" in said and words in said and "; " in said and "\n" not in said
+
+
+def test_no_files(tmp_path):
+    assert "holds no files" in fault(tmp_path)
+    assert "there is no such file" in fault(tmp_path / "none.txt")
+
+
+def test_too_little_text(tokenizer, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(LINE)
+    with pytest.raises(UserError, match=r"a\.txt: pretrain\.length: its 11 tokens do not fill two blocks of 128"):
+        blocks_of(file, tokenizer, tmp_path)
+    assert not (tmp_path / "ids").exists()
+
+
+def hub(monkeypatch, rows):
+    asked = []
+
+    def load_dataset(name, config, split, streaming=False):
+        asked.append((name, config, split, streaming))
+        return rows
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return asked
+
+
+def test_a_hub_set_is_streamed(monkeypatch):
+    asked = hub(monkeypatch, iter([{"text": "one"}, {"text": "two"}]))
+    assert list(read_documents("owner/books:train")) == [(0, "one"), (1, "two")]
+    assert asked == [("owner/books", None, "train", True)]
+
+
+def test_a_hub_set_without_the_column(monkeypatch):
+    hub(monkeypatch, iter([{"body": "one"}]))
+    assert "pretrain.text: row 1 has no text in column 'text'; its columns are body" in fault("owner/books:train")
+
+
+def test_a_stream_that_breaks_off(monkeypatch):
+    def rows():
+        yield {"text": "one"}
+        raise ConnectionError("gone\nand more")
+
+    hub(monkeypatch, rows())
+    said = fault("owner/books:train")
+    assert "broke off after row 1" in said and "run the same command again" in said and "more" not in said
+
+
+def test_a_changed_file_has_another_digest(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    first = corpus_digest(str(tmp_path))
+    (tmp_path / "a.txt").write_text("two")
+    assert corpus_digest(str(tmp_path)) != first
+    assert corpus_digest("owner/books:train") == ["owner/books:train"]
