@@ -10,7 +10,11 @@ CONFORMANCE_FILE = "conformance.json"
 
 
 class ExitVector(Strict):
-    """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty."""
+    """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty.
+
+    It is the program's `uncertainty`, which outcomes follow from unless the manifest's measure is patience: then they follow from the
+    exits' answers, which the outputs give.
+    """
 
     outputs: dict[str, list[float]]
     uncertainty: float

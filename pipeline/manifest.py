@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 
+# The measures of how unsure an exit is. Patience is counted by the runner from the exits' answers, the others are a program's output.
+Uncertainty = Literal["entropy", "max_probability", "margin", "patience"]
+
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
@@ -78,6 +81,18 @@ class QAOptions(Strict):
     null_threshold: float = 0.0
 
 
+class ExitOptions(Strict):
+    """What a runner compares with a threshold: the programs' `uncertainty`, or with "patience" a number that it computes itself.
+
+    Patience is 1 / (1 + n) where the n exits just before gave the same answer (label, or text of the answer), 1 at the first exit. The
+    programs' `uncertainty` is the entropy then. `temperatures` are what each exit's logits are divided by, within its program, before the
+    uncertainty (not the answer) is computed from them; empty where all are 1.
+    """
+
+    uncertainty: Uncertainty = "entropy"
+    temperatures: list[float] = Field(default_factory=list)
+
+
 class Speed(Strict):
     """A named speed: a threshold for each exit, and what it gave on the calibration split.
 
@@ -123,6 +138,7 @@ class Manifest(Strict):
     scheme: str
     embeddings_scheme: str
     programs: list[Program]
+    exits: ExitOptions = ExitOptions()
     speeds: dict[str, Speed]
     files: list[File]
     provenance: dict[str, str] = Field(description="Where weights and data came from, and the versions of the tools that wrote this.")
@@ -130,6 +146,11 @@ class Manifest(Strict):
     @property
     def segments(self) -> int:
         return len(self.model.exit_layers)
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        """The measure that the thresholds of the speeds are for."""
+        return self.exits.uncertainty
 
     def program(self, name: str, backend: str = "executorch") -> Program:
         """The program of that name for that backend; KeyError if there is none."""

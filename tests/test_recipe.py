@@ -72,6 +72,8 @@ def test_an_unknown_key_on_the_command_line(write):
     ("override", "read"),
     [
         ("seed=7", lambda r: r.seed == 7),
+        ("exits.uncertainty=patience", lambda r: r.exits.uncertainty == "patience"),
+        ("exits.head=fastbert", lambda r: r.head == "fastbert"),
         ("teacher.training.learning_rate=3e-5", lambda r: r.teacher.training.learning_rate == 3e-5),
         ("teacher.training.epochs=2", lambda r: r.teacher.training.epochs == 2.0),
         ("teacher.token_types=false", lambda r: r.teacher.token_types is False),
@@ -152,8 +154,8 @@ def test_files_that_are_no_recipe(write, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["exits.head=attention"], "exits.head: 'attention' is no head for classification; take one of pooled, linear, bert, distilbert"),
-        (["task=qa", "exits.head=pooled"], "exits.head: 'pooled' is no head for qa; take one of attention, linear"),
+        (["exits.head=attention"], "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert"),
+        (["task=qa", "exits.head=pooled"], "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear"),
         (["task=qa", "qa.stride=317"], "qa.stride: leaves no room to move on; it must be below window - max_question - 3"),
         (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
         (["task=qa", "export.max_length=256"], "export.max_length: 256 is below the longest input, 384"),
@@ -179,3 +181,17 @@ def test_known_keys_are_all_that_a_recipe_takes():
 def test_a_recipe_cannot_be_changed(write):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(write(LEAST)).seed = 3
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+def test_every_head_and_measure_that_exists_is_offered(write, task):
+    from pipeline.model.heads import HEADS
+    from pipeline.model.uncertainty import MEASURES
+
+    path = write(LEAST)
+    for kind in HEADS[task]:
+        assert load_recipe(path, [f"task={task}", f"exits.head={kind}"]).head == kind
+    for measure in MEASURES:
+        assert load_recipe(path, [f"task={task}", f"exits.uncertainty={measure}"]).exits.uncertainty == measure
+    line = refused(path, "exits.uncertainty=entropie")
+    assert "exits.uncertainty" in line and all(f"'{measure}'" in line for measure in MEASURES)

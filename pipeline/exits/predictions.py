@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,22 +13,30 @@ from pipeline.data.items import Item, classification_items, collate, question_wi
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.data.windows import QAWindow
 from pipeline.distill.trainer import device
+from pipeline.exits.measures import label_measures, patience, window_measures
 from pipeline.exits.rule import question_uncertainty
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.model.uncertainty import answer_bias, normalised_entropy, span_uncertainty
+from pipeline.model.uncertainty import MEASURES, answer_bias
 from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
+
+QUESTIONS = 512  # whose logits are held at a time: a whole training set's, tokens times exits, would not fit
 
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits]."""
+    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits], as programs give it.
+
+    `temperatures` are the exits', which that uncertainty has in it and the logits have not; all 1 when absent.
+    """
 
     logits: np.ndarray
     uncertainty: np.ndarray
+    temperatures: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,15 @@ class Predictions:
     """Examples through all exits, arrays [examples, exits].
 
     `score` is what the task is measured by: 1 or 0 (accuracy), or token F1; `exact` is exact match (the same as score for classification).
-    `answers` are label indices, or texts, as a nested list.
+    `answers` are label indices, or texts, as a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has
+    it by every measure there is, by name, computed from the same logits.
     """
 
     score: np.ndarray
     exact: np.ndarray
     uncertainty: np.ndarray
     answers: list[list]
+    measures: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def exits(self) -> int:
@@ -59,19 +69,20 @@ def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent)
     """All exits of a model in float32, in padded batches, on the accelerator if there is one."""
     at = device()
     model = model.to(at).eval()
+    measure = MEASURES[model.uncertainty]
 
     def forward(ids, mask, types, answers):
         logits = model(ids, mask, types).logits
         if model.task == "classification":
-            uncertainty = [normalised_entropy(part / t) for part, t in zip(logits, model.temperatures)]
+            uncertainty = [measure.labels(part / t) for part, t in zip(logits, model.temperatures)]
         else:
             bias = answer_bias(answers)
             uncertainty = [
-                span_uncertainty(part[..., 0] / t, part[..., 1] / t, bias) for part, t in zip(logits, model.temperatures)
+                measure.spans(part[..., 0] / t, part[..., 1] / t, bias) for part, t in zip(logits, model.temperatures)
             ]
         return logits, uncertainty
 
-    outputs = _run(forward, items, at, on_step)
+    outputs = _run(forward, items, at, model.temperatures, on_step)
     model.cpu()
     return outputs
 
@@ -86,11 +97,12 @@ def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = si
             return [output[1] for output in outputs], [output[2] for output in outputs]
         return [torch.stack(output[1:3], dim=-1) for output in outputs], [output[3] for output in outputs]
 
-    return _run(forward, items, torch.device("cpu"), on_step)
+    temperatures = [1.0 / float(segment.inverse_temperature) for segment in programs.segments]
+    return _run(forward, items, torch.device("cpu"), temperatures, on_step)
 
 
 @torch.no_grad()
-def _run(forward, items: Sequence[Item], at: torch.device, on_step: OnStep) -> list[ExitOutputs]:
+def _run(forward, items: Sequence[Item], at: torch.device, temperatures: Sequence[float], on_step: OnStep) -> list[ExitOutputs]:
     results: list[ExitOutputs | None] = [None] * len(items)
     done = 0
     for rows in sorted_batches([len(item.ids) for item in items]):
@@ -105,7 +117,8 @@ def _run(forward, items: Sequence[Item], at: torch.device, on_step: OnStep) -> l
             part = logits[place]
             if part.ndim == 3:  # [exits, length, 2] without its padding
                 part = part[:, : len(items[row].ids)]
-            results[row] = ExitOutputs(part, uncertainty[place])
+            # A copy: a slice would keep the logits of the whole batch, with its padding.
+            results[row] = ExitOutputs(part.copy(), uncertainty[place], temperatures)
         done += len(rows)
         on_step("measuring", done, len(items))
     return results
@@ -114,11 +127,11 @@ def _run(forward, items: Sequence[Item], at: torch.device, on_step: OnStep) -> l
 def predict(
     run, model, examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str], recipe: Recipe, on_step: OnStep = silent
 ) -> Predictions:
-    """Every exit's answers and scores.
+    """Every exit's answers, scores and uncertainties, these by the recipe's measure and by all others.
 
     Args:
         run: `run_model` or `run_programs`.
-        model: what `run` takes.
+        model: what `run` takes; its exits have the recipe's measure.
         examples: labelled.
     """
     if recipe.task == "classification":
@@ -129,32 +142,72 @@ def predict(
 def _classify(run, model, examples: Sequence[ClassificationExample], tokenizer, labels, recipe, on_step) -> Predictions:
     items = classification_items(examples, tokenizer, labels, recipe.data.max_length)
     outputs = run(model, items, on_step)
-    answers = np.stack([output.logits.argmax(axis=-1) for output in outputs])
+    logits = np.stack([output.logits for output in outputs])  # [examples, exits, labels]
+    answers = logits.argmax(axis=-1).tolist()
     targets = np.array([item.target[0] for item in items])
-    score = (answers == targets[:, None]).astype(np.float64)
-    return Predictions(score, score, np.stack([output.uncertainty for output in outputs]), answers.tolist())
+    score = (np.array(answers) == targets[:, None]).astype(np.float64)
+    measures = label_measures(logits, outputs[0].temperatures) | {"patience": patience(answers)}
+    uncertainty = np.stack([output.uncertainty for output in outputs])
+    return Predictions(score, score, _chosen(uncertainty, measures, recipe), answers, measures)
 
 
 def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_step) -> Predictions:
     windows = [question_windows(example, tokenizer, recipe) for example in examples]
-    items = [Item(window.ids, window.type_ids, None, window.answer_mask) for group in windows for window in group]
-    outputs = iter(run(model, items, on_step))
-    score, exact, uncertainty, answers = [], [], [], []
-    for at, (example, group) in enumerate(zip(examples, windows)):
-        mine = [next(outputs) for _ in group]
-        texts, unsure = [], []
-        for exit in range(len(mine[0].uncertainty)):
-            scores = [(output.logits[exit, :, 0], output.logits[exit, :, 1]) for output in mine]
-            best = [
-                best_span(start, end, window.answer_mask, recipe.qa.max_answer).score
-                for window, (start, end) in zip(group, scores)
-            ] if len(group) > 1 else [0.0]
-            unsure.append(question_uncertainty(best, [output.uncertainty[exit] for output in mine]))
-            texts.append(decode_answer(group, scores, example.passage, recipe.qa.max_answer, recipe.qa.allow_no_answer).text)
-        truths = [answer.text for answer in example.answers]
-        answers.append(texts)
-        uncertainty.append(unsure)
-        score.append([f1(text, truths) for text in texts])
-        exact.append([exact_match(text, truths) for text in texts])
-        on_step("decoding", at + 1, len(examples))
-    return Predictions(np.array(score, float), np.array(exact, float), np.array(uncertainty), answers)
+    # Long passages first, as `sorted_batches` has it, so that the questions that are run together are of like lengths.
+    order = sorted(range(len(windows)), key=lambda row: -sum(len(window) for window in windows[row]))
+    questions: list[_Question | None] = [None] * len(windows)
+    total, done = sum(len(group) for group in windows), 0
+    for at in range(0, len(order), QUESTIONS):
+        rows = order[at : at + QUESTIONS]
+        items = [Item(window.ids, window.type_ids, None, window.answer_mask) for row in rows for window in windows[row]]
+
+        def on_chunk(what: str, part: int, _: int, before: int = done) -> None:
+            on_step(what, before + part, total)
+
+        outputs = iter(run(model, items, on_chunk))
+        for row in rows:
+            questions[row] = _question(examples[row], windows[row], [next(outputs) for _ in windows[row]], recipe)
+        done += len(items)
+    answers = [question.answers for question in questions]
+    truths = [[answer.text for answer in example.answers] for example in examples]
+    score = [[f1(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
+    exact = [[exact_match(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
+    measures = {name: np.array([question.measures[name] for question in questions]) for name in questions[0].measures}
+    measures["patience"] = patience(answers)
+    uncertainty = np.array([question.uncertainty for question in questions])
+    return Predictions(np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is kept of a question when the logits of its windows are let go; all [exits]."""
+
+    answers: list[str]
+    uncertainty: list[float]
+    measures: dict[str, list[float]]
+
+
+def _question(example: QAExample, windows: Sequence[QAWindow], outputs: Sequence[ExitOutputs], recipe: Recipe) -> _Question:
+    """Every exit of one question; `outputs` are its windows'."""
+    longest, exits = recipe.qa.max_answer, range(len(outputs[0].uncertainty))
+    by_window = [
+        window_measures(output.logits[..., 0], output.logits[..., 1], window.answer_mask, longest, output.temperatures)
+        | {"own": output.uncertainty}
+        for window, output in zip(windows, outputs)
+    ]
+    answers, measures = [], {name: [] for name in by_window[0]}
+    for exit in exits:
+        scores = [(output.logits[exit, :, 0], output.logits[exit, :, 1]) for output in outputs]
+        # With one window there is nothing to choose among.
+        best = [0.0] if len(windows) == 1 else [
+            best_span(*pair, window.answer_mask, longest).score for window, pair in zip(windows, scores)
+        ]  # fmt: skip
+        for name, values in measures.items():
+            values.append(question_uncertainty(best, [each[name][exit] for each in by_window]))
+        answers.append(decode_answer(windows, scores, example.passage, longest, recipe.qa.allow_no_answer).text)
+    return _Question(answers, measures.pop("own"), measures)
+
+
+def _chosen(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+    """What a runner compares with its thresholds: the programs' own uncertainty, or patience, which no program knows."""
+    return measures["patience"] if recipe.exits.uncertainty == "patience" else uncertainty

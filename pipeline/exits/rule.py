@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -41,3 +41,28 @@ def question_uncertainty(window_scores: Sequence[float], window_uncertainties: S
     hold no answer; how unsure they are of one says nothing.
     """
     return float(window_uncertainties[int(np.argmax(window_scores))])
+
+
+def patience_uncertainty(answers: Sequence[Hashable]) -> float:
+    """The uncertainty by patience at the last of some exits: 1 / (1 + n), where the n exits just before it gave the same answer.
+
+    PABEE (Zhou et al. 2020, section 3.2) leaves when an answer has been repeated `patience` times. Put as an uncertainty, the one rule
+    holds for it, too: patience p is any threshold above 1 / (p + 1) and up to 1 / p, see `patience_threshold`.
+
+    Args:
+        answers: of every exit so far, at least one: labels, or texts ("" for no answer).
+
+    Returns:
+        in (0, 1]; 1 at the first exit, which nothing comes before.
+    """
+    repeated = 0
+    for earlier in reversed(answers[:-1]):
+        if earlier != answers[-1]:
+            break
+        repeated += 1
+    return 1.0 / (1 + repeated)
+
+
+def patience_threshold(patience: int) -> float:
+    """The threshold that leaves once an answer has been repeated so often; well inside its range, where rounding moves nothing."""
+    return 1.0 / (patience + 0.5)

@@ -18,6 +18,7 @@ from pipeline.export.executorch import export_executorch
 from pipeline.export.vectors import make_vectors
 from pipeline.manifest import (
     MANIFEST_FILE,
+    ExitOptions,
     Manifest,
     ModelShape,
     Program,
@@ -166,6 +167,10 @@ def describe(
         scheme=recipe.quantize.scheme,
         embeddings_scheme=recipe.quantize.embeddings,
         programs=[],
+        exits=ExitOptions(
+            uncertainty=model.uncertainty,
+            temperatures=list(model.temperatures) if any(each != 1.0 for each in model.temperatures) else [],
+        ),
         speeds=dict(speeds),
         files=[],
         provenance={**provenance, **tool_versions()},

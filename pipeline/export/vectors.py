@@ -14,7 +14,7 @@ from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import FULL_DEPTH, exit_taken, question_uncertainty
+from pipeline.exits.rule import FULL_DEPTH, exit_taken, patience_uncertainty, question_uncertainty
 from pipeline.manifest import QAOptions
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
@@ -61,7 +61,7 @@ def make_vectors(
         elif all(text is None or text.strip() for text in (example.text, example.text_pair)):
             ids = encode_text(tokenizer, example.text, example.text_pair, max_length).ids
             window = run_window(programs, ids)
-            outcomes = {name: label_outcome(window, each, labels) for name, each in speeds.items()}
+            outcomes = {name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()}
             cases.append(Case(text=example.text, text_pair=example.text_pair, windows=[window], outcomes=outcomes))
     on_step("conformance vectors", len(examples), len(examples))
     windows = [window for case in cases for window in case.windows]
@@ -116,10 +116,18 @@ def run_window(programs: Programs, ids: np.ndarray, answer_mask: np.ndarray | No
     return WindowVector(input_ids=[int(each) for each in ids], answer_mask=mask, exits=exits)
 
 
-def label_outcome(window: WindowVector, thresholds: Sequence[float], labels: Sequence[str]) -> Outcome:
-    """What a classifier says at these thresholds."""
-    exit = exit_taken([vector.uncertainty for vector in window.exits], thresholds)
-    return Outcome(exit=exit, label=labels[int(np.argmax(window.exits[exit].outputs["logits"]))])
+def label_outcome(window: WindowVector, thresholds: Sequence[float], labels: Sequence[str], measure: str) -> Outcome:
+    """What a classifier says at these thresholds for that measure of uncertainty."""
+    answers = [labels[int(np.argmax(vector.outputs["logits"]))] for vector in window.exits]
+    exit = exit_taken(uncertainties(measure, answers, [vector.uncertainty for vector in window.exits]), thresholds)
+    return Outcome(exit=exit, label=answers[exit])
+
+
+def uncertainties(measure: str, answers: Sequence[str], by_program: Sequence[float]) -> Sequence[float]:
+    """What a runner compares with the thresholds, given every exit's answer and the programs' uncertainty there."""
+    if measure != "patience":
+        return by_program
+    return [patience_uncertainty(answers[: exit + 1]) for exit in range(len(answers))]
 
 
 def question_case(
@@ -130,25 +138,22 @@ def question_case(
         tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer
     )
     vectors = [run_window(programs, window.ids, window.answer_mask) for window in windows]
-    outcomes = {name: answer_outcome(windows, vectors, example.passage, each, qa) for name, each in speeds.items()}
+    answers = [exit_answer(windows, vectors, example.passage, exit, qa) for exit in range(len(programs.segments))]
+    unsure = uncertainties(programs.uncertainty, [outcome.answer for outcome, _ in answers], [uncertainty for _, uncertainty in answers])
+    outcomes = {name: answers[exit_taken(unsure, each)][0] for name, each in speeds.items()}
     return Case(question=example.question, passage=example.passage, windows=vectors, outcomes=outcomes)
 
 
-def answer_outcome(
-    windows: Sequence[QAWindow], vectors: Sequence[WindowVector], passage: str, thresholds: Sequence[float], qa: QAOptions
-) -> Outcome:
-    """What is answered at these thresholds; all windows run to the depth that the question's uncertainty asks for."""
-    logits = [  # [exits][windows] of (start, end)
-        [tuple(np.array(vector.exits[exit].outputs[name]) for name in ("start_logits", "end_logits")) for vector in vectors]
-        for exit in range(len(thresholds))
-    ]
-    uncertainties = []
-    for exit, pairs in enumerate(logits):
-        best = [best_span(*pair, window.answer_mask, qa.max_answer).score for pair, window in zip(pairs, windows)]
-        uncertainties.append(question_uncertainty(best, [vector.exits[exit].uncertainty for vector in vectors]))
-    exit = exit_taken(uncertainties, thresholds)
-    answer = decode_answer(windows, logits[exit], passage, qa.max_answer, qa.allow_no_answer, qa.null_threshold)
-    return Outcome(exit=exit, answer=answer.text, start=answer.start, end=answer.end)
+def exit_answer(
+    windows: Sequence[QAWindow], vectors: Sequence[WindowVector], passage: str, exit: int, qa: QAOptions
+) -> tuple[Outcome, float]:
+    """What is answered at an exit, where all windows are at the same depth, and the programs' uncertainty of the question there."""
+    outputs = [vector.exits[exit].outputs for vector in vectors]
+    logits = [(np.array(each["start_logits"]), np.array(each["end_logits"])) for each in outputs]
+    best = [best_span(*pair, window.answer_mask, qa.max_answer).score for pair, window in zip(logits, windows)]
+    answer = decode_answer(windows, logits, passage, qa.max_answer, qa.allow_no_answer, qa.null_threshold)
+    outcome = Outcome(exit=exit, answer=answer.text, start=answer.start, end=answer.end)
+    return outcome, question_uncertainty(best, [vector.exits[exit].uncertainty for vector in vectors])
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -41,6 +41,9 @@ class ExitModel(nn.Module):
         self.heads = nn.ModuleList(build_head(task, head, config, labels) for _ in self.exit_layers)
         # Dividing an exit's logits by its temperature before the entropy (not the answer) calibrates it; 1 changes nothing.
         self.temperatures = [1.0] * len(self.exit_layers)
+        # The measure that decides whether to leave, a name in `pipeline.model.uncertainty.MEASURES`; like the temperatures it is part of
+        # the programs, and thresholds are chosen for it.
+        self.uncertainty = "entropy"
 
     @property
     def config(self) -> EncoderConfig:

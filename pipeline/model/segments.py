@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.data.examples import Task
 from pipeline.model.encoder import Embeddings, ExportLayer
 from pipeline.model.exit_model import ExitModel
-from pipeline.model.uncertainty import normalised_entropy, span_uncertainty
+from pipeline.model.uncertainty import MEASURES
 
 
 class EmbedProgram(nn.Module):
@@ -30,9 +30,10 @@ class SegmentProgram(nn.Module):
     uncertainty [1]). The last segment gives its hidden states too: callers may want them, and every segment is alike.
     """
 
-    def __init__(self, task: Task, layers: list[nn.Module], head: nn.Module, temperature: float = 1.0):
+    def __init__(self, task: Task, layers: list[nn.Module], head: nn.Module, temperature: float = 1.0, uncertainty: str = "entropy"):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
+        self.measure = MEASURES[uncertainty]
         # A tensor, not a number, which would be part of the graph: segments that differ in weights alone are then lowered once.
         self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
 
@@ -41,20 +42,23 @@ class SegmentProgram(nn.Module):
             hidden = layer(hidden, attention_bias)
         logits = self.head(hidden, attention_bias)
         if self.task == "classification":
-            return hidden, logits, normalised_entropy(logits * self.inverse_temperature)
+            return hidden, logits, self.measure.labels(logits * self.inverse_temperature)
         # A dot with a unit vector would do as well; unbind lowers to two slices.
         start, end = logits.unbind(dim=-1)
-        return hidden, start, end, span_uncertainty(
+        return hidden, start, end, self.measure.spans(
             start * self.inverse_temperature, end * self.inverse_temperature, answer_bias
         )
 
 
 class Programs(nn.Module):
-    """All programs of a model, and the loop over them without exits: the reference that every runtime is held against."""
+    """All programs of a model, and the loop over them without exits: the reference that every runtime is held against.
 
-    def __init__(self, task: Task, embed: EmbedProgram, segments: list[SegmentProgram]):
+    `uncertainty` names the measure that decides at the exits, see `ExitModel`.
+    """
+
+    def __init__(self, task: Task, embed: EmbedProgram, segments: list[SegmentProgram], uncertainty: str = "entropy"):
         super().__init__()
-        self.task, self.embed, self.segments = task, embed, nn.ModuleList(segments)
+        self.task, self.embed, self.segments, self.uncertainty = task, embed, nn.ModuleList(segments), uncertainty
 
     @classmethod
     def of(cls, model: ExitModel) -> Programs:
@@ -62,9 +66,9 @@ class Programs(nn.Module):
         segments, start = [], 0
         for exit_layer, head, temperature in zip(model.exit_layers, model.heads, model.temperatures):
             layers = [ExportLayer.of(layer) for layer in model.encoder.layers[start:exit_layer]]
-            segments.append(SegmentProgram(model.task, layers, head, temperature))
+            segments.append(SegmentProgram(model.task, layers, head, temperature, model.uncertainty))
             start = exit_layer
-        return cls(model.task, EmbedProgram(model.encoder.embeddings), segments).eval()
+        return cls(model.task, EmbedProgram(model.encoder.embeddings), segments, model.uncertainty).eval()
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> list[tuple[Tensor, ...]]:

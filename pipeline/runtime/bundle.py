@@ -115,6 +115,12 @@ def _check_options(file: Path, manifest: Manifest) -> None:
         raise UserError(
             f"{manifest.qa.window} is more than max_length, {manifest.max_length}; export the bundle again", file=file, field="qa.window"
         )
+    if len(manifest.exits.temperatures) not in (0, manifest.segments):
+        raise UserError(
+            f"{len(manifest.exits.temperatures)} temperatures for {manifest.segments} segments; export the bundle again",
+            file=file,
+            field="exits.temperatures",
+        )
     for name, speed in manifest.speeds.items():
         if len(speed.thresholds) != manifest.segments:
             raise UserError(

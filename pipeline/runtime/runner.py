@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pipeline.data.features import encode_text
 from pipeline.data.inputs import program_inputs
-from pipeline.data.spans import best_span, decode_answer
-from pipeline.data.windows import make_windows
+from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
+from pipeline.data.windows import QAWindow, make_windows
 from pipeline.errors import UserError
-from pipeline.exits.rule import leaves, question_uncertainty
+from pipeline.exits.rule import leaves, patience_uncertainty, question_uncertainty
 from pipeline.manifest import Program
 from pipeline.runtime.bundle import BACKEND, EXIT_OUTPUTS, Bundle, default_speed, speed_thresholds
 from pipeline.runtime.programs import MethodFile, as_tensor
@@ -26,7 +26,7 @@ class ExitOutput:
 
     Args:
         logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],) or, for QA, (start [S], end [S]).
-        uncertainty: in [0, 1].
+        uncertainty: in [0, 1], the program's; with patience the loop goes by another number, see `pipeline.manifest.ExitOptions`.
     """
 
     logits: tuple[np.ndarray, ...]
@@ -42,7 +42,7 @@ class Classification:
         score: the label's softmax probability at the exit taken.
         exit: the segment it left after, counted from 0: the place in `uncertainty`, and in `evaluate`'s histogram.
         depth: how many segments ran, `exit + 1`.
-        uncertainty: one for each segment that ran.
+        uncertainty: what was compared with the threshold, one for each segment that ran.
         latency_ms: tokenization, programs and decoding of this input at its real length.
         logits: [labels] at the exit taken.
         truncated: whether tokens beyond the bundle's `max_length` were dropped, as in training.
@@ -133,6 +133,7 @@ class Runner:
                 self._files[program.file] = MethodFile(bundle.path / program.file, threads)
         self._ids_dtype = next(tensor.dtype for tensor in self._embed.inputs if tensor.name == "input_ids")
         self.threads = self._files[self._embed.file].threads
+        self._patience = self.manifest.uncertainty == "patience"
 
     def prewarm(self) -> None:
         """Loads every method, so that no input pays for it."""
@@ -161,13 +162,14 @@ class Runner:
         start = time.perf_counter()
         ids = encode_text(self.bundle.tokenizer, text, text_pair, self.manifest.max_length).ids
         uncertainty: list[float] = []
+        answers: list[int] = []
         for exit, (output,) in enumerate(self.segments([ids])):
-            uncertainty.append(output.uncertainty)
-            if leaves(output.uncertainty, thresholds[exit], exit, self.manifest.segments):
+            answers.append(int(output.logits[0].argmax()))
+            uncertainty.append(patience_uncertainty(answers) if self._patience else output.uncertainty)
+            if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
-        (logits,) = output.logits
+        (logits,), best = output.logits, answers[-1]
         probabilities = _softmax(logits)
-        best = int(logits.argmax())
         latency_ms = (time.perf_counter() - start) * 1e3
         return Classification(
             label=self.manifest.labels[best],
@@ -210,22 +212,16 @@ class Runner:
             options.allow_no_answer,
         )
         uncertainty: list[float] = []
+        answers: list[DecodedAnswer] = []  # with patience of every exit, else of the one taken
         for exit, outputs in enumerate(self.segments([w.ids for w in windows], [w.answer_mask for w in windows])):
-            # With one window there is nothing to choose among; its best span is looked for once, by the decoder.
-            best = [0.0] if len(windows) == 1 else [
-                best_span(*output.logits, window.answer_mask, options.max_answer).score for window, output in zip(windows, outputs)
-            ]  # fmt: skip
-            uncertainty.append(question_uncertainty(best, [output.uncertainty for output in outputs]))
+            if self._patience:
+                answers.append(self._decode(windows, outputs, passage))
+                uncertainty.append(patience_uncertainty([answer.text for answer in answers]))
+            else:
+                uncertainty.append(self._question_uncertainty(windows, outputs))
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
-        decoded = decode_answer(
-            windows,
-            [output.logits for output in outputs],
-            passage,
-            options.max_answer,
-            options.allow_no_answer,
-            options.null_threshold,
-        )
+        decoded = answers[-1] if answers else self._decode(windows, outputs, passage)
         latency_ms = (time.perf_counter() - start) * 1e3
         return AnswerResult(
             answer=decoded.text,
@@ -238,6 +234,19 @@ class Runner:
             latency_ms=latency_ms,
             windows=len(windows),
         )
+
+    def _question_uncertainty(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput]) -> float:
+        """The programs' uncertainty of a question at one exit; `outputs` are its windows'."""
+        if len(windows) == 1:  # nothing to choose among; its best span is looked for once, by the decoder
+            return outputs[0].uncertainty
+        longest = self.manifest.qa.max_answer
+        best = [best_span(*output.logits, window.answer_mask, longest).score for window, output in zip(windows, outputs)]
+        return question_uncertainty(best, [output.uncertainty for output in outputs])
+
+    def _decode(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput], passage: str) -> DecodedAnswer:
+        """The answer at one exit."""
+        options, logits = self.manifest.qa, [output.logits for output in outputs]
+        return decode_answer(windows, logits, passage, options.max_answer, options.allow_no_answer, options.null_threshold)
 
     def segments(
         self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray] | None = None

@@ -15,9 +15,9 @@ import numpy as np
 
 from pipeline.conformance import Case, Conformance, Outcome
 from pipeline.data.features import encode_text
-from pipeline.data.spans import best_span, null_score
+from pipeline.data.spans import best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import question_uncertainty
+from pipeline.exits.rule import exit_taken, patience_uncertainty, question_uncertainty
 from pipeline.manifest import Manifest, QAOptions
 from pipeline.progress import OnStep, silent
 from pipeline.runtime.bundle import BACKEND, EXIT_OUTPUTS, Bundle, speed_thresholds
@@ -39,7 +39,8 @@ def check_executorch(
         segment_k, `logits_snr_db`: power of the vectors' logits over that of the difference, all cases together.
         segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
         loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
-            uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right.
+            uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right. With
+            patience the exit follows from the answers alone: it is right where all answers up to it are, each up to the tolerance.
 
     Args:
         bundle_path: the bundle's folder.
@@ -121,13 +122,23 @@ def _ids(bundle: Bundle, case: Case) -> list[list[int]]:
 
 def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
     got = runner.classify(case.text, case.text_pair, speed)
-    exits = case.windows[0].exits
+    exits, labels = case.windows[0].exits, runner.manifest.labels
     if got.exit == expected.exit and got.label == expected.label:
         return True
-    if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
-        return False
-    for exit, label in ((got.exit, got.label), (expected.exit, expected.label)):
-        logits = dict(zip(runner.manifest.labels, exits[exit].outputs["logits"]))
+    if runner.manifest.uncertainty == "patience":
+        outputs = runner.run_all(np.array(case.windows[0].input_ids))
+        own = [labels[int(output.logits[0].argmax())] for output in outputs]
+        vectors = [labels[int(np.argmax(exit.outputs["logits"]))] for exit in exits]
+        for outcome, answers in ((got, own), (expected, vectors)):
+            if not _patience_took(outcome.exit, answers, runner.manifest, speed) or answers[outcome.exit] != outcome.label:
+                return False
+        compared = list(enumerate(own[: got.exit + 1]))
+    else:
+        if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
+            return False
+        compared = [(got.exit, got.label), (expected.exit, expected.label)]
+    for exit, label in compared:
+        logits = dict(zip(labels, exits[exit].outputs["logits"]))
         if max(logits.values()) - logits.get(label, -np.inf) > 2 * conformance.tolerance:
             return False
     return True
@@ -142,17 +153,44 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         [(np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"])) for vector in case.windows]
         for exit in range(runner.manifest.segments)
     ]
-    best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
-    uncertainty = [
-        question_uncertainty(scores, [vector.exits[exit].uncertainty for vector in case.windows]) for exit, scores in enumerate(best)
-    ]
-    if not _exit_open(uncertainty, got.exit, expected.exit, runner.manifest, speed, conformance):
-        return False
+    if runner.manifest.uncertainty == "patience":
+        outputs = runner.segments([window.ids for window in windows], [window.answer_mask for window in windows])
+        own = _exit_answers(windows, [[output.logits for output in each] for each in outputs], case.passage, options)
+        vectors = _exit_answers(windows, logits, case.passage, options)
+        for outcome, answers in ((got, own), (expected, vectors)):
+            if not _patience_took(outcome.exit, [answer.answer for answer in answers], runner.manifest, speed):
+                return False
+        if expected != vectors[expected.exit]:
+            return False
+        compared = [*own[: got.exit], got]
+    else:
+        best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
+        uncertainty = [
+            question_uncertainty(scores, [vector.exits[exit].uncertainty for vector in case.windows]) for exit, scores in enumerate(best)
+        ]
+        if not _exit_open(uncertainty, got.exit, expected.exit, runner.manifest, speed, conformance):
+            return False
+        compared = [got, expected]
     return all(
         _answer_open(windows, logits[outcome.exit], outcome.start, outcome.end, options, conformance.tolerance)
         and outcome.answer == case.passage[max(outcome.start, 0) : max(outcome.end, 0)]
-        for outcome in (got, expected)
+        for outcome in compared
     )
+
+
+def _exit_answers(windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]], passage: str, options: QAOptions) -> list[Outcome]:
+    """The answer at every exit; logits: [exits][windows] of (start, end)."""
+    answers = []
+    for exit, pairs in enumerate(logits):
+        got = decode_answer(windows, pairs, passage, options.max_answer, options.allow_no_answer, options.null_threshold)
+        answers.append(Outcome(exit=exit, answer=got.text, start=got.start, end=got.end))
+    return answers
+
+
+def _patience_took(exit: int, answers: Sequence[str], manifest: Manifest, speed: str) -> bool:
+    """Whether the rule, given the answer at every exit, takes this one."""
+    uncertainty = [patience_uncertainty(answers[: at + 1]) for at in range(len(answers))]
+    return exit_taken(uncertainty, speed_thresholds(manifest, speed)) == exit
 
 
 def _answer_open(

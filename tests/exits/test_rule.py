@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.exits.rule import FULL_DEPTH, exit_taken, exits_taken, leaves, question_uncertainty
+from pipeline.exits.rule import (
+    FULL_DEPTH,
+    exit_taken,
+    exits_taken,
+    leaves,
+    patience_threshold,
+    patience_uncertainty,
+    question_uncertainty,
+)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -63,3 +71,35 @@ def test_a_question_is_as_unsure_as_its_best_window():
     assert question_uncertainty([1.0, 7.5, -3.0], [0.1, 0.6, 0.2]) == 0.6
     assert question_uncertainty([-5.0], [0.3]) == pytest.approx(0.3)
     assert question_uncertainty([2.0, 2.0], np.array([0.25, 0.5], np.float32)) == 0.25  # of equal ones the first
+
+
+def pabee(answers: list, patience: int) -> int:
+    """The exit (0-based) as the paper has it: count agreements in a row, leave when there are `patience` of them."""
+    count = 0
+    for exit, answer in enumerate(answers):
+        count = count + 1 if exit and answer == answers[exit - 1] else 0
+        if count == patience:
+            return exit
+    return len(answers) - 1
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 4])
+def test_patience_by_the_one_rule_is_pabees(patience):
+    random = np.random.default_rng(patience)
+    taken = set()
+    for _ in range(300):
+        answers = random.choice(["yes", "no", ""], 7, p=[0.6, 0.3, 0.1]).tolist()
+        unsure = [patience_uncertainty(answers[: exit + 1]) for exit in range(7)]
+        expected = pabee(answers, patience)
+        for threshold in (patience_threshold(patience), 1 / patience, 1 / (patience + 1) + 1e-9):
+            assert exit_taken(unsure, [threshold] * 7) == expected
+        taken.add(expected)
+    assert len(taken) >= 3  # else there was nothing to tell apart
+
+
+def test_patience_has_none_at_the_first_exit_and_starts_over_with_a_new_answer():
+    assert patience_uncertainty([3]) == 1.0
+    assert patience_uncertainty([3, 3]) == 0.5
+    assert patience_uncertainty([3, 3, 3, 3]) == 0.25
+    assert patience_uncertainty([3, 3, 3, 1]) == 1.0
+    assert patience_uncertainty([3, 1, 3, 3]) == 0.5

@@ -16,7 +16,7 @@ from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.export import bundle as bundle_module
 from pipeline.export.bundle import write_bundle
-from pipeline.manifest import Program, read_manifest
+from pipeline.manifest import ExitOptions, Program, read_manifest
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -139,6 +139,20 @@ def exporters(monkeypatch):
 
     monkeypatch.setattr(bundle_module, "export_executorch", exporter("executorch", "model.pte"))
     monkeypatch.setattr("pipeline.export.coreml.export_coreml", exporter("coreml", "coreml/embed.bin"))
+
+
+def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_vocab):
+    config = EncoderConfig(
+        vocab_size=len(tiny_vocab.read_text().split()), hidden_size=16, layers=2, heads=2, intermediate_size=16, max_positions=16
+    )
+    model, tokenizer = ExitModel("classification", config, 2, "linear", (1, 2)), WordPieceTokenizer.from_vocab(tiny_vocab, True)
+
+    def described():
+        return bundle_module.describe(model, Recipe.model_validate(RECIPE), tokenizer, ("no", "yes"), {}, {}).exits
+
+    assert described() == ExitOptions(uncertainty="entropy", temperatures=[])
+    model.uncertainty, model.temperatures = "patience", [1.0, 1.5]
+    assert described() == ExitOptions(uncertainty="patience", temperatures=[1.0, 1.5])
 
 
 @pytest.mark.parametrize("coreml", [True, False])

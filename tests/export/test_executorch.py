@@ -97,6 +97,27 @@ def test_what_costs_time_is_delegated(tiny_qa):
     assert all(len(plan.delegates) >= 1 for plan in plans)
 
 
+@pytest.mark.parametrize(("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")])
+@torch.no_grad()
+def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measure):
+    torch.manual_seed(3)
+    config = EncoderConfig(vocab_size=100, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=POSITIONS)
+    model = ExitModel(task, config, 3, "fastbert", (1,)).eval()
+    model.uncertainty, model.temperatures = measure, [0.5]
+    programs = Programs.of(model)
+    with quiet_logging():
+        write({"segment": lower(export_program(programs.segments[0], programs, POSITIONS))}, tmp_path / "segment.pte")
+    loaded = methods(tmp_path / "segment.pte")["segment"]
+    for length in (2, 15, POSITIONS):
+        inputs = [torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length)), torch.zeros(1, 1, length)]
+        if task == "qa":
+            inputs.append(torch.zeros(1, length))
+            inputs[2][:, : length // 2] = -1e4
+        expected = programs.segments[0](*inputs)
+        assert largest_difference(loaded.execute(inputs), expected) < 1e-5
+        assert length == 2 or 0.05 < float(expected[-1]) < 0.999
+
+
 def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
     model = exit_model()
     model.temperatures = [1.0, 1.7]

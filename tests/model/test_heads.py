@@ -67,6 +67,39 @@ def test_head_gives_the_shape_of_its_task_and_ignores_padding(task, kind):
     torch.testing.assert_close(given, alone, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def fastbert_by_torch(head, hidden: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """FastBERT's student classifier with torch's own attention, for every token; padding: [batch, length], true there."""
+    width = head.out.in_features
+    attention = torch.nn.MultiheadAttention(width, 1, batch_first=True)
+    attention.in_proj_weight.copy_(torch.cat([head.query.weight, head.key_value.weight]))
+    attention.in_proj_bias.copy_(torch.cat([head.query.bias, head.key_value.bias]))
+    attention.out_proj.load_state_dict(head.mix.state_dict())
+    narrow = torch.tanh(head.narrow(hidden))
+    seen, _ = attention(narrow, narrow, narrow, key_padding_mask=padding)
+    return head.out(torch.tanh(head.dense(seen)))
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+@torch.no_grad()
+def test_fastberts_head_is_a_narrow_self_attention_between_linear_layers(task):
+    head = decided(build_head(task, "fastbert", CONFIG, 5), seed=1)
+    hidden = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(20) < torch.tensor([20, 8, 1])[:, None]).float()
+    expected = fastbert_by_torch(head, hidden, mask == 0)
+    given = head(hidden, attention_bias(mask))
+    torch.testing.assert_close(given, expected[:, 0] if task == "classification" else expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "qa"])
+@torch.no_grad()
+def test_a_new_fastbert_head_has_something_to_say(task):
+    """Hidden states after a layer norm have a variance of 1; so should, about, what a chain of narrow layers makes of them."""
+    torch.manual_seed(0)
+    logits = build_head(task, "fastbert", CONFIG.with_(hidden_size=384), 3)(torch.randn(64, 30, 384), torch.zeros(64, 1, 30))
+    assert 0.05 < float(logits.std()) < 2
+
+
 def test_an_unknown_head_is_a_key_error():
     with pytest.raises(KeyError):
         build_head("qa", "pooled", CONFIG, 2)

@@ -96,6 +96,34 @@ def test_programs_in_the_wrong_order_fail(tiny, tmp_path):
     }
 
 
+@pytest.fixture(params=["patient_classifier", "patient_qa"])
+def patient(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_bundle_by_patience_passes_and_its_exits_are_checked(patient):
+    vectors = conformance(patient)
+    assert not {failure for failure in failed(patient, vectors) if failure[0] in ("loop", "tokenizer")}
+
+    def always(exit: int):
+        def change(raw):
+            for case in raw["cases"]:
+                case["outcomes"]["once"]["exit"] = exit
+
+        return change
+
+    # Some examples do leave at that exit, none by chance alone all of them.
+    for exit in (1, 3):
+        assert ("loop", "outcome_agreement") in failed(patient, edited(vectors, always(exit)))
+
+
+def test_a_runner_that_goes_by_the_entropy_of_a_patient_bundle_fails(patient, monkeypatch):
+    from pipeline.runtime import runner
+
+    monkeypatch.setattr(runner, "patience_uncertainty", lambda answers: 0.0 if len(answers) == 2 else 1.0)
+    assert ("loop", "outcome_agreement") in failed(patient, conformance(patient))
+
+
 def test_no_cases_do_not_pass(tiny):
     vectors = conformance(tiny).model_copy(update={"cases": []})
     assert ("loop", "outcome_agreement") in failed(tiny, vectors)

@@ -25,11 +25,13 @@ TASKS = ("classification", "qa")
 LENGTH = 16
 
 
-def tiny_sources(task: str) -> dict[str, Source]:
+def tiny_sources(task: str, head: str = "default", measure: str = "entropy") -> dict[str, Source]:
     torch.manual_seed(2)
-    model = ExitModel(task, CONFIG, 3, {"classification": "pooled", "qa": "attention"}[task], [1]).eval()
-    with torch.no_grad():  # initial weights are so small that every answer is a tie
-        for parameter in model.parameters():
+    head = {"classification": "pooled", "qa": "attention"}[task] if head == "default" else head
+    model = ExitModel(task, CONFIG, 3, head, [1]).eval()
+    model.uncertainty = measure
+    with torch.no_grad():  # initial weights are so small that every answer is a tie; FastBERT's head has others
+        for parameter in (model.encoder if head == "fastbert" else model).parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
     return {source.name: source for source in sources(model)}
@@ -86,6 +88,25 @@ def test_a_float16_program_in_float32_and_in_simulated_float16(packages, task, s
     exact, simulated = (worst_db(expected, evaluate(package, "main", inputs, each)) for each in ("float32", "float16"))
     assert exact > 60 and simulated > 45
     assert simulated < exact  # it does round
+
+
+@pytest.mark.parametrize("measure", ["max_probability", "margin"])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_measure_and_fastberts_head_are_what_torch_computes(tmp_path, task, measure):
+    source = tiny_sources(task, "fastbert", measure)["segment_0"]
+    convert(source, LENGTH, "iOS18", "fp16", tmp_path / "segment.mlpackage")
+    package = load_package(tmp_path / "segment.mlpackage")
+    for size in (LENGTH, LENGTH // 2):
+        inputs = segment_inputs(task, size)
+        cut = [torch.from_numpy(value[:, :size] if name == "hidden" else value[..., :size]) for name, value in inputs.items()]
+        with torch.no_grad():
+            expected = {tensor.name: value.numpy() for tensor, value in zip(source.outputs, source.module(*cut))}
+        assert 0.01 < float(expected["uncertainty"][0]) < 0.999
+        for precision, floor in (("float32", 50), ("float16", 40)):
+            got = evaluate(package, "main", inputs, precision)
+            assert worst_db(expected, {**got, "uncertainty": expected["uncertainty"]}) > floor
+            tolerance = 2e-3 if precision == "float32" else 1e-2
+            assert float(got["uncertainty"][0]) == pytest.approx(float(expected["uncertainty"][0]), abs=tolerance)
 
 
 def test_embed_looks_up_the_right_rows(packages):

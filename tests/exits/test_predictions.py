@@ -1,0 +1,112 @@
+"""What is learned of a set of examples: every exit's answer, and its uncertainty by every measure, from the same logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.items import Item
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.exits import predictions as module
+from pipeline.exits.measures import LABEL_MEASURES, SPAN_MEASURES, TOKEN_MEASURES
+from pipeline.exits.predictions import Predictions, predict, run_model, run_programs
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.recipe import Recipe
+from pipeline.runtime.bundle import Bundle
+from pipeline.runtime.runner import Runner
+
+IN_PROGRAM = ("entropy", "max_probability", "margin")
+
+
+def recipe_of(task: str, measure: str = "entropy") -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "task": task,
+            "data": {"max_length": 64},
+            "qa": {"window": 48, "stride": 12, "max_question": 16, "max_answer": 8, "allow_no_answer": True},
+            "export": {"max_length": 64},
+            "exits": {"uncertainty": measure},
+        }
+    )
+
+
+def tiny_model(task: str, vocabulary: int, measure: str) -> ExitModel:
+    torch.manual_seed(2)
+    config = EncoderConfig(vocab_size=vocabulary, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
+    model = ExitModel(task, config, 3, {"classification": "pooled", "qa": "attention"}[task], (1, 2, 3)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    model.uncertainty, model.temperatures = measure, [1.0, 1.5, 0.7]
+    return model
+
+
+@pytest.fixture(params=["tiny_classifier", "tiny_qa"])
+def tiny(request):
+    return request.getfixturevalue(request.param)
+
+
+def predicted(tiny, measure: str, run=run_model) -> Predictions:
+    task, tokenizer = tiny.manifest.task, WordPieceTokenizer.from_vocab(tiny.path / "vocab.txt", True)
+    model = tiny_model(task, tokenizer.vocab_size, measure)
+    runs = model if run is run_model else Programs.of(model)
+    return predict(run, runs, tiny.examples, tokenizer, tiny.manifest.label_values, recipe_of(task, measure))
+
+
+@pytest.mark.parametrize("run", [run_model, run_programs])
+@pytest.mark.parametrize("measure", IN_PROGRAM)
+def test_the_recipes_measure_is_among_all_of_them(tiny, measure, run):
+    """One is computed by torch in the program, the other in numpy from its logits; temperatures are in both."""
+    given = predicted(tiny, measure, run)
+    names = {"patience", *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES})}
+    assert set(given.measures) == names
+    assert all(values.shape == given.score.shape == (len(tiny.examples), 3) for values in given.measures.values())
+    np.testing.assert_allclose(given.uncertainty, given.measures[measure], atol=1e-5)
+    others = [name for name in names if name != measure]
+    assert not any(np.allclose(given.uncertainty, given.measures[name], atol=1e-3) for name in others)
+
+
+def test_by_patience_the_uncertainty_is_counted_from_the_answers(tiny):
+    given = predicted(tiny, "patience")
+    repeated = [[1 + (exit > 0 and row[exit] == row[exit - 1]) for exit in (0, 1)] for row in given.answers]
+    assert np.array_equal(given.uncertainty[:, :2], 1 / np.array(repeated))
+    assert np.array_equal(given.uncertainty, given.measures["patience"])
+    assert np.array_equal(given.measures["entropy"], predicted(tiny, "entropy").measures["entropy"])
+
+
+def test_predictions_are_what_the_runner_finds(tiny):
+    """The bundle's programs in PyTorch, in batches, against ExecuTorch, one input at a time."""
+    task, tokenizer = tiny.manifest.task, WordPieceTokenizer.from_vocab(tiny.path / "vocab.txt", True)
+    given = predict(run_programs, tiny.programs, tiny.examples, tokenizer, tiny.manifest.label_values, recipe_of(task))
+    runner = Runner(Bundle.open(tiny.path))
+    results = [
+        runner.answer(example.question, example.passage, 0) if task == "qa" else runner.classify(example.text, example.text_pair, 0)
+        for example in tiny.examples
+    ]
+    np.testing.assert_allclose(given.uncertainty, [result.uncertainty for result in results], atol=0.05)
+    answers = [result.answer if task == "qa" else result.label_index for result in results]
+    assert sum(got[-1] == expected for got, expected in zip(given.answers, answers)) >= len(answers) - 1
+
+
+def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatch):
+    whole, sizes, steps = predicted(tiny_qa, "margin"), [], []
+
+    def run(model, items: list[Item], on_step):
+        sizes.append(len(items))
+        return run_model(model, items, on_step)
+
+    monkeypatch.setattr(module, "QUESTIONS", 3)
+    tokenizer = WordPieceTokenizer.from_vocab(tiny_qa.path / "vocab.txt", True)
+    model, recipe = tiny_model("qa", tokenizer.vocab_size, "margin"), recipe_of("qa", "margin")
+    parts = predict(run, model, tiny_qa.examples, tokenizer, (), recipe, lambda what, done, total: steps.append((done, total)))
+    assert len(sizes) == 4 and sizes[-1] <= 1 < sizes[0]  # ten questions, the longest first
+    assert steps == sorted(steps) and steps[-1] == (sum(sizes), sum(sizes))
+    assert parts.answers == whole.answers
+    np.testing.assert_allclose(parts.uncertainty, whole.uncertainty, atol=1e-5)
+    for name, values in whole.measures.items():
+        np.testing.assert_allclose(parts.measures[name], values, atol=1e-5)

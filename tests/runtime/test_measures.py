@@ -1,0 +1,100 @@
+"""A bundle's measure decides: the programs' own number, or with patience what the runner counts from the answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.conformance import Conformance
+from pipeline.data.windows import make_windows
+from pipeline.exits.rule import patience_threshold, patience_uncertainty
+from pipeline.manifest import ExitOptions
+from pipeline.runtime.bundle import Bundle
+from pipeline.runtime.evaluate import evaluate
+from pipeline.runtime.runner import Runner
+
+
+@pytest.fixture(params=["patient_classifier", "patient_qa"])
+def tiny(request):
+    return request.getfixturevalue(request.param)
+
+
+def run(runner: Runner, case, speed):
+    if runner.manifest.task == "qa":
+        return runner.answer(case.question, case.passage, speed)
+    return runner.classify(case.text, case.text_pair, speed)
+
+
+def answer_of(result) -> str:
+    return result.answer if hasattr(result, "answer") else result.label
+
+
+def test_patience_leaves_when_successive_exits_agree(tiny):
+    """Against the answer at each depth, which runs that stop there by force give."""
+    runner = Runner(Bundle.open(tiny.path))
+    manifest = runner.manifest
+    forced = [  # thresholds that only the given exit's uncertainty is below
+        Runner(replace(runner.bundle, manifest=manifest.model_copy(update={"exits": ExitOptions(), "speeds": {
+            "here": manifest.speeds["once"].model_copy(update={"thresholds": [0.0] * depth + [2.0] * (4 - depth)})
+        }})))
+        for depth in range(4)
+    ]  # fmt: skip
+    exits = {1: set(), 2: set()}
+    for example in tiny.examples:
+        answers = [answer_of(run(each, example, "here")) for each in forced]
+        for patience, taken in exits.items():
+            got = run(runner, example, patience_threshold(patience))
+            repeats = [exit for exit in range(4) if len(set(answers[max(exit - patience, 0) : exit + 1])) == 1 and exit >= patience]
+            assert got.exit == (repeats[0] if repeats else 3)
+            assert answer_of(got) == answers[got.exit]
+            assert list(got.uncertainty) == [patience_uncertainty(answers[: exit + 1]) for exit in range(got.exit + 1)]
+            taken.add(got.exit)
+    assert {1, 2} <= exits[1] and {2, 3} <= exits[2]  # else there was nothing to tell apart
+
+
+def test_patient_answers_are_those_of_the_conformance_vectors(tiny):
+    runner = Runner(Bundle.open(tiny.path))
+    vectors = Conformance.model_validate_json((tiny.path / "conformance.json").read_bytes())
+    taken, same, count = set(), 0, 0
+    for case in vectors.cases:
+        for speed in ("once", "twice", "full"):
+            got, outcome = run(runner, case, speed), case.outcomes[speed]
+            same += (got.exit, answer_of(got)) == (outcome.exit, outcome.label if outcome.label is not None else outcome.answer)
+            count += 1
+            taken.add(outcome.exit)
+    assert same >= 0.9 * count  # int8 in another order may decide between two answers that are as good; `verify` tells those apart
+    assert {1, 2, 3} <= taken
+
+
+def test_the_programs_still_show_their_entropy(patient_qa):
+    runner = Runner(Bundle.open(patient_qa.path))
+    example, options = patient_qa.examples[0], patient_qa.manifest.qa
+    lengths = (options.window, options.stride, options.max_question)
+    window = make_windows(runner.bundle.tokenizer, example.question, example.passage, *lengths, True)[0]
+    for output in runner.run_all(window.ids, window.answer_mask):
+        candidates = [torch.from_numpy(logits[window.answer_mask]).double() for logits in output.logits]
+        entropy = [float(torch.distributions.Categorical(logits=each).entropy()) / np.log(len(each)) for each in candidates]
+        assert output.uncertainty == pytest.approx(np.mean(entropy), abs=1e-4)
+
+
+def test_an_evaluation_counts_patient_exits(tiny):
+    bundle = Bundle.open(tiny.path)
+    first, once, full = evaluate(bundle, tiny.examples, ["1.1", "once", "full"]).speeds
+    count = len(tiny.examples)
+    assert (first.exits, full.exits) == ([count, 0, 0, 0], [0, 0, 0, count])
+    assert once.exits[0] == 0 and once.exits[1] > 0 and 2 <= once.mean_depth < 4
+
+
+def test_temperatures_must_fit_the_segments(patient_classifier, tmp_path):
+    import shutil
+
+    from pipeline.errors import UserError
+
+    shutil.copytree(patient_classifier.path, tmp_path / "bundle")
+    manifest = patient_classifier.manifest.model_copy(update={"exits": ExitOptions(temperatures=[1.0, 2.0])})
+    (tmp_path / "bundle" / "manifest.json").write_text(manifest.model_dump_json())
+    with pytest.raises(UserError, match="exits.temperatures: 2 temperatures for 4 segments"):
+        Bundle.open(tmp_path / "bundle")
