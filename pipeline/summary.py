@@ -14,6 +14,7 @@ from pipeline.progress import output
 if TYPE_CHECKING:
     from pipeline.bench.measurements import BenchReport
     from pipeline.bench.results import RunResults
+    from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation
     from pipeline.stages import Run
     from quantize.size import SizeReport
@@ -54,6 +55,32 @@ def evaluation_table(evaluation: Evaluation) -> Table:
             f"{latency.p95:.2f}",
         )
     return table
+
+
+def study_tables(study: Study) -> list[Table]:
+    """The exits alone, the named speeds, and what each measure of uncertainty costs at a given loss."""
+    metric = "F1" if study.metric == "f1" else study.metric
+    exits = Table("exit", "after layer", metric, "operations", "median uncertainty", "AUROC")
+    for at, (each, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
+        exits.add_row(str(at), str(each.layer), f"{each.score:.4f}", f"{each.flops:.1%}", f"{each.quantiles[2]:.3f}", cell(ranking.auroc, ".3f"))
+    speeds = Table("speed", "loss promised", "loss", "mean depth", "operations", "speed-up", "exits")
+    for speed in study.speeds:
+        counts = " ".join(str(count) for count in speed.exits)
+        speeds.add_row(
+            speed.speed,
+            cell(speed.max_loss, ".4f"),
+            f"{speed.loss:.4f}",
+            f"{speed.mean_depth:.2f}",
+            f"{speed.flops:.1%}",
+            f"{speed.speed_up:.2f}",
+            counts,
+        )
+    columns = [f"loss <= {point.max_loss:g}" for point in study.own.within]
+    measures = Table("measure: depth, speed-up", *columns, "AUROC")
+    for each in study.measures:
+        cells = [f"{point.mean_depth:.2f}, {point.speed_up:.2f}" for point in each.within]
+        measures.add_row(each.measure + (" (own)" if each.own else ""), *cells, cell(each.mean_auroc, ".3f"))
+    return [exits, speeds, measures] if study.speeds else [exits, measures]
 
 
 def bench_table(report: BenchReport) -> Table:

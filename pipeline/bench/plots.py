@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pipeline.bench.results import RunResults
+from pipeline.exits.study import NamedSpeed
+from pipeline.runtime.evaluate import SpeedResult
 
 # Okabe and Ito's colours: told apart with any colour vision, and by their lightness in print.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#767676"
@@ -159,18 +161,17 @@ def depth_plot(results: RunResults) -> str:
     return svg.getvalue()
 
 
-def exits_plot(results: RunResults) -> str:
+def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
     """Stacked bars to 100 %: after which segment the examples left, one bar a speed."""
     from matplotlib import colormaps
 
-    speeds = results.evaluation.speeds
     segments = len(speeds[0].exits)
     colours = colormaps["cividis"]
     with drawing(5, 1.35 + 0.42 * len(speeds)) as (figure, axes, svg):
         start = [0.0] * len(speeds)
         for segment in range(segments):
             lightness = 0.08 + 0.9 * segment / max(1, segments - 1)
-            widths = [100 * speed.exits[segment] / results.evaluation.examples for speed in speeds]
+            widths = [100 * speed.exits[segment] / sum(speed.exits) for speed in speeds]
             axes.barh(
                 range(len(speeds)), widths, left=start, color=colours(lightness), label=f"{segment + 1}", height=0.66,
                 edgecolor="white", linewidth=0.6,
@@ -193,11 +194,22 @@ def exits_plot(results: RunResults) -> str:
 
 BACKENDS = {"executorch": "ExecuTorch", "coreml": "Core ML"}
 METRIC_NAMES = {"classification": "accuracy", "qa": "F1"}
+MEASURE_NAMES = {
+    "max_probability": "greatest probability",
+    "span_entropy": "entropy over spans",
+    "span_probability": "probability of the span",
+    "unscaled_entropy": "entropy, not scaled",
+}
 
 
 def headline(speed) -> float:
     """Accuracy, or F1 for question answering."""
     return speed.accuracy if speed.accuracy is not None else speed.f1
+
+
+def measure_name(measure: str) -> str:
+    """A measure of uncertainty as a page calls it."""
+    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
 def is_full_depth(speed: str) -> bool:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pipeline.bench import plots
 from pipeline.bench.measurements import Measurement
+from pipeline.bench.page import Figure, environment, megabytes, percent
 from pipeline.bench.results import RunResults, Score
+from pipeline.bench.study_page import study_figures
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.workspace import write_text
 
 PAGE, DATA, TEMPLATE = "report.html", "results.json", "report.html.j2"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot on the page: its title, the SVG as a data address, what it shows in words, and what to read off it."""
-
-    title: str
-    source: str
-    alt: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -58,21 +46,15 @@ def write_report(results: RunResults, folder: str | Path) -> Path:
 
 def render(results: RunResults) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, ms=plots.milliseconds, mb=megabytes, seconds=duration, number=number, times=times)
-    return environment.get_template(TEMPLATE).render(
+    return environment().get_template(TEMPLATE).render(
         results=results,
         reference=reference_of(results),
         lines=headline_lines(results),
         figures=figures(results),
         backends=plots.BACKENDS,
         metric=plots.METRIC_NAMES[results.task],
+        study=results.study,
+        study_figures=study_figures(results.study),
         failed=[check for check in results.checks if not check.passed],
     )
 
@@ -143,8 +125,7 @@ def figures(results: RunResults) -> list[Figure]:
     leaving = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
 
     def figure(title: str, draw: Callable[[RunResults], str], alt: str, caption: str) -> Figure:
-        encoded = base64.b64encode(draw(results).encode()).decode()
-        return Figure(title, f"data:image/svg+xml;base64,{encoded}", alt, caption)
+        return Figure.of(title, draw(results), alt, caption)
 
     return [
         figure(
@@ -168,7 +149,7 @@ def figures(results: RunResults) -> list[Figure]:
         ),
         figure(
             "Where inputs leave",
-            plots.exits_plot,
+            lambda results: plots.exits_plot(results.evaluation.speeds),
             f"Stacked bars. Examples that left after each segment in turn: {leaving}.",
             "The share of the examples that stopped after each segment.",
         ),
@@ -179,35 +160,3 @@ def figures(results: RunResults) -> list[Figure]:
             "The programs alone, at fixed lengths, medians.",
         ),
     ]
-
-
-# How numbers are written.
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction as a percentage with one decimal; a dash for none."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def megabytes(count: float) -> str:
-    """Bytes in megabytes, in kilobytes where that would be nothing."""
-    return f"{count / plots.MEGABYTE:.1f} MB" if abs(count) >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:.0f}×"
-
-
-def number(value: float) -> str:
-    """Four significant digits, no exponent for what a person would write out."""
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

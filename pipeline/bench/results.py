@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.bench.measurements import BenchReport
+from pipeline.exits.study import Study
 from pipeline.runtime.evaluate import Evaluation
 from quantize.size import SizeReport
 
@@ -43,13 +44,14 @@ class RunResults(Strict):
     """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
 
     `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own
-    scores are in `evaluation`, one entry a speed, of the exported programs.
+    scores are in `evaluation`, one entry a speed, of the exported programs; `study` is of their exits, on the same examples.
     """
 
     name: str = Field(description="of the recipe")
     task: Literal["classification", "qa"]
     metrics: dict[Literal["teacher", "student", "quantized"], Score]
     evaluation: Evaluation
+    study: Study
     bench: BenchReport
     size: SizeReport
     checks: list[ParityCheck]

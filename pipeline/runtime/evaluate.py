@@ -84,16 +84,14 @@ def evaluate(
     Raises:
         UserError: there are no examples or speeds, a speed is unknown, an example is unlabelled or has a label that the bundle lacks.
     """
-    examples = list(examples[:limit])
-    if not examples:
-        raise UserError("has no examples; give at least one", file=source)
+    examples = checked_examples(examples, limit, source)
     if not speeds:
         raise UserError("there is none; give at least one, for example 0", field="speed")
     manifest = bundle.manifest
     names = [speed if isinstance(speed, str) else str(speed) for speed in speeds]
     for name in names:
         speed_thresholds(manifest, name)
-    targets = _targets(manifest, examples, source)
+    targets = targets_of(manifest, examples, source)
     runner = Runner(bundle, threads)
     runner.prewarm()
     for example in examples[:WARM_UP]:
@@ -117,8 +115,20 @@ def _run(runner: Runner, example: Example, speed: str) -> Classification | Answe
     return runner.classify(example.text, example.text_pair, speed)
 
 
-def _targets(manifest: Manifest, examples: Sequence[Example], source: str | Path | None) -> list[int]:
-    """Each example's place among the bundle's labels; empty for QA, whose examples hold their answers."""
+def checked_examples(examples: Sequence[Example], limit: int | None, source: str | Path | None) -> list[Example]:
+    """The first `limit` examples. UserError if there are none."""
+    examples = list(examples[:limit])
+    if not examples:
+        raise UserError("has no examples; give at least one", file=source)
+    return examples
+
+
+def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Path | None) -> list[int]:
+    """Each example's place among the bundle's labels; empty for QA, whose examples hold their answers.
+
+    Raises:
+        UserError: the examples are of another task, one is unlabelled, or has a label that the bundle lacks.
+    """
     wanted = QAExample if manifest.task == "qa" else ClassificationExample
     if not all(isinstance(example, wanted) for example in examples):
         raise UserError(f"the examples are not of the bundle's task, {manifest.task}; give a file of that task", file=source)

@@ -3,15 +3,36 @@ import re
 import xml.etree.ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from pipeline.bench.measurements import BenchReport, Device, Measurement
 from pipeline.bench.report import render, write_report
 from pipeline.bench.results import ParityCheck, RunResults, Score
+from pipeline.exits.predictions import Predictions
+from pipeline.exits.study import Costs, Study, study
+from pipeline.manifest import Speed
 from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
 from quantize.size import FileSize, Parts, SizeReport, TargetSize, bert_base_parts
 
-SECTIONS = ("headline", "plots", "method", "latency", "size", "parity", "stages", "provenance")
+SECTIONS = ("headline", "plots", "study", "method", "latency", "size", "parity", "stages", "provenance")
+
+
+def studied(task) -> Study:
+    """Three exits, sure of four examples in five, of which the first has 70 % right, the second 90 %, the last all."""
+    count = 200
+    unsure = np.stack([np.linspace(0, top, count) for top in (1.0, 0.5, 0.25)], axis=1)
+    score = (unsure < (0.7, 0.45, 1.0)).astype(float)
+    answers = [["a"] * 3 if task == "qa" else [0] * 3] * count
+    speeds = {
+        name: Speed(
+            thresholds=[at] * 3, metric="accuracy", value=0.9, value_full_depth=0.9, mean_depth=2.0, examples=9, max_loss=loss, delta=0.1
+        )
+        for name, at, loss in (("exact", 0.4, 0.005), ("fast", 0.8, 0.02))
+    }
+    predictions = Predictions(score, score, unsure, answers, measures={"margin": unsure[::-1], "patience": np.full((count, 3), 0.5)})
+    costs = Costs(np.arange(count) + 5, np.outer(np.arange(count) + 5, [1e6, 2e6, 3e6]))
+    return study(predictions, costs, (2, 4, 6), "entropy", speeds)
 
 
 def results(task="classification", **changes) -> RunResults:
@@ -46,6 +67,7 @@ def results(task="classification", **changes) -> RunResults:
                 speed("fast", 0.8945, 1.4, [600, 195, 77], 3.21),
             ],
         ),
+        "study": studied(task),
         "bench": BenchReport(
             device=Device(kind="host", system="Linux", processor="A processor", cores=2, threads=2, executorch="1.4.1"),
             results=[*bench, reference],
@@ -110,7 +132,7 @@ def test_the_page_has_every_section_and_loads_nothing(task, tmp_path):
 
 def test_every_plot_is_a_drawing_with_its_content_in_words():
     page = Page(render(results()))
-    assert len(page.images) == 5
+    assert len(page.images) == 10
     for image in page.images:
         drawing = xml.etree.ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2]))
         assert drawing.tag.endswith("svg") and len(list(drawing.iter())) > 50
@@ -143,7 +165,7 @@ def test_a_run_without_the_reference_claims_no_speed_up():
     bench = results().bench
     alone = bench.model_copy(update={"results": bench.of("pocketbert")})
     text = Page(render(results(bench=alone))).text
-    assert "was not run" in text and "×" not in text.replace("6.5× smaller", "")
+    assert "was not run" in text and "×" not in text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
 
 
 def test_names_cannot_break_the_page():
