@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from pipeline import __version__
+from pipeline import __version__, processes
 from pipeline.errors import UserError
 from pipeline.progress import console, output, progress
 
@@ -47,13 +47,16 @@ def emit(value) -> None:
 
 
 def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):
-    """Runs all stages up to `last` and returns the run."""
+    """Runs all stages up to `last` and returns the run; the main process of several does, for the others that is all."""
     from pipeline.recipe import load_recipe
     from pipeline.stages import Run
 
-    recipe = load_recipe(recipe_file, settings or [])
-    run = Run(recipe, out or Path("runs") / recipe.name)
-    run.upto(last)
+    with processes.together():
+        recipe = load_recipe(recipe_file, settings or [])
+        run = Run(recipe, out or Path("runs") / recipe.name)
+        run.upto(last)
+    if not processes.is_main():
+        raise typer.Exit
     return run
 
 
@@ -75,6 +78,7 @@ def stage_command(name: str, text: str):
 
 
 stage_command("finetune", "Fine-tunes the teacher.")
+stage_command("pretrain", "Distills the student's encoder on plain text, before any task.")
 stage_command("distill", "Distills the student from the teacher.")
 stage_command("exits", "Trains the exit heads on the frozen student.")
 
@@ -87,6 +91,24 @@ def quantize(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> 
 
 stage_command("export", "Writes the bundle.")
 stage_command("report", "Writes the report.")
+
+
+@app.command()
+def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """What each term of the losses is worth: the student again without it, and from random weights. A killed one continues."""
+    from pipeline.ablate import ablate as run_ablation
+    from pipeline.ablate import ablation_table
+    from pipeline.recipe import load_recipe
+
+    with processes.together():
+        loaded = load_recipe(recipe, settings or [])
+        ablation = run_ablation(loaded, out or Path("runs") / loaded.name)
+    if not processes.is_main():
+        raise typer.Exit
+    if as_json:
+        emit(ablation)
+    else:
+        output().print(ablation_table(ablation))
 
 
 @app.command()
@@ -195,6 +217,39 @@ def evaluate(
 
 
 @app.command()
+def study(
+    bundle: BundleFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help='A labelled file, a hub data set, or "demo".')],
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N examples.")] = None,
+    text: Annotated[Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")] = None,
+    text_pair: Annotated[Optional[str], typer.Option("--pair-column", help="The second text's column.")] = None,
+    label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
+    as_json: AsJson = False,
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Write the page study.html and study.json there.")] = None,
+) -> None:
+    """What each exit is worth: score against depth and operations at every threshold and measure of uncertainty, on any labelled data."""
+    from pipeline.data.demo import load_demo
+    from pipeline.data.files import read_examples
+    from pipeline.runtime.bundle import Bundle
+    from pipeline.runtime.study import study_bundle
+    from pipeline.summary import study_tables
+
+    opened = Bundle.open(bundle)
+    task = opened.manifest.task
+    examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    with progress() as on_step:
+        result = study_bundle(opened, examples, limit, on_step, source=data)
+    if out is not None:
+        from pipeline.bench.study_page import write_study
+
+        console.print(f"page: {write_study(result, opened.manifest.name, Path(data).name, out)}")
+    if as_json:
+        emit(result)
+    else:
+        output().print(*study_tables(result))
+
+
+@app.command()
 def bench(
     target: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle folder, or a recipe whose bundle to measure.")],
     settings: Settings = None,
@@ -285,8 +340,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except processes.Elsewhere:
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it was", file=sys.stderr)
+        if processes.is_main():
+            print("interrupted; the same command continues where it was", file=sys.stderr)
         sys.exit(130)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from pipeline import processes
+from pipeline.data.corpus import corpus_digest, open_corpus, write_corpus
 from pipeline.data.demo import load_demo
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
 from pipeline.data.files import read_examples
@@ -23,6 +25,9 @@ from pipeline.progress import OnStep, console, progress
 from pipeline.recipe import Recipe
 from pipeline.workspace import Place, Workspace, fingerprint, write_text
 
+SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
+CURVE = "losses.json"  # beside what a training left: its mean loss at every step
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -34,6 +39,8 @@ class Stage:
         after: stages whose results it reads.
         sections: parts of the recipe that it reads; a change in any other leaves its result standing.
         build: does the work.
+        wanted: whether a recipe has this stage at all; one that has not runs as if the stage did not exist.
+        trains: whether all processes of a run take part; what does not train is the main one's alone.
         version: raised when the code of a stage changes what it produces, so that older results are made anew.
     """
 
@@ -42,52 +49,104 @@ class Stage:
     after: tuple[str, ...]
     sections: tuple[str, ...]
     build: Callable[[Run, Place, OnStep], None]
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    trains: bool = False
     version: int = 1
 
 
 class Run:
-    """A recipe on its way through the stages, in one output folder."""
+    """A recipe on its way through the stages, in one output folder.
 
-    def __init__(self, recipe: Recipe, out: str | Path):
-        self.recipe = recipe
+    Args:
+        base: a run whose results stand in for this one's wherever they were made from exactly the same.
+    """
+
+    def __init__(self, recipe: Recipe, out: str | Path, base: Run | None = None):
+        self.recipe, self.base = recipe, base
         self.workspace = Workspace(out)
+        self._shared: dict[str, bool] = {}
+
+    def has(self, stage: str) -> bool:
+        """Whether the recipe has this stage."""
+        return STAGES[stage].wanted(self.recipe)
+
+    def shares(self, name: str) -> bool:
+        """Whether the base run finished exactly this stage."""
+        if self.base is None:
+            return False
+        if name not in self._shared:  # answered once: it reads the whole result
+            self._shared[name] = self.base.has(name) and self.base.workspace.is_done(STAGES[name].folder, self.mark(name))
+        return self._shared[name]
 
     def path(self, stage: str) -> Path:
         """The folder that a finished stage left."""
-        return self.workspace.folder(STAGES[stage].folder)
+        workspace = self.base.workspace if self.shares(stage) else self.workspace
+        return workspace.folder(STAGES[stage].folder)
 
     def mark(self, name: str) -> str:
         """The fingerprint of everything that goes into a stage, its predecessors' included."""
         stage = STAGES[name]
         sections = [getattr(self.recipe, section) for section in stage.sections]
         values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
-        inputs = self.input_digests() if name == "prepare" else self.weights_digest() if name == "finetune" else None
-        return fingerprint(name, stage.version, values, inputs, [self.mark(before) for before in stage.after])
+        inputs = INPUTS[name](self) if name in INPUTS else None
+        return fingerprint(name, stage.version, values, inputs, [self.mark(before) for before in stage.after if self.has(before)])
 
     def input_digests(self) -> list[str]:
         """What identifies the data: a file's digest, or the name of a set."""
         sources = (self.recipe.data.train, self.recipe.data.dev)
         return [sha256_of(Path(source)) if Path(source).is_file() else source for source in sources]
 
-    def weights_digest(self) -> list[str]:
-        """What identifies the teacher's weights: the files' digests of a local folder, or the name."""
-        folder = Path(self.recipe.teacher.weights)
+    def weights_digest(self, weights: str | None = None) -> list[str]:
+        """What identifies a teacher's weights, those of teacher.weights if none are named: a local folder's files' digests, or the name."""
+        folder = Path(weights or self.recipe.teacher.weights)
         names = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt")
         return [sha256_of(folder / name) for name in names if (folder / name).is_file()] or [str(folder)]
 
+    def corpus_inputs(self) -> list:
+        """What identifies the text, the teacher and the shape of a student that is pre-trained; not where its exits are."""
+        student = self.recipe.student
+        teachers = [self.weights_digest(weights) for weights in (self.recipe.pretrain.teacher, self.recipe.teacher.weights)]
+        return [corpus_digest(self.recipe.pretrain.corpus), teachers, student.layers, student.initialise]
+
     def upto(self, last: str) -> None:
-        """Runs a stage and everything it needs, skipping what is done; prints the time of each."""
+        """Runs a stage and everything it needs, skipping what is done; prints the time of each.
+
+        Several processes go together as far as the last training; after it the main one goes on alone.
+        """
+        order = order_upto(last, self.recipe)
+        common = max((at + 1 for at, name in enumerate(order) if STAGES[name].trains), default=0)
         with self.workspace.locked():
-            for name in order_upto(last):
-                stage = STAGES[name]
-                mark = self.mark(name)
-                if self.workspace.is_done(stage.folder, mark):
-                    console.print(f"{name:<9} unchanged")
-                    continue
-                console.print(f"{name:<9} ...")
-                with progress() as on_step:
-                    self.workspace.run(stage.folder, mark, partial(stage.build, self, on_step=on_step))
-                console.print(f"{name:<9} {self.seconds(name):.0f} s")
+            for at, name in enumerate(order):
+                if at == common:  # processes that wait keep cores busy, and that would show in what is measured
+                    processes.leave()
+                if at < common or processes.is_main():
+                    self._step(STAGES[name])
+
+    def _step(self, stage: Stage) -> None:
+        """One stage, unless it is done."""
+        if processes.from_main(lambda: self.shares(stage.name)):
+            return
+        mark = processes.from_main(lambda: self.mark(stage.name))
+        if processes.from_main(lambda: self.workspace.is_done(stage.folder, mark)):
+            console.print(f"{stage.name:<9} unchanged")
+            return
+        console.print(f"{stage.name:<9} ...")
+        with progress() as on_step:
+
+            def build(place: Place | None = None) -> None:
+                place = processes.from_main(lambda: place)
+                if not all(processes.agree(place.scratch.is_dir())):
+                    raise UserError("is not there for every process; give --out on a file system that all hosts share", file=place.scratch)
+                stage.build(self, place, on_step)
+
+            if not stage.trains:
+                processes.from_main(lambda: self.workspace.run(stage.folder, mark, partial(stage.build, self, on_step=on_step)))
+            elif processes.is_main():
+                self.workspace.run(stage.folder, mark, build)
+            else:
+                build()
+            processes.wait()  # until the result is in its folder
+        console.print(f"{stage.name:<9} {self.seconds(stage.name):.0f} s")
 
     def seconds(self, name: str) -> float:
         record = self.workspace.record(STAGES[name].folder)
@@ -95,7 +154,7 @@ class Run:
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of every finished stage, in order."""
-        return {name: self.seconds(name) for name in STAGES if self.workspace.record(STAGES[name].folder)}
+        return {name: self.seconds(name) for name in STAGES if self.has(name) and self.workspace.record(STAGES[name].folder)}
 
     # What stages left, read back.
 
@@ -185,10 +244,25 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
             file=recipe.data.train,
             field="data.calibration",
         )
+    check_calibration(recipe)
     train, calibration = split_off(train, recipe.data.calibration, recipe.seed)
     for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
         save_examples(part, place.out / f"{name}.jsonl")
     write_text(place.out / "labels.json", json.dumps(labels))
+
+
+def check_calibration(recipe: Recipe) -> None:
+    """UserError if no calibration split of the recipe's size could show what a named speed promises."""
+    from pipeline.exits.calibrate import examples_needed
+
+    for name in SPEEDS:
+        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta)
+        if recipe.data.calibration < needed:
+            raise UserError(
+                f"{recipe.data.calibration} examples cannot show that the speed {name!r} loses at most {getattr(recipe.exits, name):g} with "
+                f"confidence {1 - recipe.exits.delta:g}; that takes at least {needed} (better three times as many); or raise exits.{name}",
+                field="data.calibration",
+            )
 
 
 def finetune(run: Run, place: Place, on_step: OnStep) -> None:
@@ -200,13 +274,15 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
     recipe, labels = run.recipe, run.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
-    shutil.copyfile(pretrained.vocab, place.out / "vocab.txt")
-    write_text(place.out / "tokenizer.json", json.dumps({"lowercase": pretrained.lowercase}))
     teacher = build_teacher(pretrained, recipe, len(labels))
     check_window(recipe, teacher.config.max_positions)
     if recipe.teacher.training.epochs:
         items = make_items(run.examples("train"), tokenizer, labels, recipe)
-        finetune(teacher, items, recipe, place.scratch / "checkpoint.pt", on_step)
+        finetune(teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
+    if not processes.is_main():
+        return
+    shutil.copyfile(pretrained.vocab, place.out / "vocab.txt")
+    write_text(place.out / "tokenizer.json", json.dumps({"lowercase": pretrained.lowercase}))
     save_model(teacher, place.out)
     predictions = predict(run_model, teacher, run.examples("dev"), tokenizer, labels, recipe, on_step)
     write_text(place.out / "metrics.json", json.dumps(predictions.metrics()))
@@ -219,34 +295,104 @@ def check_window(recipe: Recipe, positions: int) -> None:
             raise UserError(f"{length} is more than the {positions} positions of {recipe.teacher.weights}", field=field)
 
 
+def pretrain(run: Run, place: Place, on_step: OnStep) -> None:
+    """The student's encoder, and how well it finds hidden words before and after."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.distill.pretrain import fit_head, measure, pretrain, student_of, teacher_of
+    from pipeline.distill.student import check_same_shape
+    from pipeline.model.checkpoint import load_pretrained, save_encoder
+
+    recipe, options = run.recipe, run.recipe.pretrain
+    pretrained = load_pretrained(options.teacher or recipe.teacher.weights, recipe.task)
+    tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
+    if options.teacher:  # hours before the task's teacher and this student would meet
+        later = load_pretrained(recipe.teacher.weights, recipe.task)
+        check_same_shape(pretrained.config, later.config, "pretrain.teacher")
+        if tokenizer.tokens != WordPieceTokenizer.from_vocab(later.vocab).tokens or pretrained.lowercase != later.lowercase:
+            raise UserError(
+                f"its vocabulary is not that of {recipe.teacher.weights}; take a teacher with the same", field="pretrain.teacher"
+            )
+    torch.manual_seed(recipe.seed + 3)
+    teacher = teacher_of(pretrained)
+    corpus = place.scratch / "corpus.ids"
+    processes.from_main(lambda: write_corpus(options.corpus, tokenizer, corpus, options, on_step))
+    blocks = open_corpus(corpus, tokenizer, options)
+    blocks, held_out = blocks.split(min(options.held_out, max(1, len(blocks) // 10)), recipe.seed)
+    fitted = place.scratch / "teacher_head.safetensors"
+    if pretrained.mlm_head is None:
+        if not fitted.is_file():
+            console.print(f"  {pretrained.source} comes without a masked-LM head; fitting one on its frozen encoder")
+            fit_head(teacher, blocks, recipe, place.scratch / "head_checkpoint.pt", on_step)
+            if processes.is_main():
+                save_file(teacher.head.state_dict(), partial := fitted.with_suffix(".partial"))
+                partial.replace(fitted)
+            processes.wait()
+        teacher.head.load_state_dict(load_file(fitted))
+    torch.manual_seed(recipe.seed + 4)
+    student = student_of(teacher, recipe)
+    metrics = {
+        "blocks": len(blocks),
+        "held_out": len(held_out),
+        "teacher": measure(teacher, teacher, held_out, recipe, on_step).to_json(),
+        "before": measure(student, teacher, held_out, recipe, on_step).to_json(),
+    }
+    pretrain(student, teacher, blocks, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
+    if not processes.is_main():
+        return
+    metrics["after"] = measure(student, teacher, held_out, recipe, on_step).to_json()
+    save_encoder(student.encoder, place.out)
+    shutil.copyfile(pretrained.vocab, place.out / "vocab.txt")
+    write_text(place.out / "metrics.json", json.dumps(metrics))
+
+
 def distill(run: Run, place: Place, on_step: OnStep) -> None:
     """The student's backbone and last head."""
     import torch
 
     from pipeline.distill.student import initialise_student
     from pipeline.distill.task import distill
-    from pipeline.model.checkpoint import save_model
+    from pipeline.model.checkpoint import load_encoder, save_model
 
     recipe = run.recipe
     teacher = run.model("finetune")
     torch.manual_seed(recipe.seed + 1)
-    student = initialise_student(teacher, recipe.student.layers, recipe.student.exit_layers, recipe.head)
+    student = initialise_student(
+        teacher,
+        recipe.student.layers,
+        recipe.student.exit_layers,
+        recipe.head,
+        initialise=recipe.student.initialise,
+        encoder=load_encoder(run.path("pretrain")) if run.has("pretrain") else None,
+    )
     items = make_items(run.examples("train"), run.tokenizer(), run.labels(), recipe)
-    distill(student, teacher, items, recipe, place.scratch / "checkpoint.pt", on_step)
-    save_model(student, place.out)
+    distill(student, teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
+    if processes.is_main():
+        save_model(student, place.out)
 
 
 def exits(run: Run, place: Place, on_step: OnStep) -> None:
     """The student with its exit heads trained, and every exit's score on dev."""
+    from pipeline.exits.calibrate import split_rows
     from pipeline.exits.predictions import predict, run_model
     from pipeline.exits.self_distill import self_distill
+    from pipeline.exits.temperature import calibrate_heads
     from pipeline.model.checkpoint import save_model
 
     recipe = run.recipe
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
     if recipe.exits.training.epochs:
         items = make_items(some_of(run.examples("train"), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
-        student = self_distill(student, items, recipe, place.scratch / "checkpoint.pt", on_step)
+        student = self_distill(student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
+    if not processes.is_main():
+        return
+    student.uncertainty = recipe.exits.uncertainty
+    if recipe.exits.temperature_scaling:
+        calibration = run.examples("calibration")
+        draft = [calibration[row] for row in split_rows(len(calibration), recipe.seed)[0]]
+        report = calibrate_heads(student, make_items(draft, tokenizer, labels, recipe), on_step)
+        write_text(place.out / "temperatures.json", json.dumps(report, indent=2))
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
     metrics = predictions.metrics() | {"exits": [predictions.metrics(at) for at in range(predictions.exits)]}
@@ -272,7 +418,7 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     metric = "accuracy" if recipe.task == "classification" else "f1"
     speeds = {
         name: calibrate(calibration, getattr(recipe.exits, name), recipe.exits.delta, metric, recipe.seed).model_dump()
-        for name in ("exact", "balanced", "fast")
+        for name in SPEEDS
     }
     write_text(place.out / "speeds.json", json.dumps(speeds, indent=2))
     dev = predict(run_programs, programs, run.examples("dev"), tokenizer, labels, recipe, on_step)
@@ -350,10 +496,11 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
 
 
 def bench(run: Run, place: Place, on_step: OnStep) -> None:
-    """The bundle on this machine: accuracy and latency at every speed on dev, and latency against BERT-base."""
+    """The bundle on this machine: accuracy and latency at every speed on dev, the study of its exits, and latency against BERT-base."""
     from pipeline.bench.host import bench_host
     from pipeline.runtime.bundle import Bundle
     from pipeline.runtime.evaluate import evaluate
+    from pipeline.runtime.study import study_bundle
 
     recipe = run.recipe
     bundle = run.path("export")
@@ -361,6 +508,8 @@ def bench(run: Run, place: Place, on_step: OnStep) -> None:
         Bundle.open(bundle), run.examples("dev"), recipe.bench.speeds, limit=recipe.bench.evaluate_limit, on_progress=on_step
     )
     write_text(place.out / "evaluation.json", evaluation.model_dump_json(indent=2))
+    study = study_bundle(Bundle.open(bundle), run.examples("dev"), recipe.bench.evaluate_limit, on_step)
+    write_text(place.out / "study.json", study.model_dump_json(indent=2))
     report = bench_host(
         bundle,
         recipe.bench.lengths,
@@ -384,6 +533,7 @@ def run_results(run: Run):
     """Everything that the stages before the report measured."""
     from pipeline.bench.measurements import BenchReport
     from pipeline.bench.results import RunResults
+    from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation
     from quantize.size import size_of
 
@@ -399,6 +549,7 @@ def run_results(run: Run):
             "quantized": run.metrics("quantize"),
         },
         evaluation=Evaluation.model_validate_json((run.path("bench") / "evaluation.json").read_text()),
+        study=Study.model_validate_json((run.path("bench") / "study.json").read_text()),
         bench=BenchReport.model_validate_json((run.path("bench") / "bench.json").read_text()),
         size=size_of(bundle),
         checks=json.loads((run.path("verify") / "checks.json").read_text())["checks"],
@@ -407,30 +558,50 @@ def run_results(run: Run):
     )
 
 
+def names_corpus(recipe: Recipe) -> bool:
+    """Whether there is text to pre-train on."""
+    return recipe.pretrain.corpus is not None
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "data", (), ("task", "seed", "data", "qa"), prepare),
-        Stage("finetune", "teacher", ("prepare",), ("teacher", "precision", "qa"), finetune),
-        Stage("distill", "student", ("finetune",), ("student", "distill"), distill),
-        Stage("exits", "exits", ("distill",), ("exits",), exits),
-        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize),
+        Stage("prepare", "data", (), ("task", "seed", "data", "qa"), prepare, version=2),
+        Stage("finetune", "teacher", ("prepare",), ("teacher", "precision", "qa"), finetune, trains=True),
+        Stage("pretrain", "pretrained", (), ("seed", "precision", "pretrain"), pretrain, wanted=names_corpus, trains=True),
+        Stage("distill", "student", ("finetune", "pretrain"), ("student", "distill"), distill, trains=True),
+        Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
+        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=2),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export),
         Stage("verify", "verification", ("export",), (), verify, version=2),
-        Stage("bench", "measurements", ("export",), ("bench",), bench),
+        Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),
         Stage("report", "report", ("verify", "bench"), (), report),
     )
 }
 
 
-def order_upto(last: str) -> list[str]:
-    """A stage and all it needs, in the order to run them."""
+# What else than the recipe's words goes into a stage: the contents of files that it names.
+INPUTS: dict[str, Callable[[Run], object]] = {
+    "prepare": Run.input_digests,
+    "finetune": Run.weights_digest,
+    "pretrain": Run.corpus_inputs,
+}
+
+
+def order_upto(last: str, recipe: Recipe) -> list[str]:
+    """A stage and all it needs of those that the recipe has, in the order to run them. UserError if it has not the stage itself."""
+    if not STAGES[last].wanted(recipe):
+        raise UserError(
+            "the recipe names none, so there is nothing to pre-train on; set it to a text file, a folder or a hub set",
+            field="pretrain.corpus",
+        )
     needed: set[str] = set()
 
     def visit(name: str) -> None:
         needed.add(name)
         for before in STAGES[name].after:
-            visit(before)
+            if STAGES[before].wanted(recipe):
+                visit(before)
 
     visit(last)
     return [name for name in STAGES if name in needed]

@@ -45,7 +45,7 @@ def write_tsv(path, rows, header="sentence\tlabel"):
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
-    path.write_text('name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n')
+    path.write_text('name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n[exits]\nexact = 0.1\nbalanced = 0.1\nfast = 0.1\n')
     return path
 
 
@@ -98,7 +98,12 @@ class TestData:
         refused(prepare(dev=path), "dev.tsv", "'7'")
 
     def test_too_few_for_calibration(self, prepare):
-        refused(prepare("data.calibration=100"), "data.calibration")
+        refused(prepare("data.calibration=100"), "data.calibration", "more than half")
+
+    def test_too_few_to_show_what_a_speed_promises(self, prepare):
+        result = prepare("exits.exact=0.1", "exits.balanced=0.05")
+        refused(result, "data.calibration", "'balanced'", "at least 86")
+        refused(prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"), "data.calibration", "'exact'", "0.99")
 
     def test_label_names_do_not_fit(self, prepare):
         refused(prepare('data.label_names=["a", "b", "c"]'), "data.label_names", "3 names for 2 labels")
@@ -196,6 +201,32 @@ class TestJson:
             assert sum(speed["exits"]) == 10 and 0 <= speed["accuracy"] <= 1 and "f1" not in speed
         assert result["speeds"][0]["mean_depth"] == 2
 
+    def test_study(self, pocketbert, tiny_classifier, tmp_path):
+        data = write_tsv(tmp_path / "dev.tsv", [(example.text, example.label) for example in tiny_classifier.examples])
+        code, out, _ = pocketbert("study", tiny_classifier.path, data, "--limit", "10", "--json", "--out", tmp_path / "page")
+        result = json.loads(out)
+        assert code == 0 and (result["task"], result["metric"], result["examples"]) == ("classification", "accuracy", 10)
+        assert [speed["speed"] for speed in result["speeds"]] == ["exact", "fast"] and len(result["exits"]) == 2
+        assert result["measures"][0]["measure"] == "entropy" and len(result["measures"]) >= 4
+        for measure in result["measures"]:
+            assert [point["max_loss"] for point in measure["within"]] == [0.005, 0.01, 0.02]
+            assert measure["curve"]["mean_depth"][0] == 2 and measure["curve"]["score"][0] == result["full_depth"]
+        assert json.loads((tmp_path / "page" / "study.json").read_text()) == result
+        assert "dev.tsv" in (tmp_path / "page" / "study.html").read_text()
+
+    def test_study_of_questions_as_tables(self, pocketbert, tiny_qa, tmp_path):
+        questions = [
+            {"id": example.id, "question": example.question, "answers": [{"text": a.text, "answer_start": a.start} for a in example.answers]}
+            | ({} if example.answers else {"is_impossible": True})
+            for example in tiny_qa.examples
+        ]
+        paragraphs = [{"context": example.passage, "qas": [asked]} for example, asked in zip(tiny_qa.examples, questions)]
+        data = tmp_path / "squad.json"
+        data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+        code, out, _ = pocketbert("study", tiny_qa.path, data)
+        assert code == 0 and all(said in out for said in ("F1", "exact", "span_probability", "patience", "AUROC"))
+        refused(pocketbert("study", tiny_qa.path, tmp_path / "none.json"), "none.json")
+
     def test_size_and_verify(self, pocketbert, tiny_classifier):
         code, out, _ = pocketbert("size", tiny_classifier.path, "--json")
         sizes = json.loads(out)
@@ -211,7 +242,7 @@ class TestJson:
 
 def test_help_names_every_command(pocketbert):
     _, out, _ = pocketbert("--help")
-    for verb in "run finetune distill exits quantize export verify bench report predict evaluate size doctor".split():
+    for verb in "run pretrain ablate finetune distill exits quantize export verify bench report predict evaluate study size doctor".split():
         assert verb in out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.examples import Answer, QAExample
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.stages import STAGES, Run, load_examples, order_upto, save_examples
 from pipeline.workspace import digest_tree
@@ -70,6 +71,10 @@ weights = "{tiny_checkpoint}"
 [distill]
 {training}
 [exits]
+uncertainty = "margin"
+exact = 0.1
+balanced = 0.15
+fast = 0.2
 {training}
 [export]
 max_length = 32
@@ -82,6 +87,12 @@ speeds = ["0", "exact"]
 """
     )
     return recipe
+
+
+def order(recipe_file: Path) -> list[str]:
+    from pipeline.recipe import load_recipe
+
+    return order_upto("report", load_recipe(recipe_file))
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:
@@ -135,7 +146,7 @@ def whole(recipe_file, tmp_path_factory) -> Path:
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage_it_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
     out = tmp_path / "killed"
-    killed = [stage for stage in STAGES if kill_in(stage, recipe_file, out)]
+    killed = [stage for stage in order(recipe_file) if kill_in(stage, recipe_file, out)]
     # A stage of milliseconds may be over before the signal arrives; the long ones may not.
     assert {"finetune", "distill", "exits", "export"} <= set(killed)
     said = finish(recipe_file, out)
@@ -146,7 +157,7 @@ def test_killed_in_every_stage_it_ends_in_the_same_bundle(recipe_file, whole, tm
 
 def test_second_run_redoes_nothing(recipe_file, whole):
     said = finish(recipe_file, whole)
-    assert all(f"{stage:<9} unchanged" in said for stage in STAGES)
+    assert all(f"{stage:<9} unchanged" in said for stage in order(recipe_file)) and "pretrain" not in said
 
 
 def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
@@ -154,14 +165,32 @@ def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
 
     before = Run(load_recipe(recipe_file), whole)
     after = Run(load_recipe(recipe_file, ["exits.exact=0.1"]), whole)
-    changed = {stage for stage in STAGES if before.mark(stage) != after.mark(stage)}
+    changed = {stage for stage in order(recipe_file) if before.mark(stage) != after.mark(stage)}
     assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
+
+
+def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whole, tmp_path):
+    """From a checkpoint without a masked-LM head; the teacher and the data are those of the run without a corpus."""
+    import torch
+
+    from pipeline.model.checkpoint import load_encoder, load_model
+    from pipeline.recipe import load_recipe
+
+    settings = [f"pretrain.corpus={recipe_file.parent}/data.tsv", "pretrain.length=16", "student.layers=[1]", "distill.training.epochs=0"]
+    run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
+    run.upto("distill")
+    assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {"pretrained", "student"}
+    pretrained, student = load_encoder(run.path("pretrain")), load_model(run.path("distill")).encoder
+    assert all(torch.equal(tensor, pretrained.state_dict()[name]) for name, tensor in student.state_dict().items())
+    teacher = load_model(run.path("finetune")).encoder
+    assert not torch.equal(student.layers[0].qkv.weight, teacher.layers[1].qkv.weight)
 
 
 def test_report_and_results_are_there(whole):
     page = (whole / "report" / "report.html").read_text()
     assert "tiny" in page and "src=\"http" not in page
     manifest = json.loads((whole / "bundle" / "manifest.json").read_text())
+    assert manifest["exits"]["uncertainty"] == "margin" != Recipe(name="default", task="classification").exits.uncertainty
     assert {program["backend"] for program in manifest["programs"]} == {"executorch", "coreml"}
     assert not list((whole / ".work").iterdir())
 
@@ -174,8 +203,15 @@ def test_examples_survive_the_way_to_disk(tmp_path):
 
 
 def test_order():
-    assert order_upto("exits") == ["prepare", "finetune", "distill", "exits"]
-    assert order_upto("report") == list(STAGES)
+    plain = Recipe(name="plain", task="qa")
+    assert order_upto("exits", plain) == ["prepare", "finetune", "distill", "exits"]
+    assert order_upto("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
+    with_corpus = Recipe(name="corpus", task="qa", pretrain={"corpus": "books"})
+    assert order_upto("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
+    assert order_upto("pretrain", with_corpus) == ["pretrain"]
+    assert order_upto("report", with_corpus) == list(STAGES)
+    with pytest.raises(UserError, match="^pretrain.corpus: "):
+        order_upto("pretrain", plain)
 
 
 def test_sections_are_parts_of_the_recipe():
