@@ -42,7 +42,7 @@ def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
     return Predictions(predictions.score[rows], predictions.exact[rows], predictions.uncertainty[rows], predictions.answers)
 
 
-@pytest.mark.parametrize(("kind", "max_loss", "count"), [("classification", 0.01, 1500), ("classification", 0.03, 600), ("qa", 0.02, 700)])
+@pytest.mark.parametrize(("kind", "max_loss", "count"), [("classification", 0.01, 4000), ("classification", 0.03, 600), ("qa", 0.02, 700)])
 def test_the_bound_holds_on_new_examples(kind, max_loss, count):
     """Over many calibration splits, the loss on the whole population exceeds the bound in a share of at most delta of them."""
     everyone = population(kind)
