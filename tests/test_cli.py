@@ -102,7 +102,7 @@ class TestData:
 
     def test_too_few_to_show_what_a_speed_promises(self, prepare):
         result = prepare("exits.exact=0.1", "exits.balanced=0.05")
-        refused(result, "data.calibration", "'balanced'", "at least 86")
+        refused(result, "data.calibration", "'balanced'", "at least 75")
         refused(prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"), "data.calibration", "'exact'", "0.99")
 
     def test_label_names_do_not_fit(self, prepare):
