@@ -134,7 +134,6 @@ class Exits(Section):
 class Quantize(Section):
     scheme: Literal["fp32", "int8"] = "int8"
     embeddings: Literal["fp32", "int8"] = "int8"
-    float_layers: int = Field(0, ge=0, description="layers, from the first, that stay float32: what is rounded there grows in all that follow")
 
 
 class Export(Section):

@@ -431,8 +431,7 @@ def quantized_programs(run: Run):
     from pipeline.model.segments import Programs
     from quantize.schemes import apply_scheme
 
-    options = run.recipe.quantize
-    return apply_scheme(Programs.of(run.model("exits")), options.scheme, options.embeddings, options.float_layers)
+    return apply_scheme(Programs.of(run.model("exits")), run.recipe.quantize.scheme, run.recipe.quantize.embeddings)
 
 
 def export(run: Run, place: Place, on_step: OnStep) -> None:

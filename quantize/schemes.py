@@ -68,11 +68,11 @@ class Int8Embedding(nn.Module):
 
 
 @torch.no_grad()
-def apply_scheme(programs: Programs, scheme: str, embeddings: str, float_layers: int = 0) -> Programs:
+def apply_scheme(programs: Programs, scheme: str, embeddings: str) -> Programs:
     """A quantized copy of the programs: the quantized model in PyTorch, which every exported program is held against.
 
-    All linear layers of the encoder are quantized but those of its first `float_layers` layers, and those of the heads from
-    `SMALLEST_HEAD_LINEAR` parameters on. The copy runs eagerly and can be exported; it shares no memory with `programs`.
+    All linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
+    eagerly and can be exported; it shares no memory with `programs`.
 
     Args:
         scheme: a name in `SCHEMES`.
@@ -89,7 +89,7 @@ def apply_scheme(programs: Programs, scheme: str, embeddings: str, float_layers:
         )
     quantized = copy.deepcopy(programs).eval()
     if SCHEMES[scheme].config is not None:
-        chosen = {id(module) for module in linears_to_quantize(quantized, float_layers)}
+        chosen = {id(module) for module in linears_to_quantize(quantized)}
         quantize_ = import_quietly("torchao.quantization").quantize_
         with quiet_logging():
             quantize_(quantized, SCHEMES[scheme].config(), filter_fn=lambda module, name: id(module) in chosen)
@@ -99,14 +99,11 @@ def apply_scheme(programs: Programs, scheme: str, embeddings: str, float_layers:
     return quantized.requires_grad_(False)
 
 
-def linears_to_quantize(programs: Programs, float_layers: int = 0) -> list[nn.Linear]:
-    """The linear layers that a scheme applies to: all in the encoder's layers from `float_layers` on, and the heads' large ones."""
-    chosen, passed = [], 0
+def linears_to_quantize(programs: Programs) -> list[nn.Linear]:
+    """The linear layers that a scheme applies to: all in the encoder's layers, and the heads' large ones."""
+    chosen = []
     for segment in programs.segments:
-        for layer in segment.layers:
-            if passed >= float_layers:
-                chosen += [module for module in layer.modules() if isinstance(module, nn.Linear)]
-            passed += 1
+        chosen += [module for module in segment.layers.modules() if isinstance(module, nn.Linear)]
         chosen += [
             module
             for module in segment.head.modules()
