@@ -92,16 +92,19 @@ def losses_and_depths(score: np.ndarray, uncertainty: np.ndarray, thresholds: Se
 
 
 def candidates(score: np.ndarray, uncertainty: np.ndarray, max_loss: float) -> list[list[float]]:
-    """Thresholds worth testing, in the order of how many standard deviations their loss lies below `max_loss` on these examples."""
+    """Thresholds worth testing, in the order of how many standard deviations their loss lies below `max_loss` on these examples.
 
-    def evidence(thresholds: list[float]) -> float:
-        losses, _ = losses_and_depths(score, uncertainty, thresholds)
+    Among equals, many of which lose nothing on few examples, the more careful come first.
+    """
+
+    def order(thresholds: list[float]) -> tuple[float, float]:
+        losses, depths = losses_and_depths(score, uncertainty, thresholds)
         # Few examples prove little: one made-up loss of medium size is added, and a gain counts as no loss, or the luckiest came first.
         variance = (len(losses) * losses.var() + 0.25) / (len(losses) + 1)
-        return (max_loss - max(0.0, losses.mean())) / math.sqrt(variance)
+        return -(max_loss - max(0.0, losses.mean())) / math.sqrt(variance), -depths.mean()
 
     uniform = [[float(threshold)] * (score.shape[1] - 1) + [0.0] for threshold in UNIFORM]
-    return sorted(threshold_path(score, uncertainty) + uniform, key=evidence, reverse=True)
+    return sorted(threshold_path(score, uncertainty) + uniform, key=order)
 
 
 def speed_at(predictions: Predictions, thresholds: Sequence[float], metric: str, max_loss: float | None, delta: float | None) -> Speed:
