@@ -412,6 +412,7 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     from pipeline.exits.predictions import predict, run_programs
 
     recipe = run.recipe
+    check_calibration(recipe)  # again: the split stands, and this runs, when only the speeds have changed
     programs = quantized_programs(run)
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)

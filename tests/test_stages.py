@@ -164,9 +164,18 @@ def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
     from pipeline.recipe import load_recipe
 
     before = Run(load_recipe(recipe_file), whole)
-    after = Run(load_recipe(recipe_file, ["exits.exact=0.1"]), whole)
+    after = Run(load_recipe(recipe_file, ["exits.exact=0.12"]), whole)
     changed = {stage for stage in order(recipe_file) if before.mark(stage) != after.mark(stage)}
     assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
+
+
+def test_a_promise_made_after_the_data_was_cut_is_checked_too(recipe_file, whole):
+    """The split stands when only `exits` changes, and the stage that checked it does not run again."""
+    from pipeline.recipe import load_recipe
+    from pipeline.stages import quantize
+
+    with pytest.raises(UserError, match="'exact'.*at least 385"):
+        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole), None, None)
 
 
 def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whole, tmp_path):
