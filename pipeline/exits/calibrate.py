@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.exits.bound import losses_needed, mean_exceeds_p_value
+from pipeline.exits.bound import losses_needed, shows_less
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.rule import exits_taken
 from pipeline.manifest import Speed
@@ -27,9 +27,9 @@ UNIFORM = np.round(np.arange(0.02, 1.0, 0.02), 4)
 ALWAYS = 1.01
 
 
-def examples_needed(max_loss: float, delta: float) -> int:
+def examples_needed(max_loss: float, delta: float, metric: str) -> int:
     """The smallest calibration split that can show a loss of at most `max_loss` with confidence 1 - delta, if none is lost in it."""
-    return math.ceil(losses_needed(max_loss, delta) / (1 - DRAFT_SHARE))
+    return math.ceil(losses_needed(max_loss, delta, metric == "accuracy") / (1 - DRAFT_SHARE))
 
 
 def split_rows(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +130,7 @@ def calibrate(predictions: Predictions, max_loss: float, delta: float, metric: s
         predictions: of a calibration split that neither the model nor anything else was trained on.
         max_loss: in score, a fraction of 1.
         delta: allowed chance of being wrong.
+        metric: of `predictions.score`; "accuracy" says that every score is 0 or 1, all others are fractions.
 
     Returns:
         A speed; full depth when nothing bolder can be shown to be safe on so few examples.
@@ -139,7 +140,7 @@ def calibrate(predictions: Predictions, max_loss: float, delta: float, metric: s
     chosen, least = [0.0] * predictions.exits, float(predictions.exits)
     for thresholds in candidates(predictions.score[draft], predictions.uncertainty[draft], max_loss):
         losses, depths = losses_and_depths(score, uncertainty, thresholds)
-        if mean_exceeds_p_value(losses, max_loss, delta) > delta:
+        if not shows_less(losses, max_loss, delta, paired=metric == "accuracy"):
             break
         if depths.mean() < least:
             chosen, least = thresholds, float(depths.mean())

@@ -6,8 +6,18 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
+from scipy.stats import multinomial
 
-from pipeline.exits.bound import losses_needed, mean_exceeds_p_value
+from pipeline.exits.bound import (
+    losses_needed,
+    mean_exceeds_p_value,
+    paired_level,
+    paired_limit,
+    paired_score,
+    shows_less,
+)
 from pipeline.exits.calibrate import DRAFT_SHARE, calibrate, examples_needed, isotonic, speed_at, threshold_path
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.rule import exits_taken
@@ -55,7 +65,7 @@ def test_the_bound_holds_on_new_examples(kind, max_loss, count):
     lost, depth = [], []
     for split in range(SPLITS):
         rows = random.integers(0, len(everyone.score), count)
-        speed = calibrate(take(everyone, rows), max_loss, DELTA, "f1", seed=split)
+        speed = calibrate(take(everyone, rows), max_loss, DELTA, "accuracy" if kind == "classification" else "f1", seed=split)
         lost.append(losses_at(everyone, speed.thresholds).mean())
         depth.append(speed.mean_depth)
     assert np.mean(np.array(lost) > max_loss) <= DELTA
@@ -156,15 +166,18 @@ def test_isotonic_is_the_closest_sequence_in_order():
     assert fitted.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
 @pytest.mark.parametrize(("max_loss", "delta"), [(0.005, 0.1), (0.02, 0.1), (0.02, 0.01)])
-def test_the_smallest_split_that_can_show_a_bound(max_loss, delta):
-    needed = losses_needed(max_loss, delta)
-    assert mean_exceeds_p_value(np.zeros(needed), max_loss, delta) <= delta < mean_exceeds_p_value(np.zeros(needed - 1), max_loss, delta)
+def test_the_smallest_split_that_can_show_a_bound(max_loss, delta, metric):
+    paired = metric == "accuracy"
+    needed = losses_needed(max_loss, delta, paired)
+    assert shows_less(np.zeros(needed), max_loss, delta, paired) and not shows_less(np.zeros(needed - 1), max_loss, delta, paired)
     # In the best case, every exit answers as the last one does, it suffices; one example in ten less does not.
-    for count, bold in ((examples_needed(max_loss, delta) + 2, True), (int(0.9 * examples_needed(max_loss, delta)), False)):
+    least = examples_needed(max_loss, delta, metric)
+    for count, bold in ((least + 2, True), (int(0.9 * least), False)):
         score = np.ones((count, 3))
         uncertainty = np.random.default_rng(9).random((count, 3))
-        assert (calibrate(Predictions(score, score, uncertainty, [[0]]), max_loss, delta, "f1").mean_depth < 3) == bold
+        assert (calibrate(Predictions(score, score, uncertainty, [[0]]), max_loss, delta, metric).mean_depth < 3) == bold
 
 
 def test_a_speed_says_what_it_gave():
@@ -203,3 +216,49 @@ def test_p_values_fall_with_the_evidence():
     assert mean_exceeds_p_value(np.zeros(20), 0.01, DELTA) > DELTA
     assert mean_exceeds_p_value(np.full(2000, 0.02), 0.01, DELTA) == 1.0
     assert mean_exceeds_p_value(np.full(50, -1.0), 0.01, DELTA) < 1e-3
+
+
+@pytest.mark.parametrize(("lost", "gained", "examples", "bound"), [(0, 0, 300, 0.01), (3, 9, 300, 0.02), (30, 12, 500, 0.005), (7, 0, 80, 0.1)])
+def test_the_paired_score_is_that_of_the_most_likely_distribution(lost, gained, examples, bound):
+    """Tango's closed form against a search for the chance of a gain that makes the outcome most likely."""
+
+    def unlikely(gain):
+        chances = (gain + bound, gain, 1 - 2 * gain - bound)
+        return -sum(xlogy(count, chance) for count, chance in zip((lost, gained, examples - lost - gained), chances))
+
+    gain = minimize_scalar(unlikely, bounds=(0, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10}).x
+    expected = (lost - gained - examples * bound) / math.sqrt(examples * (2 * gain + bound - bound**2))
+    assert float(paired_score(lost, gained, examples, bound)) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("examples", "bound"), [(40, 0.1), (90, 0.03)])
+def test_the_paired_test_keeps_its_level_whatever_the_share_of_gains(examples, bound):
+    """Every outcome of a small sample, with its probability by the multinomial distribution."""
+    lost, gained = (grid.ravel() for grid in np.meshgrid(np.arange(examples + 1), np.arange(examples + 1)))
+    lost, gained = lost[lost + gained <= examples], gained[lost + gained <= examples]
+    passes = paired_score(lost, gained, examples, bound) <= paired_limit(examples, bound, DELTA)
+    outcomes = np.stack([lost, gained, examples - lost - gained], axis=1)
+
+    def level(gain, mean):
+        return multinomial(examples, [gain + mean, gain, 1 - 2 * gain - mean]).pmf(outcomes)[passes].sum()
+
+    gains = np.linspace(0, (1 - bound) / 2 - 1e-9, 331)
+    levels = [level(gain, bound) for gain in gains]
+    assert 0.6 * DELTA < max(levels) <= DELTA + 5e-4  # between the points that the level was computed at it may be higher, by little
+    assert max(levels) == pytest.approx(paired_level(paired_limit(examples, bound, DELTA), examples, bound), abs=5e-4)
+    # A mean above the bound passes less often still.
+    assert all(level(gain, 1.5 * bound) <= at_bound for gain, at_bound in zip(gains, levels) if gain + bound < 0.4)
+
+
+def test_the_paired_test_shows_more_than_betting():
+    """On the changes of answer that an early exit of a good model makes: few, nearly as many for the better as for the worse."""
+    random, runs = np.random.default_rng(10), 200
+    draws = [random.choice([1.0, 0.0, -1.0], 2000, p=[0.011, 0.98, 0.009]) for _ in range(runs)]
+    paired, betting = (np.mean([shows_less(draw, 0.01, DELTA, kind) for draw in draws]) for kind in (True, False))
+    assert betting < 0.85 < paired
+
+
+def test_the_paired_test_counts_each_way_of_changing():
+    assert shows_less(np.zeros(500), 0.005, DELTA, paired=True) and not shows_less(np.zeros(400), 0.005, DELTA, paired=True)
+    changes = np.repeat([1.0, -1.0, 0.0], [40, 40, 920])
+    assert shows_less(changes, 0.02, DELTA, paired=True) and not shows_less(-np.sort(-changes)[:960], 0.02, DELTA, paired=True)
