@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging
+from quantize.two_term import TwoTermLinear
 
 # A head's linear layer with fewer parameters stays float: it is under 0.2 % of a model, its answer is the one people see, and
 # quantizing its input at run time costs about what int8 saves.
@@ -27,10 +28,12 @@ class Scheme:
         summary: one line for people.
         config: makes the torchao configuration, `quantize_`'s second argument; None leaves the layers as they are. A function, so
             that torchao is imported by those who quantize alone.
+        two_terms: whether the layers get their inputs in two terms (`TwoTermLinear`).
     """
 
     summary: str
     config: Callable[[], object] | None = None
+    two_terms: bool = False
 
 
 def int8_dynamic() -> object:
@@ -45,6 +48,7 @@ def int8_dynamic() -> object:
 SCHEMES: dict[str, Scheme] = {
     "fp32": Scheme("linear layers in float32"),
     "int8": Scheme("int8 weights per output channel, int8 activations per token at run time", int8_dynamic),
+    "int8-a16": Scheme("int8 weights per output channel, activations of 16 bits as two int8 terms", int8_dynamic, two_terms=True),
 }
 EMBEDDINGS: tuple[str, ...] = ("fp32", "int8")
 
@@ -90,6 +94,8 @@ def apply_scheme(programs: Programs, scheme: str, embeddings: str) -> Programs:
     quantized = copy.deepcopy(programs).eval()
     if SCHEMES[scheme].config is not None:
         chosen = {id(module) for module in linears_to_quantize(quantized)}
+        if SCHEMES[scheme].two_terms:
+            chosen = {id(module.linear) for module in replaced_by_two_terms(quantized, chosen)}
         quantize_ = import_quietly("torchao.quantization").quantize_
         with quiet_logging():
             quantize_(quantized, SCHEMES[scheme].config(), filter_fn=lambda module, name: id(module) in chosen)
@@ -97,6 +103,17 @@ def apply_scheme(programs: Programs, scheme: str, embeddings: str) -> Programs:
         table = quantized.embed.embeddings
         table.word = Int8Embedding(table.word.weight.detach())
     return quantized.requires_grad_(False)
+
+
+def replaced_by_two_terms(programs: Programs, chosen: set[int]) -> list[TwoTermLinear]:
+    """Puts a `TwoTermLinear` in the place of each chosen layer (by identity), and returns them."""
+    replacements = []
+    for parent in list(programs.modules()):
+        for name, module in list(parent.named_children()):
+            if id(module) in chosen:
+                replacements.append(TwoTermLinear(module))
+                setattr(parent, name, replacements[-1])
+    return replacements
 
 
 def linears_to_quantize(programs: Programs) -> list[nn.Linear]:

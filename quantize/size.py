@@ -17,7 +17,8 @@ from pipeline.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from quantize.schemes import linears_to_quantize
+from quantize.schemes import SCHEMES, linears_to_quantize
+from quantize.two_term import GRID_ENDS
 
 # What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
 TARGET_BYTES = 207_000_000
@@ -201,7 +202,7 @@ def model_of(manifest: Manifest, file: Path) -> ExitModel:
         UserError: no number of positions gives as many parameters.
     """
     shape = manifest.model
-    labels = len(manifest.label_values) or 2
+    labels = manifest.head_outputs
     try:
         one = build_meta(manifest.task, shape, labels, 1)
     except (KeyError, ValueError) as error:
@@ -256,8 +257,9 @@ def bert_base_parts() -> Parts:
 
 def executorch_parts(model: ExitModel, manifest: Manifest) -> Parts:
     """Weights as `quantize.schemes.apply_scheme` leaves them: int8 and a float32 scale per output channel, all else float32."""
+    scheme = SCHEMES[manifest.scheme]
     with torch.device("meta"):
-        quantized = linears_to_quantize(Programs.of(model)) if manifest.scheme == "int8" else []
+        quantized = linears_to_quantize(Programs.of(model)) if scheme.config else []
     # `Programs.of` copies the layers and shares the heads: a layer's linear modules are all quantized, a head's by identity.
     in_heads = {id(module) for module in model.heads.modules()}
     chosen = {id(module) for module in quantized if id(module) in in_heads}
@@ -266,12 +268,14 @@ def executorch_parts(model: ExitModel, manifest: Manifest) -> Parts:
     if manifest.embeddings_scheme == "int8":
         chosen.add(id(model.encoder.embeddings.word))
 
+    def bytes_of(weight: nn.Parameter, module: nn.Module) -> int:
+        if id(module) not in chosen or weight.ndim != 2:
+            return 4 * weight.numel()
+        ends = GRID_ENDS if scheme.two_terms and isinstance(module, nn.Linear) else 0
+        return weight.numel() + (4 + ends) * weight.shape[0]
+
     def stored(modules: Iterable[nn.Module]) -> int:
-        return sum(
-            weight.numel() + 4 * weight.shape[0] if id(module) in chosen and weight.ndim == 2 else 4 * weight.numel()
-            for module in modules
-            for weight in module.parameters(recurse=False)
-        )
+        return sum(bytes_of(weight, module) for module in modules for weight in module.parameters(recurse=False))
 
     return Parts(
         embeddings=stored(model.encoder.embeddings.modules()),

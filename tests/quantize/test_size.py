@@ -16,7 +16,7 @@ def rewrite(bundle, **changes):
     (bundle / MANIFEST_FILE).write_text(manifest.model_dump_json())
 
 
-@pytest.mark.parametrize("fixture", ["tiny_classifier", "tiny_qa"])
+@pytest.mark.parametrize("fixture", ["tiny_classifier", "tiny_regressor", "tiny_qa"])
 def test_parts_add_up_to_the_files(fixture, request):
     bundle = request.getfixturevalue(fixture).path
     report = size_of(bundle)
@@ -40,6 +40,14 @@ def test_weights_are_counted_as_they_are_stored(tiny_classifier):
     vocabulary = tiny_classifier.manifest.model.vocab_size
     assert report.parts.embeddings == vocabulary * (64 + 4) + 4 * 64 * 64 + 4 * 2 * 64
     assert report.fp32_bytes == 4 * tiny_classifier.manifest.model.parameters
+
+
+def test_inputs_in_two_terms_cost_two_bytes_a_row(tiny_classifier, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    one = size_of(bundle)
+    rewrite(bundle, scheme="int8-a16")
+    assert size_of(bundle).parts.layers - one.parts.layers == 2 * 2 * (3 * 64 + 64 + 128 + 64)
 
 
 def test_bert_base_is_hugging_faces():

@@ -1,0 +1,100 @@
+"""Inputs in two int8 terms: nearly those of a float layer, where one term is a hundred times further off."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.export.executorch import export_executorch
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.quiet import import_quietly
+from quantize.schemes import apply_scheme, int8_dynamic
+from quantize.two_term import HIGHEST, LOWEST, STEP, TwoTermLinear
+
+
+def int8(module: nn.Module) -> nn.Module:
+    module = nn.Sequential(copy.deepcopy(module))
+    import_quietly("torchao.quantization").quantize_(module, int8_dynamic())
+    return module
+
+
+@pytest.fixture(scope="module")
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(96, 64)
+
+
+def relative(error: Tensor, of: Tensor) -> float:
+    return float(error.norm() / of.norm())
+
+
+def errors(linear: nn.Linear, inputs: Tensor) -> tuple[float, float]:
+    """How far int8 inputs, and inputs in two terms, are from float inputs to the same int8 weights."""
+    one, two = int8(linear), int8(TwoTermLinear(linear))
+    weight = one[0].weight.dequantize()
+    expected = nn.functional.linear(inputs, weight, linear.bias)
+    return relative(one(inputs) - expected, expected), relative(two(inputs) - expected, expected)
+
+
+@torch.no_grad()
+def test_two_terms_are_far_closer_to_float_inputs(linear):
+    inputs = torch.randn(5, 7, 96, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.2, 3, 7)[:, None]
+    one, two = errors(linear, inputs)
+    assert one > 3e-3 and two < one / 30
+
+
+@torch.no_grad()
+def test_inputs_beyond_the_coarse_grid_are_not_lost(linear):
+    inputs = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
+    inputs[:, 3], inputs[:, 50] = 30.0, -45.0
+    one, two = errors(linear, inputs)
+    assert two < 1.1 * one < 0.1
+
+
+def test_the_coarse_term_is_exact_in_int8():
+    """By torchao's own rounding of a token's range to int8."""
+    primitives = import_quietly("torchao.quantization.quant_primitives")
+    coarse = torch.cat([torch.randint(-128, 128, (4, 50)) * STEP, torch.tensor([[LOWEST, HIGHEST]] * 4)], dim=1)
+    scale, zero = primitives.choose_qparams_affine(
+        coarse, primitives.MappingType.ASYMMETRIC, (1, 52), torch.int8, eps=torch.finfo(torch.float32).eps
+    )
+    rounded = primitives.quantize_affine(coarse, (1, 52), scale, zero, torch.int8)
+    assert torch.equal(primitives.dequantize_affine(rounded, (1, 52), scale, zero, torch.int8), coarse)
+
+
+@torch.no_grad()
+def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
+    """Embeddings moved by a millionth move int8's hidden states a hundred times further; exported, the programs agree as closely."""
+    torch.manual_seed(3)
+    config = EncoderConfig(vocab_size=100, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=32)
+    model = ExitModel("classification", config, 3, "pooled", (1, 2)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(4.0)
+    ids = torch.randint(0, 100, (1, 24))
+    bias = torch.zeros(1, 1, 24)
+
+    def last(programs: Programs, moved: float) -> Tensor:
+        hidden = programs.embed(ids)
+        hidden = hidden + moved * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(4))
+        for segment in programs.segments:
+            hidden, *_ = segment(hidden, bias)
+        return hidden
+
+    def disturbance(programs: Programs) -> float:
+        return relative(last(programs, 1e-6) - last(programs, 0.0), last(programs, 0.0))
+
+    one, two = (apply_scheme(Programs.of(model), scheme, "int8") for scheme in ("int8", "int8-a16"))
+    assert disturbance(one) > 1e-3 and disturbance(two) < disturbance(one) / 10
+    export_executorch(two, tmp_path / "model.pte", 32, "int8-a16")
+    program = import_quietly("executorch.runtime").Runtime.get().load_program(tmp_path / "model.pte")
+    hidden = program.load_method("embed").execute([ids])[0]
+    for segment in range(2):
+        hidden = program.load_method(f"segment_{segment}").execute([hidden, bias])[0]
+    assert relative(hidden - last(two, 0.0), last(two, 0.0)) < disturbance(one) / 10
