@@ -118,12 +118,13 @@ class Workspace:
         try:
             resumed = mark_file.is_file()
             work.mkdir(exist_ok=True)
+            before = note_attempt(work)
             write_text(mark_file, mark)
             # A half-written result is never continued; what a stage can continue from, it keeps in scratch.
             shutil.rmtree(place.out, ignore_errors=True)
             place.out.mkdir()
             build(place)
-            seconds = time.monotonic() - started
+            seconds = before + time.monotonic() - started
             self._publish(stage, mark, place, seconds, resumed)
         except UserError:  # says all there is to say
             raise
@@ -147,6 +148,21 @@ class Workspace:
         entry = {"fingerprint": mark, "digest": digest, "seconds": round(seconds, 1), "resumed": resumed}
         write_text(record, json.dumps(entry, indent=2) + "\n")
         shutil.rmtree(place.scratch, ignore_errors=True)
+
+
+def note_attempt(work: Path) -> float:
+    """Notes that work on a stage starts here and now; returns the seconds that earlier attempts, which were cut off, put into it.
+
+    Nobody notes when a process is killed: an attempt lasted until it last wrote something that stayed.
+    """
+    note = work / "attempt"
+    spent = 0.0
+    if note.is_file():
+        earlier = json.loads(note.read_text())
+        last = max(path.stat().st_mtime for path in work.rglob("*") if path.is_file())
+        spent = earlier["spent"] + max(0.0, last - earlier["started"])
+    write_text(note, json.dumps({"spent": spent, "started": time.time()}))
+    return spent
 
 
 def write_text(path: Path, text: str) -> None:

@@ -119,6 +119,23 @@ def test_an_error_leaves_the_result_of_before(workspace):
     assert workspace.is_done("model", "one")
 
 
+def test_the_time_of_attempts_that_were_cut_off_counts(workspace):
+    """An attempt lasted until it last wrote; what was idle between two is not counted."""
+
+    def cut_off(place: Place) -> None:
+        (place.scratch / "checkpoint").write_text("half")
+        note = place.scratch / "attempt"
+        started = json.loads(note.read_text())["started"]
+        os.utime(place.scratch / "checkpoint", (started + 70, started + 70))
+        raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            workspace.run("model", "mark", cut_off)
+    workspace.run("model", "mark", content())
+    assert 140 <= workspace.record("model")["seconds"] < 150
+
+
 # A kill: a real process, ended by a signal that it cannot see.
 
 BUILD = """
