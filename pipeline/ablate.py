@@ -17,7 +17,7 @@ from pipeline.stages import Run
 from pipeline.workspace import write_text
 
 LAST = "exits"  # the stage that leaves the scores of every exit on dev, before anything is quantized
-LEADING = ("accuracy", "f1")  # what a delta is of, where the task has it
+LEADING = ("accuracy", "f1", "pearson")  # what a delta is of, where the task has it
 FULL = "full"
 # Key of the recipe -> (name of the variant without it, what is said of it).
 PRETRAINING_TERMS = {
@@ -44,7 +44,9 @@ class Variant:
 
 
 class Row(BaseModel):
-    """What one variant scored on dev: at full depth, fractions of 1, and its distance from the full loss; every exit's leading score."""
+    """What one variant scored on dev: at full depth, as `Predictions.metrics` has it, and its distance from the full loss; every exit's
+    leading score.
+    """
 
     name: str
     change: str

@@ -141,7 +141,7 @@ def verify(
 @app.command()
 def predict(
     bundle: BundleFolder,
-    text: Annotated[Optional[str], typer.Option(help="The text to classify.")] = None,
+    text: Annotated[Optional[str], typer.Option(help="The text to classify, or to predict a number for.")] = None,
     text_pair: Annotated[Optional[str], typer.Option("--text-pair", help="The second text of a pair.")] = None,
     question: Annotated[Optional[str], typer.Option(help="The question.")] = None,
     passage: Annotated[Optional[str], typer.Option(help="The passage that holds the answer, or @FILE to read it from a file.")] = None,
@@ -159,19 +159,25 @@ def predict(
             raise UserError("this bundle classifies; give --text", file=bundle)
         runner.classify(text, text_pair, speed)  # the first run loads the programs
         result = runner.classify(text, text_pair, speed)
-        line = f"{result.label}  (score {result.score:.3f}"
+        line = f"{result.label}  (score {result.score:.3f}, "
+    elif opened.manifest.task == "regression":
+        if text is None:
+            raise UserError("this bundle predicts a number; give --text, and --text-pair if it was trained on pairs", file=bundle)
+        runner.estimate(text, text_pair, speed)
+        result = runner.estimate(text, text_pair, speed)
+        line = f"{result.value:.4g}  ("
     else:
         if question is None or passage is None:
             raise UserError("this bundle answers questions; give --question and --passage", file=bundle)
         passage = read_text(passage)
         runner.answer(question, passage, speed)
         result = runner.answer(question, passage, speed)
-        line = f"{result.answer or '(no answer)'}  (score {result.score:.3f}"
+        line = f"{result.answer or '(no answer)'}  (score {result.score:.3f}, "
     if as_json:
         emit(result)
     else:
         unsure = ", ".join(f"{value:.2f}" for value in result.uncertainty)
-        print(f"{line}, {result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)")
+        print(f"{line}{result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)")
 
 
 def read_text(value: str) -> str:
@@ -197,7 +203,7 @@ def evaluate(
     label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs the bundle's own programs over a labelled file: accuracy or EM/F1, depth, exits, latency; --speed takes several, a,b,c."""
+    """Runs the bundle's own programs over a labelled file: accuracy, EM/F1 or correlations, depth, latency; --speed takes several."""
     from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
     from pipeline.runtime.bundle import Bundle, default_speed

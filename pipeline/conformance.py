@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pipeline.data.examples import Task
 from pipeline.manifest import Strict
 
 CONFORMANCE_FILE = "conformance.json"
@@ -12,8 +13,8 @@ CONFORMANCE_FILE = "conformance.json"
 class ExitVector(Strict):
     """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty.
 
-    It is the program's `uncertainty`, which outcomes follow from unless the manifest's measure is patience: then they follow from the
-    exits' answers, which the outputs give.
+    It is the program's `uncertainty`, or by change what a runner computes from these outputs and those of the exit before. Outcomes follow
+    from it unless the manifest's measure is patience: then they follow from the exits' answers, which the outputs give.
     """
 
     outputs: dict[str, list[float]]
@@ -21,7 +22,7 @@ class ExitVector(Strict):
 
 
 class WindowVector(Strict):
-    """One input of the programs; a classification has one window. `answer_mask` is absent for classification."""
+    """One input of the programs; only a question may have several windows, and only for questions there is an `answer_mask`."""
 
     input_ids: list[int]
     answer_mask: list[int] | None = None
@@ -29,10 +30,13 @@ class WindowVector(Strict):
 
 
 class Outcome(Strict):
-    """The answer at one speed: `exit` counts segments from 0. A label for classification; text and character positions for QA."""
+    """The answer at one speed: `exit` counts segments from 0. A label for classification, a number in the data's unit for regression;
+    text and character positions for QA.
+    """
 
     exit: int
     label: str | None = None
+    value: float | None = None
     answer: str | None = None
     start: int | None = None
     end: int | None = None
@@ -53,7 +57,7 @@ class Conformance(Strict):
     """The file `conformance.json`. `tolerance` is the largest |difference| of a logit, `uncertainty_tolerance` of an uncertainty."""
 
     format_version: Literal[1] = 1
-    task: Literal["classification", "qa"]
+    task: Task
     tolerance: float
     uncertainty_tolerance: float
     cases: list[Case]

@@ -9,10 +9,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.data.examples import Task
 from pipeline.errors import UserError
 
-# The measures of how unsure an exit is. Patience is counted by the runner from the exits' answers, the others are a program's output.
-Uncertainty = Literal["entropy", "max_probability", "margin", "patience"]
+# The measures of how unsure an exit is. Patience and change are the runner's, from what successive exits say; the others are a program's
+# output. Change is regression's only one, and regression's alone.
+Uncertainty = Literal["entropy", "max_probability", "margin", "patience", "change"]
+# The score of one example, a fraction of 1, of which a named speed bounds the loss. "one_minus_nmae" is 1 less the distance of prediction
+# and label as a share of the label range, at most 1: its mean is 1 less the normalised mean absolute error.
+Metric = Literal["accuracy", "f1", "one_minus_nmae"]
+SCORE: dict[Task, Metric] = {"classification": "accuracy", "regression": "one_minus_nmae", "qa": "f1"}
+# The outputs of a segment that an answer is read off. All but a regression's have `uncertainty`, too, see `ExitOptions`.
+EXIT_OUTPUTS: dict[Task, tuple[str, ...]] = {
+    "classification": ("logits",),
+    "regression": ("logits",),
+    "qa": ("start_logits", "end_logits"),
+}
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -81,12 +93,38 @@ class QAOptions(Strict):
     null_threshold: float = 0.0
 
 
+class LabelRange(Strict):
+    """The least and the greatest label that a regression was trained on, in the data's own unit.
+
+    Programs work in shares of it: a segment's one logit z means `minimum` + (`maximum` - `minimum`) * z. Nothing clips that, since the
+    greatest label seen need not be the greatest there is.
+    """
+
+    minimum: float = Field(allow_inf_nan=False)
+    maximum: float = Field(allow_inf_nan=False)
+
+    @property
+    def width(self) -> float:
+        return self.maximum - self.minimum
+
+    def share(self, value):
+        """From the data's unit to a share of the range; a number or an array."""
+        return (value - self.minimum) / self.width
+
+    def value(self, share):
+        """From a share of the range to the data's unit; a number or an array."""
+        return self.minimum + self.width * share
+
+
 class ExitOptions(Strict):
-    """What a runner compares with a threshold: the programs' `uncertainty`, or with "patience" a number that it computes itself.
+    """What a runner compares with a threshold: the programs' `uncertainty`, with "patience" and "change" a number of its own.
 
     Patience is 1 / (1 + n) where the n exits just before gave the same answer (label, or text of the answer), 1 at the first exit. The
-    programs' `uncertainty` is the entropy then. `temperatures` are what each exit's logits are divided by, within its program, before the
-    uncertainty (not the answer) is computed from them; empty where all are 1.
+    programs' `uncertainty` is the entropy then. Change is |z - y|, at most 1, where y and z are the logits of the exit before and of this
+    one, 1 at the first exit; a regression's programs have no output `uncertainty`.
+
+    `temperatures` are what each exit's logits are divided by, within its program, before the uncertainty (not the answer) is computed
+    from them; empty where all are 1.
     """
 
     uncertainty: Uncertainty = "entropy"
@@ -96,12 +134,12 @@ class ExitOptions(Strict):
 class Speed(Strict):
     """A named speed: a threshold for each exit, and what it gave on the calibration split.
 
-    A sample leaves segment k when its uncertainty is below `thresholds[k]`; the last entry is not used. `metric` is "accuracy" or "f1",
-    a fraction of 1. `max_loss` (with probability at least 1 - `delta`) bounds what is lost against full depth; null when not guaranteed.
+    A sample leaves segment k when its uncertainty is below `thresholds[k]`; the last entry is not used. `metric` is a fraction of 1, see
+    `Metric`. `max_loss` (with probability at least 1 - `delta`) bounds what is lost against full depth; null when not guaranteed.
     """
 
     thresholds: list[float]
-    metric: Literal["accuracy", "f1"]
+    metric: Metric
     value: float
     value_full_depth: float
     mean_depth: float
@@ -128,12 +166,13 @@ class Manifest(Strict):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str
-    task: Literal["classification", "qa"]
+    task: Task
     labels: list[str] = Field(default_factory=list, description="What an app shows, in the order of the logits.")
     label_values: list[str] = Field(default_factory=list, description="The same as the data files write them.")
     max_length: int = Field(description="The longest input in tokens, special tokens included.")
     model: ModelShape
     tokenizer: Tokenizer
+    label_range: LabelRange | None = Field(None, description="Regression only: from the programs' numbers to the data's unit.")
     qa: QAOptions | None = None
     scheme: str
     embeddings_scheme: str
@@ -146,6 +185,11 @@ class Manifest(Strict):
     @property
     def segments(self) -> int:
         return len(self.model.exit_layers)
+
+    @property
+    def head_outputs(self) -> int:
+        """How many numbers a head gives for an input; for question answering, for a token."""
+        return {"classification": len(self.labels), "regression": 1, "qa": 2}[self.task]
 
     @property
     def uncertainty(self) -> Uncertainty:

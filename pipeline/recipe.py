@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.data.examples import Task
 from pipeline.errors import UserError
 from pipeline.manifest import Uncertainty
 
@@ -29,12 +30,12 @@ class Data(Section):
     dev: str = "demo"
     text: str | None = Field(None, description="column of the text; guessed from the header when absent")
     text_pair: str | None = Field(None, description="column of the second text of a pair")
-    label: str | None = Field(None, description="column of the label")
+    label: str | None = Field(None, description="column of the label: a class, or for regression a number")
     label_names: list[str] = Field([], description="what to show for the labels, in the order of their values")
     train_limit: int | None = Field(None, ge=1, description="use only so many training examples, from all over the file")
     dev_limit: int | None = Field(None, ge=1, description="the same for dev")
     calibration: int = Field(2000, ge=50, description="examples cut from train to choose thresholds on")
-    max_length: int = Field(128, ge=8, le=512, description="longest classification input in tokens")
+    max_length: int = Field(128, ge=8, le=512, description="longest input of a classification or regression in tokens")
 
 
 class QA(Section):
@@ -104,7 +105,7 @@ class Student(Section):
 class Distill(Section):
     """Task distillation: soft targets at a temperature (times T^2), hard labels, cosine of the last hidden states."""
 
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, gt=0, description="not read for regression, whose targets are no distribution")
     soft_weight: float = Field(1.0, ge=0)
     hard_weight: float = Field(0.5, ge=0)
     hidden_weight: float = Field(0.0, ge=0)
@@ -120,8 +121,12 @@ class Distill(Section):
 class Exits(Section):
     """The exit heads and how they learn from the last one with the backbone frozen."""
 
-    head: str = Field("default", description="pooled, fastbert, linear, bert, distilbert (classification); attention, fastbert, linear (qa)")
-    uncertainty: Uncertainty = Field("entropy", description="what is compared with a threshold; patience counts exits that agree (PABEE)")
+    head: str = Field(
+        "default", description="attention, fastbert, linear (qa); pooled, fastbert, linear, bert, distilbert (classification, regression)"
+    )
+    uncertainty: Uncertainty = Field(
+        "entropy", description="what is compared with a threshold; patience counts exits that agree (PABEE); change is regression's"
+    )
     training: Training = Training(epochs=2, batch_size=64, learning_rate=1e-3, head_learning_rate=1e-3)
     train_limit: int | None = Field(24000, ge=1, description="examples for the heads; they need fewer than the backbone")
     temperature_scaling: bool = Field(False, description="fit each exit's temperature on part of the calibration split (Guo et al. 2017)")
@@ -132,7 +137,9 @@ class Exits(Section):
 
 
 class Quantize(Section):
-    scheme: Literal["fp32", "int8"] = "int8"
+    scheme: Literal["fp32", "int8", "int8-a16"] = Field(
+        "int8", description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long"
+    )
     embeddings: Literal["fp32", "int8"] = "int8"
 
 
@@ -160,7 +167,7 @@ class Recipe(Section):
     """A whole run."""
 
     name: str = Field(pattern="^[A-Za-z0-9._-]+$")
-    task: Literal["classification", "qa"]
+    task: Task
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of training; auto takes bf16 where the processor computes in it")
     data: Data = Data()
@@ -176,9 +183,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
-        heads = {"classification": ("pooled", "fastbert", "linear", "bert", "distilbert"), "qa": ("attention", "fastbert", "linear")}[self.task]
+        heads = ("attention", "fastbert", "linear") if self.task == "qa" else ("pooled", "fastbert", "linear", "bert", "distilbert")
         if self.exits.head not in (*heads, "default"):
             raise ValueError(f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}")
+        if (self.task == "regression") != (self.exits.uncertainty == "change"):
+            known = ("change",) if self.task == "regression" else (name for name in get_args(Uncertainty) if name != "change")
+            raise ValueError(f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}")
+        if self.task == "regression" and self.exits.temperature_scaling:
+            raise ValueError("exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false")
         if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:
             raise ValueError("qa.stride: leaves no room to move on; it must be below window - max_question - 3")
         if not (self.pretrain.soft_weight or self.pretrain.mlm_weight or self.pretrain.hidden_weight):
@@ -200,7 +212,7 @@ class Recipe(Section):
     @property
     def head(self) -> str:
         """The kind of exit head, the default resolved."""
-        return {"classification": "pooled", "qa": "attention"}[self.task] if self.exits.head == "default" else self.exits.head
+        return ("attention" if self.task == "qa" else "pooled") if self.exits.head == "default" else self.exits.head
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:

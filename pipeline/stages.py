@@ -17,10 +17,10 @@ from pipeline.data.demo import load_demo
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
 from pipeline.data.files import read_examples
 from pipeline.data.items import make_items
-from pipeline.data.splits import label_values, split_off
+from pipeline.data.splits import label_range, label_values, split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
-from pipeline.manifest import Speed, read_manifest, sha256_of
+from pipeline.manifest import SCORE, LabelRange, Speed, read_manifest, sha256_of
 from pipeline.progress import OnStep, console, progress
 from pipeline.recipe import Recipe
 from pipeline.workspace import Place, Workspace, fingerprint, write_text
@@ -162,9 +162,10 @@ class Run:
         """ "train", "calibration" or "dev"."""
         return load_examples(self.path("prepare") / f"{part}.jsonl")
 
-    def labels(self) -> tuple[str, ...]:
-        """Label values in the order of the logits; ("start", "end") for question answering."""
-        return tuple(json.loads((self.path("prepare") / "labels.json").read_text()))
+    def labels(self) -> tuple[str, ...] | LabelRange:
+        """Label values in the order of the logits; the labels' range for regression, ("start", "end") for question answering."""
+        raw = json.loads((self.path("prepare") / "labels.json").read_text())
+        return LabelRange(**raw) if self.recipe.task == "regression" else tuple(raw)
 
     def tokenizer(self) -> WordPieceTokenizer:
         options = json.loads((self.path("finetune") / "tokenizer.json").read_text())
@@ -230,6 +231,8 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
             raise UserError(
                 f"has {len(recipe.data.label_names)} names for {len(labels)} labels ({', '.join(labels)})", field="data.label_names"
             )
+    elif recipe.task == "regression":
+        labels, _ = label_range(train), label_range(dev)  # of labels that are all alike, nothing can be learned or measured
     else:
         labels = ("start", "end")
         unanswered = sum(1 for example in (*train, *dev) if not example.answers)
@@ -248,7 +251,7 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
     train, calibration = split_off(train, recipe.data.calibration, recipe.seed)
     for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
         save_examples(part, place.out / f"{name}.jsonl")
-    write_text(place.out / "labels.json", json.dumps(labels))
+    write_text(place.out / "labels.json", json.dumps(labels.model_dump() if recipe.task == "regression" else labels))
 
 
 def check_calibration(recipe: Recipe) -> None:
@@ -256,7 +259,7 @@ def check_calibration(recipe: Recipe) -> None:
     from pipeline.exits.calibrate import examples_needed
 
     for name in SPEEDS:
-        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta)
+        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task])
         if recipe.data.calibration < needed:
             raise UserError(
                 f"{recipe.data.calibration} examples cannot show that the speed {name!r} loses at most {getattr(recipe.exits, name):g} with "
@@ -274,7 +277,10 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
     recipe, labels = run.recipe, run.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
-    teacher = build_teacher(pretrained, recipe, len(labels))
+    if recipe.task == "regression":
+        teacher = build_teacher(pretrained, recipe, 1, labels)
+    else:
+        teacher = build_teacher(pretrained, recipe, len(labels))
     check_window(recipe, teacher.config.max_positions)
     if recipe.teacher.training.epochs:
         items = make_items(run.examples("train"), tokenizer, labels, recipe)
@@ -416,9 +422,8 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     programs = quantized_programs(run)
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
-    metric = "accuracy" if recipe.task == "classification" else "f1"
     speeds = {
-        name: calibrate(calibration, getattr(recipe.exits, name), recipe.exits.delta, metric, recipe.seed).model_dump()
+        name: calibrate(calibration, getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task], recipe.seed).model_dump()
         for name in SPEEDS
     }
     write_text(place.out / "speeds.json", json.dumps(speeds, indent=2))
@@ -450,6 +455,7 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         tokenizer_vocab=run.path("finetune") / "vocab.txt",
         lowercase=options["lowercase"],
         label_values=run.labels() if recipe.task == "classification" else (),
+        label_range=run.labels() if recipe.task == "regression" else None,
         speeds={name: Speed(**speed) for name, speed in speeds.items()},
         conformance_examples=conformance_examples(run),
         provenance={
@@ -572,7 +578,7 @@ STAGES: dict[str, Stage] = {
         Stage("pretrain", "pretrained", (), ("seed", "precision", "pretrain"), pretrain, wanted=names_corpus, trains=True),
         Stage("distill", "student", ("finetune", "pretrain"), ("student", "distill"), distill, trains=True),
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
-        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=2),
+        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=3),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export),
         Stage("verify", "verification", ("export",), (), verify, version=2),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),

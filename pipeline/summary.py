@@ -8,31 +8,24 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.data.examples import QAExample
+from pipeline.data.examples import QAExample, Task
 from pipeline.progress import output
+from pipeline.runtime.evaluate import METRICS
 
 if TYPE_CHECKING:
     from pipeline.bench.measurements import BenchReport
-    from pipeline.bench.results import RunResults
+    from pipeline.bench.results import RunResults, Score
     from pipeline.exits.study import Study
-    from pipeline.runtime.evaluate import Evaluation
+    from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
     from quantize.size import SizeReport
 
 MEGABYTE = 1e6
 
 
-def quality(score) -> list[str]:
-    """Accuracy, or exact match and F1, as cells."""
-    if score is None:
-        return []
-    if score.accuracy is not None:
-        return [f"{score.accuracy:.4f}"]
-    return [f"{score.exact_match:.4f}", f"{score.f1:.4f}"]
-
-
-def quality_columns(task: str) -> list[str]:
-    return ["accuracy"] if task == "classification" else ["EM", "F1"]
+def quality(task: Task, score: Score | SpeedResult | None) -> list[str]:
+    """What the task is measured by, as cells; empty ones without a score."""
+    return ["" if score is None else cell(getattr(score, name), ".4f") for name in METRICS[task]]
 
 
 def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
@@ -42,12 +35,12 @@ def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """A row a speed."""
-    table = Table("speed", *quality_columns(evaluation.task), "mean depth", "exits", "mean ms", "p50", "p95")
+    table = Table("speed", *METRICS[evaluation.task].values(), "mean depth", "exits", "mean ms", "p50", "p95")
     for result in evaluation.speeds:
         latency = result.latency_ms
         table.add_row(
             result.speed,
-            *quality(result),
+            *quality(evaluation.task, result),
             f"{result.mean_depth:.2f}",
             " ".join(str(count) for count in result.exits),
             f"{latency.mean:.2f}",
@@ -59,7 +52,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 def study_tables(study: Study) -> list[Table]:
     """The exits alone, the named speeds, and what each measure of uncertainty costs at a given loss."""
-    metric = "F1" if study.metric == "f1" else study.metric
+    from pipeline.bench.plots import METRIC_NAMES
+
+    metric = METRIC_NAMES[study.metric]
     exits = Table("exit", "after layer", metric, "operations", "median uncertainty", "AUROC")
     for at, (each, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
         exits.add_row(str(at), str(each.layer), f"{each.score:.4f}", f"{each.flops:.1%}", f"{each.quantiles[2]:.3f}", cell(ranking.auroc, ".3f"))
@@ -135,11 +130,10 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
     """
     from pipeline.bench.report import headline_lines
 
-    columns = quality_columns(results.task)
-    table = Table("", *columns, "MB", "mean ms", "x BERT-base", "mean depth")
+    table = Table("", *METRICS[results.task].values(), "MB", "mean ms", "x BERT-base", "mean depth")
     notes: dict[str, str] = {}
     for line in headline_lines(results):
-        scores = quality(line.score) or [""] * len(columns)
+        scores = quality(results.task, line.score)
         table.add_row(line.name, *scores, cell(line.megabytes), cell(line.latency_ms, ".2f"), cell(line.speed_up), line.depth or "")
         notes.setdefault(line.note, line.name.split(",")[0])
     return table, [f"{name}: {note}" for note, name in notes.items()]
@@ -156,6 +150,9 @@ def print_answers(out: Console, run: Run, bundle: Path) -> None:
         if isinstance(example, QAExample):
             result = runner.answer(example.question, example.passage, "exact")
             said, asked = result.answer or "(no answer)", f"{example.question}"
+        elif runner.manifest.task == "regression":
+            result = runner.estimate(example.text, example.text_pair, "exact")
+            said, asked = f"{result.value:.4g}", " / ".join(text for text in (example.text, example.text_pair) if text)
         else:
             result = runner.classify(example.text, example.text_pair, "exact")
             said, asked = result.label, example.text

@@ -1,4 +1,4 @@
-"""Tiny bundles of both tasks, exported once a session for every folder's tests."""
+"""Tiny bundles of every task, exported once a session for every folder's tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.manifest import Manifest, Speed
+from pipeline.manifest import SCORE, LabelRange, Manifest, Speed
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -58,6 +58,24 @@ def tiny_classifier(tmp_path_factory, tiny_vocab) -> TinyBundle:
         }
     )
     return build(tmp_path_factory.mktemp("classifier") / "bundle", recipe, 3, ("0", "1", "2"), examples, tiny_vocab)
+
+
+@pytest.fixture(scope="session")
+def tiny_regressor(tmp_path_factory, tiny_vocab) -> TinyBundle:
+    """int8, 4 layers and exits, labels from -2 to 6, inputs of 4 to 60 tokens."""
+    words = Words(4)
+    labels = [-2.0, 6.0, *(round(words.random.uniform(-2, 6), 2) for _ in range(22))]
+    examples = [ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, label) for at, label in enumerate(labels)]
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny-regressor",
+            "task": "regression",
+            "data": {"max_length": 64},
+            "exits": {"uncertainty": "change"},
+            "export": {"max_length": 64, "coreml": False},
+        }
+    )
+    return build(tmp_path_factory.mktemp("regressor") / "bundle", recipe, 1, (), examples, tiny_vocab, LabelRange(minimum=-2, maximum=6))
 
 
 @pytest.fixture(scope="session")
@@ -145,21 +163,28 @@ class Words:
         return self.random.choice(choices)
 
 
-def build(folder: Path, recipe: Recipe, labels: int, label_values, examples: list[Example], vocab: Path) -> TinyBundle:
+def build(
+    folder: Path, recipe: Recipe, labels: int, label_values, examples: list[Example], vocab: Path, label_range: LabelRange | None = None
+) -> TinyBundle:
     from pipeline.export.bundle import write_bundle
     from quantize.schemes import apply_scheme
 
     torch.manual_seed(0)
+    layers = 4 if recipe.task == "regression" else 2  # change takes two exits, and a choice a third
     config = EncoderConfig(
-        vocab_size=len(VOCABULARY), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=recipe.export.max_length
+        vocab_size=len(VOCABULARY), hidden_size=64, layers=layers, heads=4, intermediate_size=128, max_positions=recipe.export.max_length
     )
-    model = ExitModel(recipe.task, config, labels, recipe.head, (1, 2))
+    model = ExitModel(recipe.task, config, labels, recipe.head, range(1, layers + 1))
     with torch.no_grad():  # BERT's initialisation is all but undecided; these weights have opinions, which differ from text to text
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
+        if label_range is not None:  # predictions within the range, or nearly
+            for head in model.heads:
+                head.out.weight.mul_(0.1)
+                head.out.bias.fill_(0.5)
     quantized = apply_scheme(Programs.of(model.eval()), recipe.quantize.scheme, recipe.quantize.embeddings)
-    speed = {"metric": "accuracy" if recipe.task == "classification" else "f1", "value": 0.5, "value_full_depth": 0.5, "examples": 10}
+    speed = {"metric": SCORE[recipe.task], "value": 0.5, "value_full_depth": 0.5, "examples": 10}
     manifest = write_bundle(
         folder,
         model=model,
@@ -168,9 +193,10 @@ def build(folder: Path, recipe: Recipe, labels: int, label_values, examples: lis
         tokenizer_vocab=vocab,
         lowercase=True,
         label_values=label_values,
+        label_range=label_range,
         speeds={
-            "exact": Speed(thresholds=[THRESHOLD[recipe.task], 0.0], mean_depth=1.5, max_loss=0.01, delta=0.1, **speed),
-            "fast": Speed(thresholds=[1.1, 0.0], mean_depth=1.0, **speed),
+            "exact": Speed(thresholds=[THRESHOLD[recipe.task]] * (layers - 1) + [0.0], mean_depth=1.5, max_loss=0.01, delta=0.1, **speed),
+            "fast": Speed(thresholds=[1.1] * (layers - 1) + [0.0], mean_depth=1.0, **speed),
         },
         conformance_examples=examples[:8],
         provenance={"weights": "random", "data": "random"},
@@ -179,5 +205,5 @@ def build(folder: Path, recipe: Recipe, labels: int, label_values, examples: lis
     return TinyBundle(folder, manifest, quantized, examples)
 
 
-# Of the speed "exact": about half of the examples leave at the first exit.
-THRESHOLD = {"classification": 0.93, "qa": 0.9}
+# Of the speed "exact": about half of the examples leave at the first exit, of a regression's at the second.
+THRESHOLD = {"classification": 0.93, "regression": 0.1, "qa": 0.9}

@@ -102,7 +102,7 @@ class TestData:
 
     def test_too_few_to_show_what_a_speed_promises(self, prepare):
         result = prepare("exits.exact=0.1", "exits.balanced=0.05")
-        refused(result, "data.calibration", "'balanced'", "at least 75")
+        refused(result, "data.calibration", "'balanced'", "at least 57")
         refused(prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"), "data.calibration", "'exact'", "0.99")
 
     def test_label_names_do_not_fit(self, prepare):
@@ -238,6 +238,22 @@ class TestJson:
     def test_doctor(self, pocketbert):
         code, out, _ = pocketbert("doctor", "--json")
         assert code == 0 and any("ExecuTorch" in finding["what"] for finding in json.loads(out))
+
+
+def test_a_regressions_commands(pocketbert, tiny_regressor, tmp_path):
+    rows = [(example.text, str(example.label)) for example in tiny_regressor.examples]
+    data = write_tsv(tmp_path / "dev.tsv", rows, header="sentence\tscore")
+    code, out, _ = pocketbert("predict", tiny_regressor.path, "--text", rows[0][0], "--speed", "0")
+    assert code == 0 and "4 of 4 segments, uncertainty 1.00, " in out and -10 < float(out.split()[0]) < 14
+    code, out, _ = pocketbert("evaluate", tiny_regressor.path, data, "--speed", "0,fast", "--json")
+    assert code == 0 and [speed["mean_depth"] for speed in json.loads(out)["speeds"]] == [4.0, 1.0]
+    code, out, _ = pocketbert("study", tiny_regressor.path, data, "--out", tmp_path / "study")
+    assert code == 0 and "NMAE" in out and "1 − NMAE" in (tmp_path / "study" / "study.html").read_text()
+    assert pocketbert("verify", tiny_regressor.path)[0] == 0
+    refused(pocketbert("predict", tiny_regressor.path, "--question", "Who?", "--passage", "Ada."), tiny_regressor.path, "--text")
+    refused(pocketbert("evaluate", tiny_regressor.path, "demo"), "there is no demo data for regression")
+    broken = write_tsv(tmp_path / "broken.tsv", [*rows, ("bala.", "high")], header="sentence\tscore")
+    refused(pocketbert("evaluate", tiny_regressor.path, broken), f"{broken}: line 26, score: 'high' where a finite number belongs")
 
 
 def test_help_names_every_command(pocketbert):

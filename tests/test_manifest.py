@@ -123,6 +123,8 @@ WRONG = {
     "unknown backend": (("programs", 0, "backend"), "onnx"),
     "unknown dimension": (("programs", 0, "inputs", 0, "shape"), [1, "batch", 64]),
     "null": (("name",), None),
+    "no end of the range": (("label_range",), {"minimum": 0}),
+    "unknown score": (("speeds", "fast", "metric"), "rouge"),
     "unknown measure": (("exits",), {"uncertainty": "surprise"}),
 }
 
@@ -142,6 +144,20 @@ def test_a_bundle_from_before_measures_could_be_chosen_goes_by_entropy(bundle):
     put(bundle, "exits", value={"uncertainty": "patience"})
     jsonschema.validate(raw_of(bundle), json_schema())
     assert read_manifest(bundle).uncertainty == "patience"
+
+
+def test_a_regressions_manifest_says_its_unit_and_an_older_one_has_none(bundle):
+    assert "label_range" not in raw_of(bundle) and read_manifest(bundle).label_range is None
+    put(bundle, "task", value="regression")
+    put(bundle, "label_range", value={"minimum": -2, "maximum": 5.5})
+    put(bundle, "exits", value={"uncertainty": "change"})
+    put(bundle, "speeds", "fast", "metric", value="one_minus_nmae")
+    jsonschema.validate(raw_of(bundle), json_schema())
+    manifest = read_manifest(bundle)
+    assert (manifest.label_range.value(0.2), manifest.label_range.share(-0.5)) == (pytest.approx(-0.5), pytest.approx(0.2))
+    (bundle / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    jsonschema.validate(raw_of(bundle), json_schema())
+    assert read_manifest(bundle) == manifest
 
 
 @pytest.mark.parametrize("field", ["name", "task", "model", "programs", "files", "provenance"])

@@ -32,7 +32,7 @@ def refused(path: Path, *overrides: str) -> str:
 
 
 def test_recipes_are_shipped():
-    assert {path.stem for path in RECIPES} >= {"sst2", "squad"}
+    assert {path.stem for path in RECIPES} >= {"sst2", "squad", "sts-b"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -157,6 +157,22 @@ def test_files_that_are_no_recipe(write, tmp_path):
         (["exits.head=attention"], "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert"),
         (["task=qa", "exits.head=pooled"], "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear"),
         (["task=qa", "qa.stride=317"], "qa.stride: leaves no room to move on; it must be below window - max_question - 3"),
+        (
+            ["task=regression"],
+            "exits.uncertainty: 'entropy' is no measure for regression; set it to change",
+        ),
+        (
+            ["exits.uncertainty=change"],
+            "exits.uncertainty: 'change' is no measure for classification; set it to entropy or max_probability or margin or patience",
+        ),
+        (
+            ["task=regression", "exits.uncertainty=change", "exits.temperature_scaling=true"],
+            "exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false",
+        ),
+        (
+            ["task=regression", "exits.uncertainty=change", "exits.head=attention"],
+            "exits.head: 'attention' is no head for regression; take one of pooled, fastbert, linear, bert, distilbert",
+        ),
         (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
         (["task=qa", "export.max_length=256"], "export.max_length: 256 is below the longest input, 384"),
     ],
@@ -193,5 +209,6 @@ def test_every_head_and_measure_that_exists_is_offered(write, task):
         assert load_recipe(path, [f"task={task}", f"exits.head={kind}"]).head == kind
     for measure in MEASURES:
         assert load_recipe(path, [f"task={task}", f"exits.uncertainty={measure}"]).exits.uncertainty == measure
+    assert set(HEADS["regression"]) == set(HEADS["classification"])
     line = refused(path, "exits.uncertainty=entropie")
     assert "exits.uncertainty" in line and all(f"'{measure}'" in line for measure in MEASURES)

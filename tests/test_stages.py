@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.data.examples import Answer, QAExample
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange, read_manifest
 from pipeline.recipe import Recipe
 from pipeline.stages import STAGES, Run, load_examples, order_upto, save_examples
 from pipeline.workspace import digest_tree
@@ -95,9 +96,9 @@ def order(recipe_file: Path) -> list[str]:
     return order_upto("report", load_recipe(recipe_file))
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen:
+def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(out)],
+        [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(out), *(f"--set={each}" for each in settings)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -107,8 +108,8 @@ def start(recipe: Path, out: Path) -> subprocess.Popen:
     )
 
 
-def finish(recipe: Path, out: Path) -> str:
-    process = start(recipe, out)
+def finish(recipe: Path, out: Path, *settings: str) -> str:
+    process = start(recipe, out, *settings)
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     return said
@@ -174,7 +175,7 @@ def test_a_promise_made_after_the_data_was_cut_is_checked_too(recipe_file, whole
     from pipeline.recipe import load_recipe
     from pipeline.stages import quantize
 
-    with pytest.raises(UserError, match="'exact'.*at least 385"):
+    with pytest.raises(UserError, match="'exact'.*at least 288"):
         quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole), None, None)
 
 
@@ -202,6 +203,27 @@ def test_report_and_results_are_there(whole):
     assert manifest["exits"]["uncertainty"] == "margin" != Recipe(name="default", task="classification").exits.uncertainty
     assert {program["backend"] for program in manifest["programs"]} == {"executorch", "coreml"}
     assert not list((whole / ".work").iterdir())
+
+
+def test_a_regression_runs_to_its_report(recipe_file, tmp_path):
+    """The score of a text is the share of its good words, from -10 to 30."""
+    chance, rows = random.Random(1), ["sentence\tscore"]
+    for at in range(400):
+        good, bad = chance.randint(0, 6), chance.randint(0, 6)
+        words = ["good"] * good + ["bad"] * bad + chance.choices(WORDS[2:], k=4)
+        rows.append(f"{' '.join(chance.sample(words, len(words)))} {at}\t{-10 + 40 * good / (good + bad or 1):.2f}")
+    data = tmp_path / "data.tsv"
+    data.write_text("\n".join(rows) + "\n")
+    settings = [f"data.train={data}", f"data.dev={data}", "task=regression", "exits.uncertainty=change", "export.coreml=false"]
+    finish(recipe_file, tmp_path / "out", *settings)
+    manifest = read_manifest(tmp_path / "out" / "bundle")
+    assert (manifest.task, manifest.label_range, manifest.uncertainty) == ("regression", LabelRange(minimum=-10, maximum=30), "change")
+    assert {speed.metric for speed in manifest.speeds.values()} == {"one_minus_nmae"}
+    assert all(speed.value_full_depth - speed.value <= speed.max_loss for speed in manifest.speeds.values())
+    results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    assert results["metrics"]["teacher"]["pearson"] > 0.8 and results["metrics"]["quantized"]["pearson"] > 0.8
+    assert results["evaluation"]["speeds"][0]["mean_absolute_error"] < 8  # of labels that deviate by 13
+    assert "Pearson" in (tmp_path / "out" / "report" / "report.html").read_text()
 
 
 def test_examples_survive_the_way_to_disk(tmp_path):

@@ -37,15 +37,23 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        percent=percent, points=points, ms=plots.milliseconds, mb=megabytes, seconds=duration, number=number, times=times,
+        percent=percent, score=score, points=points, ms=plots.milliseconds, mb=megabytes, seconds=duration, number=number, times=times,
         measure=plots.measure_name,
     )
+    made.globals["task_names"] = plots.TASK_NAMES
     return made
 
 
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with one decimal; a dash for none."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def score(value: float | None, metric: str) -> str:
+    """A score as its metric is written: a fraction of 1 as a percentage, a correlation or an error as it is; a dash for none."""
+    if metric in ("pearson", "spearman", "mean_absolute_error"):
+        return "–" if value is None else number(value)
+    return percent(value)
 
 
 def points(fraction: float) -> str:

@@ -129,17 +129,18 @@ def latency_plot(results: RunResults) -> str:
 
 def depth_plot(results: RunResults) -> str:
     """Points: the score of every speed over its mean depth; a line at the quantized model's score at full depth."""
+    metric = HEADLINES[results.task]
+    scale, unit = (1, "") if metric == "pearson" else (100, " in %")
     with drawing(5, 3.4) as (figure, axes, svg):
-        points = sorted(
-            (speed.mean_depth, headline(speed), speed.speed) for speed in results.evaluation.speeds
-        )
-        axes.plot([x for x, *_ in points], [100 * y for _, y, _ in points], color=BLUE, marker="o", markersize=7)
+        scored = [(speed.mean_depth, getattr(speed, metric), speed.speed) for speed in results.evaluation.speeds]
+        points = sorted((depth, scale * score, name) for depth, score, name in scored if score is not None)
+        axes.plot([x for x, *_ in points], [y for _, y, _ in points], color=BLUE, marker="o", markersize=7)
         # Neighbours' names go above and below in turn, so that near points do not write over each other.
         for at, (depth, score, name) in enumerate(points):
             above = at % 2 == 0
             axes.annotate(
                 "full depth" if is_full_depth(name) else name,
-                (depth, 100 * score),
+                (depth, score),
                 textcoords="offset points",
                 xytext=(0, 10 if above else -10),
                 ha="center",
@@ -147,15 +148,15 @@ def depth_plot(results: RunResults) -> str:
             )
         full = [score for _, score, name in points if is_full_depth(name)]
         if full:
-            axes.axhline(100 * full[0], color=ORANGE, linestyle="--", linewidth=1.3, label="full depth", zorder=0)
+            axes.axhline(full[0], color=ORANGE, linestyle="--", linewidth=1.3, label="full depth", zorder=0)
         teacher = results.metrics.get("teacher")
         if teacher is not None and teacher.headline is not None:
-            axes.axhline(100 * teacher.headline, color=GREY, linestyle=":", linewidth=1.5, label="teacher", zorder=0)
+            axes.axhline(scale * teacher.headline, color=GREY, linestyle=":", linewidth=1.5, label="teacher", zorder=0)
         axes.set_xlim(left=0.7, right=len(results.evaluation.speeds[0].exits) + 0.4)
         axes.margins(y=0.3)
         axes.grid(color="#dddddd", linewidth=0.7)
         axes.set_xlabel("mean depth in segments")
-        axes.set_ylabel(f"{METRIC_NAMES[results.task]} in %")
+        axes.set_ylabel(f"{METRIC_NAMES[metric]}{unit}")
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()
@@ -193,18 +194,15 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
 
 
 BACKENDS = {"executorch": "ExecuTorch", "coreml": "Core ML"}
-METRIC_NAMES = {"classification": "accuracy", "qa": "F1"}
+TASK_NAMES = {"classification": "Text classification", "regression": "Text regression", "qa": "Question answering"}
+METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "one_minus_nmae": "1 − NMAE"}
+HEADLINES = {"classification": "accuracy", "regression": "pearson", "qa": "f1"}  # what `Score.headline` is
 MEASURE_NAMES = {
     "max_probability": "greatest probability",
     "span_entropy": "entropy over spans",
     "span_probability": "probability of the span",
     "unscaled_entropy": "entropy, not scaled",
 }
-
-
-def headline(speed) -> float:
-    """Accuracy, or F1 for question answering."""
-    return speed.accuracy if speed.accuracy is not None else speed.f1
 
 
 def measure_name(measure: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pipeline.bench import plots
 from pipeline.bench.measurements import Measurement
-from pipeline.bench.page import Figure, environment, megabytes, percent
+from pipeline.bench.page import Figure, environment, megabytes, score
 from pipeline.bench.results import RunResults, Score
 from pipeline.bench.study_page import study_figures
-from pipeline.runtime.evaluate import SpeedResult
+from pipeline.runtime.evaluate import METRICS, SpeedResult
 from pipeline.workspace import write_text
 
 PAGE, DATA, TEMPLATE = "report.html", "results.json", "report.html.j2"
@@ -52,7 +52,10 @@ def render(results: RunResults) -> str:
         lines=headline_lines(results),
         figures=figures(results),
         backends=plots.BACKENDS,
-        metric=plots.METRIC_NAMES[results.task],
+        metrics=METRICS[results.task],
+        headline=plots.HEADLINES[results.task],
+        headline_name=plots.METRIC_NAMES[plots.HEADLINES[results.task]],
+        metric=plots.METRIC_NAMES[results.study.metric],
         study=results.study,
         study_figures=study_figures(results.study),
         failed=[check for check in results.checks if not check.passed],
@@ -105,16 +108,17 @@ def headline_lines(results: RunResults) -> list[Line]:
 
 
 def score_of(speed: SpeedResult) -> Score:
-    return Score(accuracy=speed.accuracy, exact_match=speed.exact_match, f1=speed.f1)
+    return Score(**{name: getattr(speed, name) for name in Score.model_fields})
 
 
 def figures(results: RunResults) -> list[Figure]:
     """The plots, each with its content in words for those who do not see it."""
-    size, reference, metric = results.size, reference_of(results), plots.METRIC_NAMES[results.task]
+    size, reference, headline = results.size, reference_of(results), plots.HEADLINES[results.task]
+    metric = plots.METRIC_NAMES[headline]
     speeds = results.evaluation.speeds
     shipped = "; ".join(f"{plots.BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
     by_speed = "; ".join(f"speed {speed.speed} {plots.milliseconds(speed.latency_ms.mean)}" for speed in speeds)
-    by_depth = "; ".join(f"speed {speed.speed} {percent(plots.headline(speed))} at {speed.mean_depth:.2f}" for speed in speeds)
+    by_depth = "; ".join(f"speed {speed.speed} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}" for speed in speeds)
     against = f"BERT-base {plots.milliseconds(reference.median_ms)} at {reference.length} tokens; " if reference else ""
     deepest = max(each.depth for each in results.bench.of("pocketbert"))
     by_length = "; ".join(

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.bench.measurements import BenchReport
+from pipeline.data.examples import Task
 from pipeline.exits.study import Study
 from pipeline.runtime.evaluate import Evaluation
 from quantize.size import SizeReport
@@ -17,16 +18,21 @@ class Strict(BaseModel):
 
 
 class Score(Strict):
-    """`accuracy` for classification, `exact_match` and `f1` for question answering; fractions of 1."""
+    """`accuracy` for classification, `exact_match` and `f1` for question answering, fractions of 1; the others for regression, see
+    `SpeedResult`.
+    """
 
     accuracy: float | None = None
     exact_match: float | None = None
     f1: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
+    mean_absolute_error: float | None = None
 
     @property
     def headline(self) -> float | None:
-        """The one number to plot: accuracy or F1."""
-        return self.accuracy if self.accuracy is not None else self.f1
+        """The one number to plot: accuracy, F1, or Pearson's correlation; None without any."""
+        return next((each for each in (self.accuracy, self.f1, self.pearson) if each is not None), None)
 
 
 class ParityCheck(Strict):
@@ -48,7 +54,7 @@ class RunResults(Strict):
     """
 
     name: str = Field(description="of the recipe")
-    task: Literal["classification", "qa"]
+    task: Task
     metrics: dict[Literal["teacher", "student", "quantized"], Score]
     evaluation: Evaluation
     study: Study

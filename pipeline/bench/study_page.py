@@ -38,7 +38,7 @@ def render_study(study: Study, name: str, source: str) -> str:
     return environment().get_template(TEMPLATE).render(
         study=study,
         study_figures=[*study_figures(study), *leaving_figure(study)],
-        metric=plots.METRIC_NAMES[study.task],
+        metric=plots.METRIC_NAMES[study.metric],
         name=name,
         source=source,
     )
@@ -46,7 +46,7 @@ def render_study(study: Study, name: str, source: str) -> str:
 
 def study_figures(study: Study) -> list[Figure]:
     """The plots, each with its content in words for those who do not see it."""
-    metric = plots.METRIC_NAMES[study.task]
+    metric = plots.METRIC_NAMES[study.metric]
     title = metric[0].upper() + metric[1:]
     alone = ", ".join(percent(each.score) for each in study.exits)
     within = {

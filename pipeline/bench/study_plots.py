@@ -32,7 +32,7 @@ def alone_plot(study: Study) -> str:
         axes.margins(x=0.08, y=0.16)
         axes.grid(axis="y", **GRID)
         axes.set_xlabel("segments run")
-        axes.set_ylabel(f"{METRIC_NAMES[study.task]} in %")
+        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()
 
@@ -88,7 +88,7 @@ def sweep_plot(study: Study, label: str, x_of, scale: float, full: float) -> str
         axes.set_xlim(leftmost - 5 * room, full + room)  # on the left names of speeds stand
         axes.grid(axis="x", **GRID)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"{METRIC_NAMES[study.task]} in %")
+        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()
 
@@ -121,7 +121,7 @@ def luha_plot(study: Study) -> str:
         axes.set_xlim(left=0)
         axes.grid(**GRID)
         axes.set_xlabel(f"uncertainty: {measure_name(study.own.measure)}")
-        axes.set_ylabel(f"{METRIC_NAMES[study.task]} in %")
+        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
         figure.legend(
             loc="outside lower center", ncols=min(6, len(study.exits)), frameon=False, fontsize=10, title="exit after segment",
             title_fontsize=10, columnspacing=1.2, handlelength=1.6,

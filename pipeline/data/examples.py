@@ -1,20 +1,21 @@
-"""The two kinds of labelled example, as every other folder sees them."""
+"""The two kinds of labelled example, and the tasks that they are for, as every other folder sees them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
-Task = Literal["classification", "qa"]
+# Classification and regression read a text or a pair of texts, and differ in the label: one of some names, or a number.
+Task = Literal["classification", "regression", "qa"]
 
 
 @dataclass(frozen=True)
 class ClassificationExample:
-    """A text or a pair of texts; `label` is the value as the data file writes it, None when unlabelled."""
+    """A text or a pair of texts; `label` is the class as the data file writes it, for regression a number, None when unlabelled."""
 
     text: str
     text_pair: str | None = None
-    label: str | None = None
+    label: str | float | None = None
 
 
 @dataclass(frozen=True)

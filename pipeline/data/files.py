@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
 PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
+VALUE_COLUMNS = ("label", "labels", "score", "similarity", "value")
 QUESTION_COLUMNS = ("question",)
 PASSAGE_COLUMNS = ("context", "passage")
 ID_COLUMNS = ("id", "idx", "index", "guid", "qid")
@@ -65,9 +66,9 @@ def read_examples(
             quoting) with a header, JSON lines, a JSON list, Parquet. Or, where no such file exists, a hub name:
             `owner/name:split` or `owner/name/config:split`.
         task: what to read it as. QA reads SQuAD, or rows of question, context, answers {text: [], answer_start: []}.
-        text: classification: the column of the text; guessed from TEXT_COLUMNS when not given.
+        text: classification and regression: the column of the text; guessed from TEXT_COLUMNS when not given.
         text_pair: the column of the second text; guessed from PAIR_COLUMNS, "" for none.
-        label: the column of the label; guessed from LABEL_COLUMNS, "" for none.
+        label: the column of the label; guessed from LABEL_COLUMNS, for regression from VALUE_COLUMNS, "" for none.
         limit: read only the first so many; what is wrong after them is not seen.
 
     Raises:
@@ -98,7 +99,7 @@ def read_examples(
                 rows = _delimited_rows(path, decoded)
     if task == "qa":
         return _some(source, islice(_qa_examples(source, rows), limit))
-    return _some(source, islice(_classification_examples(source, rows, text, text_pair, label), limit))
+    return _some(source, islice(_text_examples(source, rows, task, text, text_pair, label), limit))
 
 
 def _some(source: str | Path, examples: Iterator[Example]) -> list[Example]:
@@ -326,9 +327,11 @@ def hub_rows(source: str, hub: re.Match[str], streaming: bool = False) -> Iterat
 # --- rows to examples -----------------------------------------------------------------------------------------------
 
 
-def _classification_examples(
-    source: str | Path, rows: Iterator[Row], text: str | None, text_pair: str | None, label: str | None
+def _text_examples(
+    source: str | Path, rows: Iterator[Row], task: Task, text: str | None, text_pair: str | None, label: str | None
 ) -> Iterator[ClassificationExample]:
+    """Examples of a class, or for regression of a number."""
+    guesses, read = (VALUE_COLUMNS, _number) if task == "regression" else (LABEL_COLUMNS, _label)
     first = next(rows, None)
     if first is None:
         return
@@ -341,7 +344,7 @@ def _classification_examples(
             file=source,
         )
     pair_column = _column(source, columns, text_pair, PAIR_COLUMNS, "data.text_pair", "the second text")
-    label_column = _column(source, columns, label, LABEL_COLUMNS, "data.label", "the label")
+    label_column = _column(source, columns, label, guesses, "data.label", "the label")
     if label_column is None and label is None:
         known = {text_column.casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
         left = [column for column in columns if column.strip().casefold() not in known]
@@ -350,19 +353,12 @@ def _classification_examples(
                 f'no column is known to hold the label; set data.label to one of: {_listed(left)}, or to "" for none',
                 file=source,
             )
-    yield _classification_example(source, first, text_column, pair_column, label_column)
-    for row in rows:
-        yield _classification_example(source, row, text_column, pair_column, label_column)
-
-
-def _classification_example(
-    source: str | Path, row: Row, text: str, text_pair: str | None, label: str | None
-) -> ClassificationExample:
-    return ClassificationExample(
-        text=_text(source, row, text),
-        text_pair=None if text_pair is None else _text(source, row, text_pair),
-        label=None if label is None else _label(source, row, label),
-    )
+    for row in chain((first,), rows):
+        yield ClassificationExample(
+            text=_text(source, row, text_column),
+            text_pair=None if pair_column is None else _text(source, row, pair_column),
+            label=None if label_column is None else read(source, row, label_column),
+        )
 
 
 def _column(
@@ -411,12 +407,16 @@ def _json_kind(value: Any) -> str:
     return "nothing" if value is None else "an object"
 
 
+def _label_value(source: str | Path, row: Row, column: str) -> Any:
+    """What the row has for a label. UserError where it has nothing, not even null."""
+    if column not in row.values:
+        raise UserError("the label is missing; give every row one, or remove the row", file=source, field=f"{row.place}, {column}")
+    return row.values[column]
+
+
 def _label(source: str | Path, row: Row, column: str) -> str | None:
     """The label as a string, 1.0 as "1"; None for null."""
-    field = f"{row.place}, {column}"
-    if column not in row.values:
-        raise UserError("the label is missing; give every row one, or remove the row", file=source, field=field)
-    value = row.values[column]
+    value, field = _label_value(source, row, column), f"{row.place}, {column}"
     if value is None:
         return None
     if isinstance(value, bool):
@@ -424,7 +424,7 @@ def _label(source: str | Path, row: Row, column: str) -> str | None:
     if isinstance(value, float):
         if not (math.isfinite(value) and value.is_integer()):
             raise UserError(
-                f"{value} is a measurement, not a class; give whole numbers or names as labels",
+                f'{value} is a measurement, not a class; give whole numbers or names as labels, or set task to "regression"',
                 file=source, field=field,
             )
         return str(int(value))
@@ -435,6 +435,21 @@ def _label(source: str | Path, row: Row, column: str) -> str | None:
     if not value.strip():
         raise UserError("the label is empty; give every row one, or remove the row", file=source, field=field)
     return value.strip()
+
+
+def _number(source: str | Path, row: Row, column: str) -> float | None:
+    """The label as a number; None for null."""
+    value, field = _label_value(source, row, column), f"{row.place}, {column}"
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = repr(value) if isinstance(value, (str, float)) else _json_kind(value)
+        raise UserError(f"{shown} where a finite number belongs; regression needs one in every row, such as 3.8", file=source, field=field)
+    return number
 
 
 def _qa_examples(source: str | Path, rows: Iterator[Row]) -> Iterator[QAExample]:

@@ -12,6 +12,7 @@ from pipeline.data.features import encode_examples
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, label_window, make_windows
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 from pipeline.recipe import Recipe
 
 
@@ -19,18 +20,19 @@ from pipeline.recipe import Recipe
 class Item:
     """One input of a model. Arrays are [length]; `target` is (label,) or (start token, end token), None when unlabelled.
 
-    `answer_mask` is true where a token may be in an answer; None for classification.
+    A regression's label is a float32, its share of the label range. `answer_mask` is true where a token may be in an answer; None but for
+    question answering.
     """
 
     ids: np.ndarray
     type_ids: np.ndarray
-    target: tuple[int, ...] | None
+    target: tuple[int, ...] | tuple[np.float32] | None
     answer_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2]. Padding is 0 everywhere."""
+    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2], as in `Item`. Padding is 0 everywhere."""
 
     ids: np.ndarray
     type_ids: np.ndarray
@@ -49,6 +51,17 @@ def classification_items(
         if example.label is not None and example.label not in index:
             raise UserError(f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label")
         target = None if example.label is None else (index[example.label],)
+        items.append(Item(feature.ids, feature.type_ids, target))
+    return items
+
+
+def regression_items(
+    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, label_range: LabelRange, max_length: int
+) -> list[Item]:
+    """One item per example, its label as a share of the range, which a label that training has not seen may be beyond."""
+    items = []
+    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
+        target = None if example.label is None else (np.float32(label_range.share(example.label)),)
         items.append(Item(feature.ids, feature.type_ids, target))
     return items
 
@@ -76,11 +89,13 @@ def qa_items(examples: Sequence[QAExample], tokenizer: WordPieceTokenizer, recip
 
 
 def make_items(
-    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str], recipe: Recipe
+    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str] | LabelRange, recipe: Recipe
 ) -> list[Item]:
-    """Training items of either task."""
+    """Training items of any task; `labels` are its classes, or for regression the range."""
     if recipe.task == "classification":
         return classification_items(examples, tokenizer, labels, recipe.data.max_length)
+    if recipe.task == "regression":
+        return regression_items(examples, tokenizer, labels, recipe.data.max_length)
     return qa_items(examples, tokenizer, recipe)
 
 
@@ -127,5 +142,6 @@ def collate(items: Sequence[Item]) -> Batch:
         type_ids=padded((item.type_ids for item in items), np.int64),
         mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
         answer_mask=None if items[0].answer_mask is None else padded((item.answer_mask for item in items), bool),
-        targets=np.array([item.target for item in items], np.int64) if labelled else None,
+        # Its own type: int64 of Python's integers, float32 of a regression's.
+        targets=np.array([item.target for item in items]) if labelled else None,
     )

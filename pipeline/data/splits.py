@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 
 
 def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -17,7 +18,31 @@ def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
     Raises:
         UserError: an example without a label, or fewer than two different labels.
     """
-    found = set()
+    found = set(labels_of(examples))
+    if len(found) < 2:
+        only = f"one label only, {min(found)!r}" if found else "no examples, so no labels"
+        raise UserError(f"{only}; a classifier needs examples of at least two labels", field="data.label")
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in found):
+        return tuple(sorted(found, key=lambda value: (int(value), value)))
+    return tuple(sorted(found))
+
+
+def label_range(examples: Sequence[Example]) -> LabelRange:
+    """The least and the greatest number among the labels of a regression.
+
+    Raises:
+        UserError: an example without a label, or fewer than two different ones.
+    """
+    found = set(labels_of(examples))
+    if len(found) < 2:
+        only = f"one value only, {min(found):g}," if found else "no examples, so no values"
+        raise UserError(f"{only} where labels have to differ; give more data, or another column", field="data.label")
+    return LabelRange(minimum=min(found), maximum=max(found))
+
+
+def labels_of(examples: Sequence[Example]) -> list[str | float]:
+    """Every example's label. UserError for one without."""
+    labels = []
     for number, example in enumerate(examples, start=1):
         if not isinstance(example, ClassificationExample):
             raise UserError('questions have answers, not labels; set task to "qa"', field=f"example {number}")
@@ -25,13 +50,8 @@ def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
             raise UserError(
                 "the example has no label; set data.label to the column that holds it", field=f"example {number}"
             )
-        found.add(example.label)
-    if len(found) < 2:
-        only = f"one label only, {min(found)!r}" if found else "no examples, so no labels"
-        raise UserError(f"{only}; a classifier needs examples of at least two labels", field="data.label")
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in found):
-        return tuple(sorted(found, key=lambda value: (int(value), value)))
-    return tuple(sorted(found))
+        labels.append(example.label)
+    return labels
 
 
 # Shorter word sequences are anybody's: "a good film" in two texts does not make one of them a part of the other.

@@ -11,14 +11,20 @@ from pipeline.data.items import Item
 from pipeline.distill.losses import hard_loss
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 from pipeline.model.checkpoint import Pretrained, fold_token_types
 from pipeline.model.exit_model import ExitModel
 from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
 
 
-def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int) -> ExitModel:
+def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int, label_range: LabelRange | None = None) -> ExitModel:
     """A model with one head, after the last layer: the checkpoint's if it has one that fits, else a new one.
+
+    Args:
+        labels: number of the head's outputs.
+        label_range: for regression. A checkpoint's head predicts in the data's unit, as Hugging Face trains one; the teacher in shares of
+            the range.
 
     Raises:
         UserError: if the recipe asks for no training and the checkpoint has no head for the task.
@@ -30,7 +36,11 @@ def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int) -> ExitMo
     teacher = ExitModel(recipe.task, config, labels, pretrained.head_kind, [config.layers])
     teacher.encoder.load_state_dict(encoder)
     if pretrained.head is not None and pretrained.head["out.weight"].shape[0] == labels:
-        teacher.heads[-1].load_state_dict(pretrained.head)
+        head = dict(pretrained.head)
+        if label_range is not None:
+            head["out.weight"] = head["out.weight"] / label_range.width
+            head["out.bias"] = label_range.share(head["out.bias"])
+        teacher.heads[-1].load_state_dict(head)
     elif recipe.teacher.training.epochs == 0:
         has = "none" if pretrained.head is None else f"one for {pretrained.head['out.weight'].shape[0]} labels"
         raise UserError(

@@ -61,12 +61,24 @@ def distributions(task: Task, logits: Tensor, answer_mask: Tensor | None) -> lis
 
 
 def hard_loss(task: Task, logits: Tensor, targets: Tensor, answer_mask: Tensor | None) -> Tensor:
-    """Cross-entropy with the labels, averaged over start and end for QA; targets [batch, 1] or [batch, 2]."""
+    """Cross-entropy with the labels, averaged over start and end for QA, or for regression the mean squared error.
+
+    Args:
+        logits: see `distributions`; for regression [batch, 1], as a share of the label range.
+        targets: [batch, 1], or [batch, 2] for QA; for regression as the logits.
+    """
+    if task == "regression":
+        return F.mse_loss(logits.float(), targets)
     parts = distributions(task, logits, answer_mask)
     return torch.stack([F.cross_entropy(part, targets[:, at]) for at, part in enumerate(parts)]).mean()
 
 
 def soft_loss(task: Task, student: Tensor, teacher: Tensor, answer_mask: Tensor | None, temperature: float) -> Tensor:
-    """`soft_target_loss` of a head's distributions, averaged over start and end for QA."""
+    """`soft_target_loss` of a head's distributions, averaged over start and end for QA.
+
+    A regression has no distribution to soften: it is the mean squared error with the teacher's prediction, whatever the temperature.
+    """
+    if task == "regression":
+        return F.mse_loss(student.float(), teacher.float())
     pairs = zip(distributions(task, student, answer_mask), distributions(task, teacher, answer_mask))
     return torch.stack([soft_target_loss(ours, theirs, temperature) for ours, theirs in pairs]).mean()

@@ -10,7 +10,7 @@ For question answering there are three more, which no program computes:
     span_probability: 1 - the greatest probability in that distribution, what is left for every other answer. Tokens that have no chance
         do not move it, however many there are.
 
-Patience is computed from answers instead: `pipeline.exits.rule.patience_uncertainty`.
+Patience is computed from answers instead, and a regression's change from its predictions: `pipeline.exits.rule`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.exits.rule import patience_uncertainty
+from pipeline.exits.rule import change_uncertainty, patience_uncertainty
 
 LONGEST = 512  # tokens; what `unscaled_entropy` takes for the number of candidates of every passage
 
@@ -143,3 +143,8 @@ def span_positions(answer_mask: np.ndarray, max_answer_tokens: int) -> tuple[np.
 def patience(answers: Sequence[Sequence]) -> np.ndarray:
     """Uncertainty by patience at every exit; answers: of each example, one per exit. Returns [examples, exits]."""
     return np.array([[patience_uncertainty(row[: exit + 1]) for exit in range(len(row))] for row in answers])
+
+
+def change(shares: np.ndarray) -> np.ndarray:
+    """Uncertainty by change at every exit; shares: every exit's prediction, [examples, exits]. Returns [examples, exits]."""
+    return np.array([[change_uncertainty(row[: exit + 1]) for exit in range(len(row))] for row in shares.tolist()])

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.items import Item, classification_items, collate, question_windows, sorted_batches
+from pipeline.data.examples import ClassificationExample, Example, QAExample, Task
+from pipeline.data.items import Item, classification_items, collate, question_windows, regression_items, sorted_batches
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow
 from pipeline.distill.trainer import device
-from pipeline.exits.measures import label_measures, patience, window_measures
+from pipeline.exits.measures import change, label_measures, patience, window_measures
+from pipeline.exits.ranking import regression_metrics
 from pipeline.exits.rule import question_uncertainty
+from pipeline.manifest import LabelRange
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -29,7 +31,7 @@ QUESTIONS = 512  # whose logits are held at a time: a whole training set's, toke
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits], as programs give it.
+    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits], as programs give it, or by change.
 
     `temperatures` are the exits', which that uncertainty has in it and the logits have not; all 1 when absent.
     """
@@ -43,25 +45,34 @@ class ExitOutputs:
 class Predictions:
     """Examples through all exits, arrays [examples, exits].
 
-    `score` is what the task is measured by: 1 or 0 (accuracy), or token F1; `exact` is exact match (the same as score for classification).
-    `answers` are label indices, or texts, as a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has
-    it by every measure there is, by name, computed from the same logits.
+    `score` is what `pipeline.manifest.SCORE` names for the task; `exact` is exact match (the same as score for classification), None for
+    regression, whose answers are near or far and not right or wrong. `answers` are label indices, numbers in the data's unit, or texts, as
+    a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has it by every measure there is, by name,
+    computed from the same logits. `labels`, [examples], are a regression's, in the data's unit.
     """
 
     score: np.ndarray
-    exact: np.ndarray
+    exact: np.ndarray | None
     uncertainty: np.ndarray
     answers: list[list]
     measures: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: np.ndarray | None = None
 
     @property
     def exits(self) -> int:
         return self.score.shape[1]
 
-    def metrics(self, exit: int = -1) -> dict[str, float]:
-        """{"accuracy"} or {"exact_match", "f1"} of one exit, fractions of 1. Which one is told by the answers' type."""
-        if isinstance(self.answers[0][0], str):
+    @property
+    def task(self) -> Task:
+        """Told by the answers' type."""
+        return {int: "classification", float: "regression", str: "qa"}[type(self.answers[0][0])]
+
+    def metrics(self, exit: int = -1) -> dict[str, float | None]:
+        """{"accuracy"} or {"exact_match", "f1"} of one exit, fractions of 1; for regression `regression_metrics`."""
+        if self.task == "qa":
             return {"exact_match": float(self.exact[:, exit].mean()), "f1": float(self.score[:, exit].mean())}
+        if self.task == "regression":
+            return regression_metrics(np.array(self.answers)[:, exit], self.labels)
         return {"accuracy": float(self.score[:, exit].mean())}
 
 
@@ -69,10 +80,12 @@ def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent)
     """All exits of a model in float32, in padded batches, on the accelerator if there is one."""
     at = device()
     model = model.to(at).eval()
-    measure = MEASURES[model.uncertainty]
+    measure = MEASURES.get(model.uncertainty)
 
     def forward(ids, mask, types, answers):
         logits = model(ids, mask, types).logits
+        if model.task == "regression":
+            return logits, None
         if model.task == "classification":
             uncertainty = [measure.labels(part / t) for part, t in zip(logits, model.temperatures)]
         else:
@@ -91,8 +104,10 @@ def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = si
     """The same through a bundle's programs as modules: what the phone computes, quantized as there."""
 
     def forward(ids, mask, types, answers):
-        extra = None if programs.task == "classification" else answer_bias(answers)
+        extra = answer_bias(answers) if programs.task == "qa" else None
         outputs = programs(ids, attention_bias(mask), extra)
+        if programs.task == "regression":
+            return [output[1] for output in outputs], None
         if programs.task == "classification":
             return [output[1] for output in outputs], [output[2] for output in outputs]
         return [torch.stack(output[1:3], dim=-1) for output in outputs], [output[3] for output in outputs]
@@ -112,7 +127,8 @@ def _run(forward, items: Sequence[Item], at: torch.device, temperatures: Sequenc
         arrays = (torch.from_numpy(array).to(at) for array in (batch.ids, batch.mask, batch.type_ids))
         logits, uncertainty = forward(*arrays, answers)
         logits = torch.stack([part.float() for part in logits], dim=1).cpu().numpy()  # [batch, exits, ...]
-        uncertainty = torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
+        # Without one of the model's own it is a regression's change, of logits [batch, exits, 1].
+        uncertainty = change(logits[..., 0]) if uncertainty is None else torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
         for place, row in enumerate(rows):
             part = logits[place]
             if part.ndim == 3:  # [exits, length, 2] without its padding
@@ -125,7 +141,13 @@ def _run(forward, items: Sequence[Item], at: torch.device, temperatures: Sequenc
 
 
 def predict(
-    run, model, examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str], recipe: Recipe, on_step: OnStep = silent
+    run,
+    model,
+    examples: Sequence[Example],
+    tokenizer: WordPieceTokenizer,
+    labels: Sequence[str] | LabelRange,
+    recipe: Recipe,
+    on_step: OnStep = silent,
 ) -> Predictions:
     """Every exit's answers, scores and uncertainties, these by the recipe's measure and by all others.
 
@@ -133,9 +155,12 @@ def predict(
         run: `run_model` or `run_programs`.
         model: what `run` takes; its exits have the recipe's measure.
         examples: labelled.
+        labels: see `make_items`.
     """
     if recipe.task == "classification":
         return _classify(run, model, examples, tokenizer, labels, recipe, on_step)
+    if recipe.task == "regression":
+        return _estimate(run, model, examples, tokenizer, labels, recipe, on_step)
     return _answer(run, model, examples, tokenizer, recipe, on_step)
 
 
@@ -149,6 +174,17 @@ def _classify(run, model, examples: Sequence[ClassificationExample], tokenizer, 
     measures = label_measures(logits, outputs[0].temperatures) | {"patience": patience(answers)}
     uncertainty = np.stack([output.uncertainty for output in outputs])
     return Predictions(score, score, _chosen(uncertainty, measures, recipe), answers, measures)
+
+
+def _estimate(
+    run, model, examples: Sequence[ClassificationExample], tokenizer, label_range: LabelRange, recipe, on_step
+) -> Predictions:
+    outputs = run(model, regression_items(examples, tokenizer, label_range, recipe.data.max_length), on_step)
+    shares = np.stack([output.logits[:, 0] for output in outputs]).astype(np.float64)  # [examples, exits]
+    labels = np.array([example.label for example in examples])
+    score = 1.0 - np.minimum(np.abs(shares - label_range.share(labels)[:, None]), 1.0)
+    uncertainty = np.stack([output.uncertainty for output in outputs])
+    return Predictions(score, None, uncertainty, label_range.value(shares).tolist(), {"change": uncertainty}, labels)
 
 
 def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_step) -> Predictions:

@@ -1,4 +1,4 @@
-"""How well an uncertainty ranks answers: two standard statistics, with ties counted half."""
+"""How well one number follows another: an uncertainty the answers' quality, a prediction its label. In ranks, ties are counted half."""
 
 from __future__ import annotations
 
@@ -33,13 +33,31 @@ def auroc(uncertainty: np.ndarray, right: np.ndarray) -> float | None:
     return float(above / (count * (len(wrong) - count)))
 
 
-def spearman(uncertainty: np.ndarray, score: np.ndarray) -> float | None:
-    """Spearman's rank correlation of uncertainty and score, [examples] each: -1 where the score falls with every step of uncertainty.
+def pearson(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Pearson's correlation, [examples] each.
 
     Returns:
         in [-1, 1]; None where either is the same for all examples.
     """
-    first, second = ranks(uncertainty), ranks(score)
+    if not (np.ptp(first) and np.ptp(second)):
+        return None
     first, second = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum() / scale) if scale else None
+    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's rank correlation, [examples] each: -1 where one falls with every step of the other. See `pearson` for what it returns."""
+    return pearson(ranks(first), ranks(second))
+
+
+def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """What GLUE's STS-B is measured by, Pearson's and Spearman's correlation, and the mean absolute error in the data's unit.
+
+    Args:
+        predictions, labels: [examples], in the data's unit.
+    """
+    return {
+        "pearson": pearson(predictions, labels),
+        "spearman": spearman(predictions, labels),
+        "mean_absolute_error": float(np.abs(predictions - labels).mean()),
+    }

@@ -63,6 +63,21 @@ def patience_uncertainty(answers: Sequence[Hashable]) -> float:
     return 1.0 / (1 + repeated)
 
 
+def change_uncertainty(shares: Sequence[float]) -> float:
+    """The uncertainty by change at the last of some exits of a regression: how far its prediction is from that of the exit before.
+
+    PABEE's rule for regression (Zhou et al. 2020, section 3.2) counts predictions that differ from the one before by less than a
+    threshold; this is the one with a patience of 1, where the threshold is the speed.
+
+    Args:
+        shares: what every exit so far predicts, at least one, as a share of the label range.
+
+    Returns:
+        in [0, 1]; 1 at the first exit, which nothing comes before.
+    """
+    return min(1.0, abs(shares[-1] - shares[-2])) if len(shares) > 1 else 1.0
+
+
 def patience_threshold(patience: int) -> float:
     """The threshold that leaves once an answer has been repeated so often; well inside its range, where rounding moves nothing."""
     return 1.0 / (patience + 0.5)

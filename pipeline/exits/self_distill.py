@@ -19,7 +19,7 @@ from pipeline.recipe import Recipe
 def self_distill(
     model: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent, curve: Path | None = None
 ) -> ExitModel:
-    """Trains all heads but the last by KL to the last one's distribution; backbone and last head stay as they are.
+    """Trains all heads but the last on `soft_loss` to the last one's answer; backbone and last head stay as they are.
 
     The examples need no labels. Returns the model in evaluation mode; one with a single exit comes back unchanged. `curve` is where
     the losses go, see `Trainer.write_losses`.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.data.examples import Task
 from pipeline.exits.ranking import auroc, spearman
 from pipeline.exits.rule import exits_taken
-from pipeline.manifest import Speed
+from pipeline.manifest import SCORE, Metric, Speed
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
     from pipeline.exits.predictions import Predictions
@@ -80,7 +81,9 @@ class Curve(Strict):
 class Ranking(Strict):
     """Whether lower uncertainty means higher accuracy at one exit; see `pipeline.exits.ranking`. null where it is not defined."""
 
-    auroc: float | None = Field(description="area under the ROC curve of uncertainty against a wrong answer (QA: no exact match)")
+    auroc: float | None = Field(
+        description="area under the ROC curve of uncertainty against a wrong answer (QA: no exact match); regression has none"
+    )
     spearman: float | None = Field(description="Spearman's rank correlation of uncertainty and score")
 
 
@@ -125,8 +128,8 @@ class ExitStudy(Strict):
 class Study(Strict):
     """What `pocketbert study --json` prints. Scores are fractions of 1 in `metric`; `measures` begins with the bundle's own."""
 
-    task: Literal["classification", "qa"]
-    metric: Literal["accuracy", "f1"]
+    task: Task
+    metric: Metric
     examples: int
     full_depth: float = Field(description="the score of the last exit")
     full_depth_flops: float = Field(description="mean floating-point operations of one example at full depth")
@@ -159,14 +162,13 @@ def study(
         measure: what the bundle's own is called; an alternative of that name is left out.
         speeds: thresholds for the bundle's own measure.
     """
-    question_answering = isinstance(predictions.answers[0][0], str)
     own = Sweep(predictions.score, predictions.exact, predictions.uncertainty, costs)
     sweeps = {measure: own} | {
         name: Sweep(predictions.score, predictions.exact, values, costs) for name, values in predictions.measures.items() if name != measure
     }
     return Study(
-        task="qa" if question_answering else "classification",
-        metric="f1" if question_answering else "accuracy",
+        task=predictions.task,
+        metric=SCORE[predictions.task],
         examples=len(predictions.score),
         full_depth=short(own.full),
         full_depth_flops=float(own.full_flops),
@@ -174,7 +176,7 @@ def study(
             ExitStudy(
                 layer=layer,
                 score=short(predictions.score[:, exit].mean()),
-                exact_match=short(predictions.exact[:, exit].mean()) if question_answering else None,
+                exact_match=short(predictions.exact[:, exit].mean()) if predictions.task == "qa" else None,
                 flops=short(costs.flops[:, exit].mean() / own.full_flops),
                 quantiles=[short(value) for value in np.quantile(predictions.uncertainty[:, exit], QUANTILES)],
                 bins=bins_of(predictions.uncertainty[:, exit], predictions.score[:, exit]),
@@ -201,7 +203,7 @@ def study(
 class Sweep:
     """One measure of uncertainty over all thresholds; arrays are [examples, exits]."""
 
-    def __init__(self, score: np.ndarray, exact: np.ndarray, uncertainty: np.ndarray, costs: Costs):
+    def __init__(self, score: np.ndarray, exact: np.ndarray | None, uncertainty: np.ndarray, costs: Costs):
         self.score, self.exact, self.uncertainty, self.costs = score, exact, uncertainty, costs
         self.full, self.full_flops = score[:, -1].mean(), costs.flops[:, -1].mean()
         self.thresholds = thresholds_of(uncertainty)
@@ -256,8 +258,11 @@ class Sweep:
     def rankings(self) -> list[Ranking]:
         """One for each exit."""
         return [
-            Ranking(auroc=short(auroc(unsure, exact == 1)), spearman=short(spearman(unsure, score)))
-            for unsure, exact, score in zip(self.uncertainty.T, self.exact.T, self.score.T)
+            Ranking(
+                auroc=None if self.exact is None else short(auroc(unsure, self.exact[:, exit] == 1)),
+                spearman=short(spearman(unsure, self.score[:, exit])),
+            )
+            for exit, unsure in enumerate(self.uncertainty.T)
         ]
 
 

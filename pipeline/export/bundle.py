@@ -19,6 +19,7 @@ from pipeline.export.vectors import make_vectors
 from pipeline.manifest import (
     MANIFEST_FILE,
     ExitOptions,
+    LabelRange,
     Manifest,
     ModelShape,
     Program,
@@ -53,6 +54,7 @@ def write_bundle(
     speeds: Mapping[str, Speed],
     conformance_examples: Sequence[Example],
     provenance: Mapping[str, str],
+    label_range: LabelRange | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
     """Writes all files of a bundle into `folder`, the manifest last; the same arguments give the same bytes.
@@ -62,10 +64,11 @@ def write_bundle(
         model: the trained student in float32; Core ML's programs are made from it.
         quantized: `apply_scheme` of its programs by the recipe; ExecuTorch's programs and the conformance vectors are made from it.
         tokenizer_vocab: the `vocab.txt` that the model was trained with.
-        label_values: what the data files write for each class, in the order of the logits; empty for question answering.
+        label_values: what the data files write for each class, in the order of the logits; empty for regression and question answering.
         speeds: the calibrated speeds by name.
         conformance_examples: about 16, see `make_vectors`.
         provenance: where weights and data came from; the tools' versions are added.
+        label_range: for regression, that of the labels in train.
         on_step: told as the work goes on.
 
     Raises:
@@ -75,7 +78,7 @@ def write_bundle(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tokenizer_vocab, folder / VOCAB_FILE)
         tokenizer = WordPieceTokenizer.from_vocab(folder / VOCAB_FILE, lowercase)
-        manifest = describe(model, recipe, tokenizer, label_values, speeds, provenance)
+        manifest = describe(model, recipe, tokenizer, label_values, speeds, provenance, label_range)
         vectors = make_vectors(
             quantized,
             Programs.of(model),
@@ -84,6 +87,7 @@ def write_bundle(
             max_length=manifest.max_length,
             labels=manifest.labels,
             qa=manifest.qa,
+            label_range=label_range,
             thresholds={name: speed.thresholds for name, speed in speeds.items()},
             on_step=on_step,
         )
@@ -117,6 +121,7 @@ def describe(
     label_values: Sequence[str],
     speeds: Mapping[str, Speed],
     provenance: Mapping[str, str],
+    label_range: LabelRange | None = None,
 ) -> Manifest:
     """The manifest, its programs and files still to be filled in. Raises UserError where the parts do not fit each other."""
     labels = list(recipe.data.label_names or label_values) if recipe.task == "classification" else []
@@ -155,8 +160,9 @@ def describe(
             cls_id=tokenizer.cls_id,
             sep_id=tokenizer.sep_id,
         ),
+        label_range=label_range,
         qa=None
-        if recipe.task == "classification"
+        if recipe.task != "qa"
         else QAOptions(
             window=qa.window,
             stride=qa.stride,
@@ -180,10 +186,11 @@ def describe(
 def longest_input(recipe: Recipe, positions: int) -> int:
     """Where inputs are cut, in tokens.
 
-    A classifier cuts where it did in training and calibration: a longer text would be answered with what no threshold was chosen for.
+    A classifier or a regression cuts where it did in training and calibration: a longer text would be answered with what no
+    threshold was chosen for.
     A question's window does that for question answering, so there it is what the programs take.
     """
-    longest = recipe.data.max_length if recipe.task == "classification" else recipe.export.max_length
+    longest = recipe.export.max_length if recipe.task == "qa" else recipe.data.max_length
     return min(longest, positions)
 
 

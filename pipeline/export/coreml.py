@@ -80,7 +80,8 @@ def sources(model: ExitModel) -> list[Source]:
         outputs += [tensor("start_logits", 1, "length"), tensor("end_logits", 1, "length")]
     else:
         outputs.append(tensor("logits", 1, model.labels))
-    outputs.append(tensor("uncertainty", 1))
+    if model.task != "regression":
+        outputs.append(tensor("uncertainty", 1))
     embed = Source(
         "embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", 1, "length", size),)
     )

@@ -87,7 +87,7 @@ def example_inputs(module: nn.Module, programs: Programs, length: int) -> dict[s
         "hidden": torch.zeros(1, length, programs.embed.embeddings.norm.normalized_shape[0]),
         "attention_bias": torch.zeros(1, 1, length),
     }
-    return inputs if programs.task == "classification" else {**inputs, "answer_bias": torch.zeros(1, length)}
+    return {**inputs, "answer_bias": torch.zeros(1, length)} if programs.task == "qa" else inputs
 
 
 LENGTH_AXIS = {"input_ids": 1, "hidden": 1, "attention_bias": 2, "answer_bias": 1}
@@ -201,10 +201,8 @@ def describe(name: str, exported: ExportedProgram, task: str, file: str, precisi
     signature = exported.graph_signature
     if name == "embed":
         outputs = ["hidden"]
-    elif task == "classification":
-        outputs = ["hidden", "logits", "uncertainty"]
     else:
-        outputs = ["hidden", "start_logits", "end_logits", "uncertainty"]
+        outputs = ["hidden", *manifest.EXIT_OUTPUTS[task], *([] if task == "regression" else ["uncertainty"])]
     return manifest.Program(
         name=name,
         backend="executorch",

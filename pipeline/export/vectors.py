@@ -14,8 +14,8 @@ from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import FULL_DEPTH, exit_taken, patience_uncertainty, question_uncertainty
-from pipeline.manifest import QAOptions
+from pipeline.exits.rule import FULL_DEPTH, change_uncertainty, exit_taken, patience_uncertainty, question_uncertainty
+from pipeline.manifest import EXIT_OUTPUTS, LabelRange, QAOptions
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 
@@ -33,6 +33,7 @@ def make_vectors(
     max_length: int,
     labels: Sequence[str],
     qa: QAOptions | None,
+    label_range: LabelRange | None = None,
     thresholds: Mapping[str, Sequence[float]],
     on_step: OnStep = silent,
 ) -> Conformance:
@@ -45,9 +46,10 @@ def make_vectors(
         programs: the quantized model in PyTorch.
         unquantized: the same before quantization, for the tolerances.
         examples: about 16, short and long, for question answering with a passage that is longer than a window.
-        max_length: the longest classification input in tokens.
-        labels: what an app shows, in the order of the logits; not read for question answering.
-        qa: how a passage is cut and an answer chosen; None for classification.
+        max_length: the longest input in tokens; not read for question answering.
+        labels: what an app shows, in the order of the logits; classification only.
+        qa: how a passage is cut and an answer chosen; question answering only.
+        label_range: regression only.
         thresholds: of each named speed, one per exit.
         on_step: told of each example.
     """
@@ -61,7 +63,10 @@ def make_vectors(
         elif all(text is None or text.strip() for text in (example.text, example.text_pair)):
             ids = encode_text(tokenizer, example.text, example.text_pair, max_length).ids
             window = run_window(programs, ids)
-            outcomes = {name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()}
+            if programs.task == "regression":
+                outcomes = {name: value_outcome(window, each, label_range) for name, each in speeds.items()}
+            else:
+                outcomes = {name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()}
             cases.append(Case(text=example.text, text_pair=example.text_pair, windows=[window], outcomes=outcomes))
     on_step("conformance vectors", len(examples), len(examples))
     windows = [window for case in cases for window in case.windows]
@@ -104,14 +109,16 @@ def run_window(programs: Programs, ids: np.ndarray, answer_mask: np.ndarray | No
     inputs = program_inputs(ids, answer_mask)
     bias = None if inputs.answer_bias is None else torch.from_numpy(inputs.answer_bias)
     outputs = programs(torch.from_numpy(inputs.input_ids), torch.from_numpy(inputs.attention_bias), bias)
-    names = ("logits",) if programs.task == "classification" else ("start_logits", "end_logits")
-    exits = [
-        ExitVector(
-            outputs={name: rounded(values.flatten().tolist()) for name, values in zip(names, answers, strict=True)},
-            uncertainty=rounded(uncertainty.tolist())[0],
-        )
-        for _, *answers, uncertainty in outputs
+    names = EXIT_OUTPUTS[programs.task]
+    numbers = [
+        {name: rounded(values.flatten().tolist()) for name, values in zip(names, answers)} for _, *answers in outputs
     ]
+    if programs.task == "regression":
+        shares = [each["logits"][0] for each in numbers]
+        unsure = [change_uncertainty(shares[: exit + 1]) for exit in range(len(shares))]
+    else:
+        unsure = [float(uncertainty) for *_, uncertainty in outputs]
+    exits = [ExitVector(outputs=each, uncertainty=uncertainty) for each, uncertainty in zip(numbers, rounded(unsure))]
     mask = None if answer_mask is None else [int(allowed) for allowed in answer_mask]
     return WindowVector(input_ids=[int(each) for each in ids], answer_mask=mask, exits=exits)
 
@@ -121,6 +128,12 @@ def label_outcome(window: WindowVector, thresholds: Sequence[float], labels: Seq
     answers = [labels[int(np.argmax(vector.outputs["logits"]))] for vector in window.exits]
     exit = exit_taken(uncertainties(measure, answers, [vector.uncertainty for vector in window.exits]), thresholds)
     return Outcome(exit=exit, label=answers[exit])
+
+
+def value_outcome(window: WindowVector, thresholds: Sequence[float], label_range: LabelRange) -> Outcome:
+    """What a regression predicts at these thresholds."""
+    exit = exit_taken([vector.uncertainty for vector in window.exits], thresholds)
+    return Outcome(exit=exit, value=rounded([label_range.value(window.exits[exit].outputs["logits"][0])])[0])
 
 
 def uncertainties(measure: str, answers: Sequence[str], by_program: Sequence[float]) -> Sequence[float]:

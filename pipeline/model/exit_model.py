@@ -24,9 +24,9 @@ class ExitModel(nn.Module):
     """Encoder and exit heads.
 
     Args:
-        task: "classification" or "qa".
+        task: "classification", "regression" or "qa".
         config: the encoder's shape.
-        labels: number of classes; 2 for question answering (start and end).
+        labels: number of classes; 1 for regression, 2 for question answering (start and end).
         head: kind of head, a name in `pipeline.model.heads.HEADS[task]`.
         exit_layers: after which layers (1-based, ascending, the last one included) a head stands.
     """
@@ -42,8 +42,8 @@ class ExitModel(nn.Module):
         # Dividing an exit's logits by its temperature before the entropy (not the answer) calibrates it; 1 changes nothing.
         self.temperatures = [1.0] * len(self.exit_layers)
         # The measure that decides whether to leave, a name in `pipeline.model.uncertainty.MEASURES`; like the temperatures it is part of
-        # the programs, and thresholds are chosen for it.
-        self.uncertainty = "entropy"
+        # the programs, and thresholds are chosen for it. A regression's is computed from one exit to the next, by the host.
+        self.uncertainty = "change" if task == "regression" else "entropy"
 
     @property
     def config(self) -> EncoderConfig:

@@ -13,6 +13,7 @@ from pipeline.data.examples import Task
 from pipeline.model.encoder import EncoderConfig, initialise
 
 HEADS: dict[str, dict[str, type]] = {"classification": {}, "qa": {}}
+HEADS["regression"] = HEADS["classification"]  # the same heads, with one output
 
 
 def register(task: Task, name: str):

@@ -26,6 +26,7 @@ class SegmentProgram(nn.Module):
     """Some layers and the exit head after them.
 
     Classification: (hidden [1, S, H], attention_bias [1, 1, S]) -> (hidden, logits [1, C], uncertainty [1]).
+    Regression: the same with one logit, and without the uncertainty, which takes two exits.
     Question answering: (hidden, attention_bias, answer_bias [1, S]) -> (hidden, start_logits [1, S], end_logits [1, S],
     uncertainty [1]). The last segment gives its hidden states too: callers may want them, and every segment is alike.
     """
@@ -33,7 +34,7 @@ class SegmentProgram(nn.Module):
     def __init__(self, task: Task, layers: list[nn.Module], head: nn.Module, temperature: float = 1.0, uncertainty: str = "entropy"):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
-        self.measure = MEASURES[uncertainty]
+        self.measure = None if task == "regression" else MEASURES[uncertainty]
         # A tensor, not a number, which would be part of the graph: segments that differ in weights alone are then lowered once.
         self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
 
@@ -41,6 +42,8 @@ class SegmentProgram(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_bias)
         logits = self.head(hidden, attention_bias)
+        if self.task == "regression":
+            return hidden, logits
         if self.task == "classification":
             return hidden, logits, self.measure.labels(logits * self.inverse_temperature)
         # A dot with a unit vector would do as well; unbind lowers to two slices.
@@ -74,7 +77,7 @@ class Programs(nn.Module):
     def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> list[tuple[Tensor, ...]]:
         """input_ids [batch, S]. Returns every segment's outputs, in order."""
         hidden, outputs = self.embed(input_ids), []
-        extra = () if self.task == "classification" else (answer_bias,)
+        extra = (answer_bias,) if self.task == "qa" else ()
         for segment in self.segments:
             outputs.append(segment(hidden, attention_bias, *extra))
             hidden = outputs[-1][0]

@@ -9,13 +9,11 @@ from pathlib import Path
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.exits.rule import FULL_DEPTH
-from pipeline.manifest import MANIFEST_FILE, Manifest, Program, Tensor, read_manifest
+from pipeline.manifest import EXIT_OUTPUTS, MANIFEST_FILE, Manifest, Program, Tensor, read_manifest
 
 BACKEND = "executorch"
 DEFAULT_SPEED = "exact"
 FULL_SPEED = "full"  # every segment, whatever the uncertainty; the name that the conformance vectors use, too
-# The outputs that an answer is read off, by task, in the order in which `pipeline.runtime.runner.ExitOutput` holds them.
-EXIT_OUTPUTS = {"classification": ("logits",), "qa": ("start_logits", "end_logits")}
 
 _DTYPES = {"input_ids": ("int64", "int32")}  # everything else is float32
 
@@ -111,6 +109,14 @@ def _check_options(file: Path, manifest: Manifest) -> None:
             file=file,
             field="label_values",
         )
+    if manifest.task == "regression" and manifest.label_range is None:
+        raise UserError("is missing, and the task is regression; export the bundle again", file=file, field="label_range")
+    if manifest.label_range is not None and not manifest.label_range.width > 0:
+        raise UserError("minimum is not below maximum; export the bundle again", file=file, field="label_range")
+    if (manifest.task == "regression") != (manifest.uncertainty == "change"):
+        raise UserError(
+            f"{manifest.uncertainty!r} is no measure for {manifest.task}; export the bundle again", file=file, field="exits.uncertainty"
+        )
     if manifest.qa is not None and manifest.qa.window > manifest.max_length:
         raise UserError(
             f"{manifest.qa.window} is more than max_length, {manifest.max_length}; export the bundle again", file=file, field="qa.window"
@@ -138,7 +144,7 @@ def _check_programs(file: Path, manifest: Manifest) -> None:
         known_inputs["answer_bias"] = [1, "length"]
     known_outputs = {
         "hidden": hidden,
-        "logits": [1, len(manifest.labels)],
+        "logits": [1, manifest.head_outputs],
         "start_logits": [1, "length"],
         "end_logits": [1, "length"],
         "uncertainty": [1],
@@ -146,7 +152,8 @@ def _check_programs(file: Path, manifest: Manifest) -> None:
     last = manifest.segments - 1
     _check_program(file, manifest, "embed", {"input_ids": [1, "length"]}, {"hidden": hidden}, "input_ids", required=("hidden",))
     for segment in range(manifest.segments):
-        required = (*EXIT_OUTPUTS[manifest.task], "uncertainty", *(() if segment == last else ("hidden",)))
+        unsure = () if manifest.task == "regression" else ("uncertainty",)
+        required = (*EXIT_OUTPUTS[manifest.task], *unsure, *(() if segment == last else ("hidden",)))
         _check_program(file, manifest, f"segment_{segment}", known_inputs, known_outputs, "hidden", required)
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Union
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample
+from pipeline.data.examples import ClassificationExample, Example, QAExample, Task
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.errors import UserError
+from pipeline.exits.ranking import regression_metrics
 from pipeline.manifest import Manifest
 from pipeline.progress import OnStep, silent
 from pipeline.runtime.bundle import Bundle, speed_thresholds
-from pipeline.runtime.runner import AnswerResult, Classification, Runner
+from pipeline.runtime.runner import AnswerResult, Classification, Estimate, Runner
 
+# What a task is measured by: fields of `SpeedResult`, and how a table calls them.
+METRICS: dict[Task, dict[str, str]] = {
+    "classification": {"accuracy": "accuracy"},
+    "regression": {"pearson": "Pearson", "spearman": "Spearman", "mean_absolute_error": "MAE"},
+    "qa": {"exact_match": "EM", "f1": "F1"},
+}
+Result = Union[Classification, Estimate, AnswerResult]
 WARM_UP = 5  # inputs that run at full depth before the clock counts
 
 
@@ -35,13 +43,17 @@ class Latency(Strict):
 class SpeedResult(Strict):
     """One speed. `exits` counts the examples that left after each segment; `mean_depth` is in segments run, 1 to their number.
 
-    `accuracy` for classification, `exact_match` and `f1` for QA, fractions of 1.
+    `accuracy` for classification, `exact_match` and `f1` for QA, fractions of 1. For regression `pearson` and `spearman`, absent where all
+    predictions or all labels are the same, and `mean_absolute_error`, in the data's unit.
     """
 
     speed: str
     accuracy: float | None = None
     exact_match: float | None = None
     f1: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
+    mean_absolute_error: float | None = None
     mean_depth: float
     exits: list[int]
     latency_ms: Latency
@@ -50,12 +62,12 @@ class SpeedResult(Strict):
 class Evaluation(Strict):
     """What `pocketbert evaluate --json` prints."""
 
-    task: Literal["classification", "qa"]
+    task: Task
     examples: int
     speeds: list[SpeedResult]
 
     def to_json(self) -> dict:
-        """Without the metrics of the other task."""
+        """Without the metrics of the other tasks."""
         return self.model_dump(exclude_none=True)
 
 
@@ -74,7 +86,7 @@ def evaluate(
     the turn that comes first moves on from example to example, so that a machine that slows down slows all of them alike.
 
     Args:
-        examples: labelled, of the bundle's task; a label is written as in the bundle's `label_values` or as in its `labels`.
+        examples: labelled, of the bundle's task; a class is written as in the bundle's `label_values` or as in its `labels`.
         speeds: see `speed_thresholds`.
         limit: take only the first so many examples.
         on_progress: told after each example.
@@ -96,7 +108,7 @@ def evaluate(
     runner.prewarm()
     for example in examples[:WARM_UP]:
         _run(runner, example, "0")
-    results: list[list[Classification | AnswerResult]] = [[] for _ in names]
+    results: list[list[Result]] = [[] for _ in names]
     for at, example in enumerate(examples):
         for turn in range(len(names)):
             which = (at + turn) % len(names)
@@ -109,10 +121,11 @@ def evaluate(
     )
 
 
-def _run(runner: Runner, example: Example, speed: str) -> Classification | AnswerResult:
+def _run(runner: Runner, example: Example, speed: str) -> Result:
     if isinstance(example, QAExample):
         return runner.answer(example.question, example.passage, speed)
-    return runner.classify(example.text, example.text_pair, speed)
+    run = runner.estimate if runner.manifest.task == "regression" else runner.classify
+    return run(example.text, example.text_pair, speed)
 
 
 def checked_examples(examples: Sequence[Example], limit: int | None, source: str | Path | None) -> list[Example]:
@@ -123,8 +136,8 @@ def checked_examples(examples: Sequence[Example], limit: int | None, source: str
     return examples
 
 
-def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Path | None) -> list[int]:
-    """Each example's place among the bundle's labels; empty for QA, whose examples hold their answers.
+def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Path | None) -> list[int] | list[float]:
+    """Each example's place among the bundle's labels, or for regression its label; empty for QA, whose examples hold their answers.
 
     Raises:
         UserError: the examples are of another task, one is unlabelled, or has a label that the bundle lacks.
@@ -140,6 +153,8 @@ def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Pa
     if None in found:
         number = next(number for number, example in enumerate(examples, start=1) if example.label is None)
         raise UserError("has no label, so there is nothing to compare with; give a labelled file", file=source, field=f"example {number}")
+    if manifest.task == "regression":
+        return [float(example.label) for example in examples]
     # All labels of a file are written in one way: value by value, ["0", "1"] shown as ["1", "0"] would be mixed up.
     for known in (manifest.label_values, manifest.labels):
         if found <= set(known):
@@ -154,10 +169,12 @@ def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Pa
 
 
 def _summary(
-    manifest: Manifest, speed: str, runs: Sequence[Classification | AnswerResult], examples: Sequence[Example], targets: Sequence[int]
+    manifest: Manifest, speed: str, runs: Sequence[Result], examples: Sequence[Example], targets: Sequence[int] | Sequence[float]
 ) -> SpeedResult:
     if manifest.task == "classification":
         metrics = {"accuracy": float(np.mean([run.label_index == target for run, target in zip(runs, targets)]))}
+    elif manifest.task == "regression":
+        metrics = regression_metrics(np.array([run.value for run in runs]), np.array(targets))
     else:
         truths = [[answer.text for answer in example.answers] for example in examples]
         metrics = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from torch import Tensor
@@ -14,9 +14,9 @@ from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
 from pipeline.data.windows import QAWindow, make_windows
 from pipeline.errors import UserError
-from pipeline.exits.rule import leaves, patience_uncertainty, question_uncertainty
-from pipeline.manifest import Program
-from pipeline.runtime.bundle import BACKEND, EXIT_OUTPUTS, Bundle, default_speed, speed_thresholds
+from pipeline.exits.rule import change_uncertainty, leaves, patience_uncertainty, question_uncertainty
+from pipeline.manifest import EXIT_OUTPUTS, Program
+from pipeline.runtime.bundle import BACKEND, Bundle, default_speed, speed_thresholds
 from pipeline.runtime.programs import MethodFile, as_tensor
 
 
@@ -26,7 +26,8 @@ class ExitOutput:
 
     Args:
         logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],) or, for QA, (start [S], end [S]).
-        uncertainty: in [0, 1], the program's; with patience the loop goes by another number, see `pipeline.manifest.ExitOptions`.
+        uncertainty: in [0, 1], the program's, or a regression's change from the exit before; with patience the loop goes by another number,
+            see `pipeline.manifest.ExitOptions`.
     """
 
     logits: tuple[np.ndarray, ...]
@@ -71,6 +72,27 @@ class Classification:
             "latency_ms": self.latency_ms,
             "truncated": self.truncated,
         }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its way through the model.
+
+    Args:
+        value: what is predicted, in the unit of the data; it may lie beyond the labels that were seen in training.
+        exit, depth, uncertainty, latency_ms, truncated: see `Classification`.
+    """
+
+    value: float
+    exit: int
+    depth: int
+    uncertainty: tuple[float, ...]
+    latency_ms: float
+    truncated: bool
+
+    def to_json(self) -> dict:
+        """What `pocketbert predict --json` prints."""
+        return asdict(self) | {"uncertainty": list(self.uncertainty)}
 
 
 @dataclass(frozen=True)
@@ -133,7 +155,7 @@ class Runner:
                 self._files[program.file] = MethodFile(bundle.path / program.file, threads)
         self._ids_dtype = next(tensor.dtype for tensor in self._embed.inputs if tensor.name == "input_ids")
         self.threads = self._files[self._embed.file].threads
-        self._patience = self.manifest.uncertainty == "patience"
+        self._patience, self._change = (self.manifest.uncertainty == measure for measure in ("patience", "change"))
 
     def prewarm(self) -> None:
         """Loads every method, so that no input pays for it."""
@@ -152,12 +174,57 @@ class Runner:
             speed: see `speed_thresholds`; `default_speed` when absent.
 
         Raises:
-            UserError: the text is empty, the speed unknown, or the bundle answers questions.
+            UserError: the text is empty, the speed unknown, or the bundle has another task.
         """
         self._require("classification")
-        _require_text("text", text)
-        if text_pair is not None:
-            _require_text("text_pair", text_pair)
+        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
+        best, probabilities = int(logits.argmax()), _softmax(logits)
+        latency_ms = (time.perf_counter() - start) * 1e3
+        return Classification(
+            label=self.manifest.labels[best],
+            label_value=self.manifest.label_values[best],
+            label_index=best,
+            score=float(probabilities[best]),
+            exit=len(uncertainty) - 1,
+            depth=len(uncertainty),
+            uncertainty=uncertainty,
+            latency_ms=latency_ms,
+            logits=tuple(logits.tolist()),
+            truncated=truncated(),
+        )
+
+    def estimate(self, text: str, text_pair: str | None = None, speed: str | float | None = None) -> Estimate:
+        """The number that a regression predicts for a text or a pair of texts.
+
+        Args:
+            speed: see `speed_thresholds`; `default_speed` when absent.
+
+        Raises:
+            UserError: the text is empty, the speed unknown, or the bundle has another task.
+        """
+        self._require("regression")
+        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
+        value = self.manifest.label_range.value(float(logits[0]))
+        latency_ms = (time.perf_counter() - start) * 1e3
+        return Estimate(
+            value=value,
+            exit=len(uncertainty) - 1,
+            depth=len(uncertainty),
+            uncertainty=uncertainty,
+            latency_ms=latency_ms,
+            truncated=truncated(),
+        )
+
+    def _read(
+        self, text: str, text_pair: str | None, speed: str | float | None
+    ) -> tuple[float, Callable[[], bool], np.ndarray, tuple[float, ...]]:
+        """Runs a text, or a pair, until an exit is sure enough.
+
+        Returns:
+            when the clock started; whether the text was cut, to be asked when the clock has stopped; the logits at the exit taken; the
+            uncertainty at every exit up to it.
+        """
+        _require_texts(text, text_pair)
         thresholds = self._thresholds(speed)
         start = time.perf_counter()
         ids = encode_text(self.bundle.tokenizer, text, text_pair, self.manifest.max_length).ids
@@ -168,21 +235,7 @@ class Runner:
             uncertainty.append(patience_uncertainty(answers) if self._patience else output.uncertainty)
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
-        (logits,), best = output.logits, answers[-1]
-        probabilities = _softmax(logits)
-        latency_ms = (time.perf_counter() - start) * 1e3
-        return Classification(
-            label=self.manifest.labels[best],
-            label_value=self.manifest.label_values[best],
-            label_index=best,
-            score=float(probabilities[best]),
-            exit=exit,
-            depth=exit + 1,
-            uncertainty=tuple(uncertainty),
-            latency_ms=latency_ms,
-            logits=tuple(logits.tolist()),
-            truncated=len(ids) == self.manifest.max_length and self._length(text, text_pair) > len(ids),
-        )
+        return start, lambda: self._truncated(len(ids), text, text_pair), output.logits[0], tuple(uncertainty)
 
     def answer(self, question: str, passage: str, speed: str | float | None = None) -> AnswerResult:
         """Answers a question from a passage of any length.
@@ -194,7 +247,7 @@ class Runner:
             speed: see `speed_thresholds`; `default_speed` when absent.
 
         Raises:
-            UserError: question or passage is empty, the speed unknown, or the bundle classifies.
+            UserError: question or passage is empty, the speed unknown, or the bundle has another task.
         """
         self._require("qa")
         _require_text("question", question)
@@ -264,13 +317,18 @@ class Runner:
         for tensors in known:
             tensors["hidden"] = self._run(self._embed, tensors)["hidden"]
         names = EXIT_OUTPUTS[self.manifest.task]
+        shares: list[list[float]] = [[] for _ in known]  # what a regression's exits so far have predicted
         for program in self._segments:
             exits = []
-            for tensors in known:
+            for at, tensors in enumerate(known):
                 outputs = self._run(program, tensors)
                 tensors["hidden"] = outputs.get("hidden")
                 logits = tuple(outputs[name].numpy().reshape(-1) for name in names)
-                exits.append(ExitOutput(logits, float(outputs["uncertainty"].item())))
+                if self._change:
+                    shares[at].append(float(logits[0][0]))
+                    exits.append(ExitOutput(logits, change_uncertainty(shares[at])))
+                else:
+                    exits.append(ExitOutput(logits, float(outputs["uncertainty"].item())))
             yield exits
 
     def run_all(self, ids: np.ndarray, answer_mask: np.ndarray | None = None) -> list[ExitOutput]:
@@ -302,16 +360,24 @@ class Runner:
     def _require(self, task: str) -> None:
         if self.manifest.task != task:
             needed = "a question and a passage" if self.manifest.task == "qa" else "a text"
-            does = "answers questions" if self.manifest.task == "qa" else "classifies"
+            does = {"classification": "classifies", "regression": "predicts a number", "qa": "answers questions"}[self.manifest.task]
             raise UserError(f"this bundle {does}; give it {needed}", file=self.bundle.path)
 
     def _thresholds(self, speed: str | float | None) -> list[float]:
         return speed_thresholds(self.manifest, default_speed(self.manifest) if speed is None else speed)
 
-    def _length(self, text: str, text_pair: str | None) -> int:
-        """Tokens of an input that nothing is cut from."""
+    def _truncated(self, length: int, text: str, text_pair: str | None) -> bool:
+        """Whether an input of `length` tokens would have more if nothing were cut from it."""
+        if length < self.manifest.max_length:
+            return False
         pieces = sum(len(self.bundle.tokenizer.encode(part)) for part in (text, text_pair) if part is not None)
-        return pieces + (2 if text_pair is None else 3)
+        return pieces + (2 if text_pair is None else 3) > length
+
+
+def _require_texts(text: str, text_pair: str | None) -> None:
+    _require_text("text", text)
+    if text_pair is not None:
+        _require_text("text_pair", text_pair)
 
 
 def _require_text(field: str, text: str) -> None:

@@ -47,7 +47,8 @@ def study_bundle(
         examples = [replace(example, label=manifest.label_values[target]) for example, target in zip(examples, targets)]
     recipe = recipe_of(manifest)
     runner = Runner(bundle, threads)
-    predictions = predict(run_bundle, runner, examples, bundle.tokenizer, manifest.label_values, recipe, on_progress)
+    labels = manifest.label_range or manifest.label_values
+    predictions = predict(run_bundle, runner, examples, bundle.tokenizer, labels, recipe, on_progress)
     return study(predictions, costs_of(bundle, examples, recipe), manifest.model.exit_layers, recipe.exits.uncertainty, manifest.speeds)
 
 
@@ -85,14 +86,14 @@ def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Cos
         intermediate_size=shape.intermediate_size,
         max_positions=bundle.manifest.max_length,
     )
-    labels = len(bundle.manifest.labels) or 2
+    labels = bundle.manifest.head_outputs
 
     @cache
     def flops(length: int) -> np.ndarray:
         depths = range(1, len(shape.exit_layers) + 1)
         return np.array([model_flops(config, shape.head, task, labels, length, depth, shape.exit_layers) for depth in depths], float)
 
-    if task == "classification":
+    if task != "qa":
         lengths = [len(feature.ids) for feature in encode_examples(bundle.tokenizer, examples, recipe.data.max_length)]
         return Costs(np.array(lengths), np.stack([flops(length) for length in lengths]))
     passages = [len(bundle.tokenizer.encode(example.passage)) for example in examples]

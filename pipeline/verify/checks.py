@@ -8,6 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.data.examples import Task
+
+# What a regression's noise is held against, as shares of the label range: the deviation of labels spread evenly over it. Its predictions'
+# own size says nothing, a 0 is an answer like any other.
+LABEL_DEVIATION = 12**-0.5
 # No noise at all, or nothing but noise: finite, since JSON has no infinity.
 MOST_DB = 300.0
 
@@ -32,11 +37,17 @@ def to_json(checks: Sequence[Check]) -> dict:
     }
 
 
-def signal_to_noise_db(reference: np.ndarray, value: np.ndarray) -> float:
+def signal_level(task: Task) -> float | None:
+    """The `level` for `signal_to_noise_db` of a task's logits."""
+    return LABEL_DEVIATION if task == "regression" else None
+
+
+def signal_to_noise_db(reference: np.ndarray, value: np.ndarray, level: float | None = None) -> float:
     """10 log10(sum of reference^2 / sum of (value - reference)^2), in decibels; 20 dB is a relative error of 0.1.
 
     Args:
         reference, value: arrays of one shape.
+        level: the root mean square to take for the reference's.
 
     Returns:
         From -300 (also where either has NaN or infinity) to 300 (also where there is no noise).
@@ -46,7 +57,8 @@ def signal_to_noise_db(reference: np.ndarray, value: np.ndarray) -> float:
         raise ValueError(f"shapes {reference.shape} and {value.shape} differ")
     if not (np.isfinite(value).all() and np.isfinite(reference).all()):
         return -MOST_DB
-    signal, noise = np.square(reference).sum(), np.square(value - reference).sum()
+    signal = np.square(reference).sum() if level is None else level**2 * reference.size
+    noise = np.square(value - reference).sum()
     if noise == 0.0:
         return MOST_DB
     if signal == 0.0:

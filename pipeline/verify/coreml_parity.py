@@ -18,17 +18,17 @@ from pipeline.conformance import Conformance, WindowVector
 from pipeline.data.inputs import MASKED
 from pipeline.data.spans import best_span
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest, Program
+from pipeline.exits.rule import change_uncertainty
+from pipeline.manifest import EXIT_OUTPUTS, Manifest, Program
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
-from pipeline.verify.checks import Check, signal_to_noise_db
+from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
 from pipeline.verify.mil_evaluator import Package, Precision, evaluate, load_package
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 
 BACKEND = "coreml"
-LOGITS = {"classification": ("logits",), "qa": ("start_logits", "end_logits")}
 
 # Against the conformance vectors, int8 of two makes. Measured with MiniLM's six layers, least over segments and buckets: exits trained on
 # SST-2 26 dB, 0.984 and every label the same; random heads, whose logits are nearly equal, 23 dB.
@@ -53,7 +53,7 @@ class CoreMLPrograms:
     """The Core ML programs of a bundle for one length, loaded when they are first run."""
 
     def __init__(self, bundle: Path, manifest: Manifest, length: int, packages: dict[str, Package]):
-        self.bundle, self.length, self.packages = bundle, length, packages
+        self.bundle, self.length, self.packages, self.change = bundle, length, packages, manifest.uncertainty == "change"
         entries = {p.name: p for p in manifest.programs if p.backend == BACKEND and length in (p.lengths or ())}
         names = ["embed", *(f"segment_{index}" for index in range(manifest.segments))]
         if missing := [name for name in names if name not in entries]:
@@ -70,12 +70,17 @@ class CoreMLPrograms:
         return evaluate(self.packages[program.file], program.method, given, precision)
 
     def run_all(self, inputs: dict[str, np.ndarray], precision: Precision) -> list[dict[str, np.ndarray]]:
-        """The loop without exits: every segment's outputs. A program's first output is the next one's `hidden`."""
+        """The loop without exits: every segment's outputs, by change with the `uncertainty` that is the host's.
+
+        A program's first output is the next one's `hidden`.
+        """
         hidden = self.run(self.embed, inputs, precision)[self.embed.outputs[0].name]
         outputs = []
         for segment in self.segments:
             outputs.append(self.run(segment, {**inputs, "hidden": hidden}, precision))
             hidden = outputs[-1][segment.outputs[0].name]
+            if self.change:
+                outputs[-1]["uncertainty"] = np.array([change_uncertainty([float(each["logits"][0, 0]) for each in outputs])])
         return outputs
 
 
@@ -109,8 +114,9 @@ def check_coreml(
 
     The programs are chained, `embed` first, so that its faults show in segment_0. For every segment and bucket, better when higher:
         `logits_snr_db_LENGTH`: the vectors' logits over the difference, all windows together. Logits are taken less their mean over a
-            window, which the softmax does not see; with it a common offset would pass for signal.
-        `same_answer_LENGTH`: share of windows with the same label, or the same best span, or one that is as good up to the noise.
+            window, which the softmax does not see; with it a common offset would pass for signal. A regression's one is taken as it is.
+        `same_answer_LENGTH`: share of windows with the same label, or the same best span, or one that is as good up to the noise; for
+            regression, with the same number up to the noise.
         `uncertainty_agreement_LENGTH`: 1 - the mean difference of the uncertainties.
 
     The vectors have int8 activations, these programs do not, and each rounds weights its own way: the floors say "the same model", not
@@ -155,26 +161,33 @@ def check_segment(
     program: Program, manifest: Manifest, length: int, windows: list[WindowVector], index: int, outputs: list[dict[str, np.ndarray]]
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
-    names = LOGITS[manifest.task]
+    names, level = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task)
     expected = [[np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows]
     # What is behind a window is padding; for question answering it has logits, too. A classifier's logits are no more than its labels.
     got = [[output[name][0, : len(each)] for name, each in zip(names, of)] for output, of in zip(outputs, expected)]
-    signal, value = (np.concatenate([each - each.mean() for window in part for each in window]) for part in (expected, got))
+    signal, value = (
+        np.concatenate([each - each.mean() if level is None else each for window in part for each in window]) for part in (expected, got)
+    )
     # Two answers that the vectors tell apart by less than this are equally right: it is the noise that the floor lets pass.
-    slack = 2.0 * float(np.sqrt(np.square(signal).mean())) * 10 ** (-LOGITS_FLOOR_DB / 20)
+    slack = 2.0 * (level or float(np.sqrt(np.square(signal).mean()))) * 10 ** (-LOGITS_FLOOR_DB / 20)
     same = [same_answer(manifest, *each, slack) for each in zip(windows, expected, got)]
     difference = [abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty) for window, output in zip(windows, outputs)]
     return [
-        at_least(program.name, f"logits_snr_db_{length}", signal_to_noise_db(signal, value), LOGITS_FLOOR_DB),
+        at_least(program.name, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), LOGITS_FLOOR_DB),
         at_least(program.name, f"same_answer_{length}", float(np.mean(same)), SAME_ANSWER_FLOOR),
         at_least(program.name, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), UNCERTAINTY_FLOOR),
     ]
 
 
 def same_answer(manifest: Manifest, window: WindowVector, expected: list[np.ndarray], got: list[np.ndarray], slack: float) -> bool:
-    """Whether the answer of `got`, a label or a span, is the best of `expected` or scores no more than `slack` below it there."""
+    """Whether the answer of `got`, a label or a span, is the best of `expected` or scores no more than `slack` below it there.
+
+    A regression's number is the same up to `slack`.
+    """
     if not all(np.isfinite(each).all() for each in got):
         return False
+    if manifest.task == "regression":
+        return abs(float(expected[0][0]) - float(got[0][0])) <= slack
     if manifest.task == "classification":
         return float(expected[0].max() - expected[0][int(np.argmax(got[0]))]) <= slack
     mask = np.asarray(window.answer_mask, dtype=bool)
@@ -217,7 +230,8 @@ def check_against_model(
             steps = [run[at] for run in runs]
             for precision in (each for of, each in FLOORS_DB if of == program.precision):
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
-                checks += check_program(program, f"{length}_{precision}", steps, outputs, FLOORS_DB[program.precision, precision])
+                floor = FLOORS_DB[program.precision, precision]
+                checks += check_program(program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task))
             done += 1
             on_step("Core ML against its modules", done, len(lengths) * (1 + len(programs.segments)))
     return checks
@@ -248,9 +262,9 @@ def reference_run(reference: Programs, manifest: Manifest, length: int, size: in
 
 
 def check_program(
-    program: Program, suffix: str, steps: list[Step], outputs: list[dict[str, np.ndarray]], floor: float
+    program: Program, suffix: str, steps: list[Step], outputs: list[dict[str, np.ndarray]], floor: float, level: float | None
 ) -> list[Check]:
-    """One program's checks at one length and precision; `outputs` are the program's for `steps`."""
+    """One program's checks at one length and precision; `outputs` are the program's for `steps`, `level` is that of its logits."""
     ratios, difference = [], None
     for at, tensor in enumerate(program.outputs):
         expected, got = [step.outputs[at] for step in steps], [output[tensor.name] for output in outputs]
@@ -260,7 +274,7 @@ def check_program(
         if tensor.name != "logits":  # all others have a row or a number for each token
             expected = [each[:, : step.size] for each, step in zip(expected, steps)]
             got = [each[:, : step.size] for each, step in zip(got, steps)]
-        ratios.append(signal_to_noise_db(flat(expected), flat(got)))
+        ratios.append(signal_to_noise_db(flat(expected), flat(got), level if tensor.name == "logits" else None))
     checks = [at_least(program.name, f"snr_db_{suffix}", min(ratios), floor)]
     if difference is not None:
         least = MODEL_UNCERTAINTY_FLOOR[program.precision]

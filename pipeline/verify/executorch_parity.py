@@ -18,11 +18,11 @@ from pipeline.data.features import encode_text
 from pipeline.data.spans import best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow, make_windows
 from pipeline.exits.rule import exit_taken, patience_uncertainty, question_uncertainty
-from pipeline.manifest import Manifest, QAOptions
+from pipeline.manifest import EXIT_OUTPUTS, Manifest, QAOptions
 from pipeline.progress import OnStep, silent
-from pipeline.runtime.bundle import BACKEND, EXIT_OUTPUTS, Bundle, speed_thresholds
+from pipeline.runtime.bundle import BACKEND, Bundle, speed_thresholds
 from pipeline.runtime.runner import ExitOutput, Runner
-from pipeline.verify.checks import Check, signal_to_noise_db
+from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
 
 # Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,
 # int8 56, 42, 37, 33, 33, 32 (a logit of 1 is off by 0.1 at most, an uncertainty by 0.03). Segments in the wrong order give less than 0.
@@ -36,7 +36,7 @@ def check_executorch(
 
     Checks, all of which are better when higher:
         tokenizer, `token_agreement`: share of cases whose texts give the vectors' ids.
-        segment_k, `logits_snr_db`: power of the vectors' logits over that of the difference, all cases together.
+        segment_k, `logits_snr_db`: power of the vectors' logits (regression: of the labels) over that of the difference, over all cases.
         segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
         loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
             uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right. With
@@ -65,14 +65,13 @@ def check_executorch(
             for one, got, vector in zip(measured, outputs, window.exits):
                 one.add(got, [vector.outputs[name] for name in names], vector.uncertainty, conformance)
         for speed, expected in case.outcomes.items():
-            agrees = _label_agrees if manifest.task == "classification" else _answer_agrees
-            outcome_agreement.append(agrees(runner, case, speed, expected, conformance))
+            outcome_agreement.append(AGREES[manifest.task](runner, case, speed, expected, conformance))
         on_step("ExecuTorch against the model", done, len(conformance.cases))
     checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
     for segment, one in enumerate(measured):
         name = f"segment_{segment}"
         floor = SNR_FLOOR_DB["fp32" if manifest.program(name, BACKEND).precision == "fp32" else "int8"]
-        checks.append(_check(name, "logits_snr_db", one.snr_db(), floor))
+        checks.append(_check(name, "logits_snr_db", one.snr_db(signal_level(manifest.task)), floor))
         checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
     checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
     return checks
@@ -93,8 +92,8 @@ class _Measured:
         fits = bool(np.all(np.abs(self.got[-1] - self.expected[-1]) <= conformance.tolerance))
         self.within.append(fits and abs(got.uncertainty - uncertainty) <= conformance.uncertainty_tolerance)
 
-    def snr_db(self) -> float:
-        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.got]))
+    def snr_db(self, level: float | None) -> float:
+        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.got]), level)
 
 
 def _check(program: str, metric: str, value: float, floor: float) -> Check:
@@ -115,9 +114,9 @@ def _windows(bundle: Bundle, case: Case) -> list[QAWindow]:
 
 def _ids(bundle: Bundle, case: Case) -> list[list[int]]:
     """The ids of the case's texts by the bundle's tokenizer, a list for each window."""
-    if bundle.manifest.task == "classification":
-        return [encode_text(bundle.tokenizer, case.text, case.text_pair, bundle.manifest.max_length).ids.tolist()]
-    return [window.ids.tolist() for window in _windows(bundle, case)]
+    if bundle.manifest.task == "qa":
+        return [window.ids.tolist() for window in _windows(bundle, case)]
+    return [encode_text(bundle.tokenizer, case.text, case.text_pair, bundle.manifest.max_length).ids.tolist()]
 
 
 def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
@@ -142,6 +141,17 @@ def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
         if max(logits.values()) - logits.get(label, -np.inf) > 2 * conformance.tolerance:
             return False
     return True
+
+
+def _value_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
+    got = runner.estimate(case.text, case.text_pair, speed)
+    exits, label_range = case.windows[0].exits, runner.manifest.label_range
+    if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
+        return False
+    return all(
+        abs(label_range.share(outcome.value) - exits[outcome.exit].outputs["logits"][0]) <= conformance.tolerance
+        for outcome in (got, expected)
+    )
 
 
 def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
@@ -176,6 +186,9 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         and outcome.answer == case.passage[max(outcome.start, 0) : max(outcome.end, 0)]
         for outcome in compared
     )
+
+
+AGREES = {"classification": _label_agrees, "regression": _value_agrees, "qa": _answer_agrees}
 
 
 def _exit_answers(windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]], passage: str, options: QAOptions) -> list[Outcome]:

@@ -23,7 +23,7 @@ def studied(task) -> Study:
     count = 200
     unsure = np.stack([np.linspace(0, top, count) for top in (1.0, 0.5, 0.25)], axis=1)
     score = (unsure < (0.7, 0.45, 1.0)).astype(float)
-    answers = [["a"] * 3 if task == "qa" else [0] * 3] * count
+    answers = [[{"classification": 0, "regression": 0.5, "qa": "a"}[task]] * 3] * count
     speeds = {
         name: Speed(
             thresholds=[at] * 3, metric="accuracy", value=0.9, value_full_depth=0.9, mean_depth=2.0, examples=9, max_loss=loss, delta=0.1
@@ -39,6 +39,8 @@ def results(task="classification", **changes) -> RunResults:
     """A run with three segments, two speeds beside full depth, and numbers that occur nowhere else."""
 
     def scores(value):
+        if task == "regression":
+            return {"pearson": value, "spearman": value - 0.1, "mean_absolute_error": 12.25 - value}
         return {"accuracy": value} if task == "classification" else {"exact_match": value - 0.1, "f1": value}
 
     def speed(name, value, depth, exits, mean):
@@ -117,7 +119,7 @@ class Page(HTMLParser):
             self.text += data + " "
 
 
-@pytest.mark.parametrize("task", ["classification", "qa"])
+@pytest.mark.parametrize("task", ["classification", "regression", "qa"])
 def test_the_page_has_every_section_and_loads_nothing(task, tmp_path):
     path = write_report(results(task), tmp_path / "report")
     assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "results.json"]
@@ -153,6 +155,14 @@ def test_the_table_says_what_was_measured_against_what():
 def test_question_answering_has_both_of_its_metrics():
     text = " ".join(Page(render(results("qa"))).text.split())
     assert "EM F1" in text and "79.5 % 89.5 %" in text and "Accuracy" not in text
+
+
+def test_a_regression_has_correlations_and_an_error_which_are_no_percentages():
+    page = Page(render(results("regression")))
+    text = " ".join(page.text.split())
+    assert "Text regression" in text and "Pearson Spearman MAE" in text and "0.8945 0.7945 11.36" in text
+    assert "89.5 %" not in text and "1 − NMAE alone" in text
+    assert "speed fast 0.8945 at 1.40" in " ".join(image["alt"] for image in page.images)
 
 
 def test_a_failed_check_is_not_passed_over():

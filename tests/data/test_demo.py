@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.data.demo import classification, load_demo, qa
 from pipeline.data.squad_metric import f1
+from pipeline.errors import UserError
 
 SPLITS = ("train", "dev")
 _DIGEST = """
@@ -43,7 +44,7 @@ def test_load_demo_gives_the_promised_numbers(task, train_size, dev_size):
 
 
 def test_load_demo_refuses_other_tasks():
-    with pytest.raises(ValueError, match="translation"):
+    with pytest.raises(UserError, match="demo: .*translation.*name a file"):
         load_demo("translation")
 
 

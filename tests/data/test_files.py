@@ -397,3 +397,42 @@ def test_published_files(name, task, count):
         assert all(e.passage[a.start : a.start + len(a.text)] == a.text for e in examples for a in e.answers)
     else:
         assert len(label_values(examples)) == (4 if name.startswith("ag_news") else 2)
+
+
+# --- numbers to predict ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'sentence1\tsentence2\tscore\na "b\tc\t3.800\nd\te\t-1e1\n',
+        'sentence1,sentence2,score\n"a ""b",c, 3.8\nd,e,-10\n',
+        '{"sentence1": "a \\"b", "sentence2": "c", "similarity": 3.8}\n{"sentence1": "d", "sentence2": "e", "similarity": "-10"}\n',
+        '[{"text": "a \\"b", "text_pair": "c", "label": 3.8}, {"text": "d", "text_pair": "e", "label": -10}]',
+    ],
+)
+def test_a_regressions_labels_are_numbers(tmp_path, content):
+    expected = [ClassificationExample('a "b', "c", 3.8), ClassificationExample("d", "e", -10.0)]
+    assert read_examples(_write(tmp_path, content), "regression") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "said"),
+    [
+        ("sentence\tscore\none\t1\ntwo\t3,8\n", "line 3, score", "'3,8' where a finite number belongs"),
+        ("sentence\tscore\none\t1\ntwo\t\n", "line 3, score", "'' where"),
+        ("text,label\none,1\ntwo,nan\n", "line 3, label", "'nan' where"),
+        ('{"text": "one", "label": 1}\n{"text": "two", "label": 1e999}\n', "line 2, label", "inf where"),
+        ('[{"text": "one", "label": 1}, {"text": "two", "label": true}]', "row 2, label", "true or false where"),
+        ('[{"text": "one", "label": 1}, {"text": "two", "label": [1]}]', "row 2, label", "a list where"),
+        ('[{"text": "one", "label": 1}, {"text": "two"}]', "row 2, label", "the label is missing"),
+    ],
+)
+def test_a_label_that_is_no_number_is_named(tmp_path, content, place, said):
+    fault = _fault(_write(tmp_path, content), "regression")
+    assert f"{place}: {said}" in fault
+
+
+def test_a_measurement_is_no_class_and_null_no_label(tmp_path):
+    assert 'set task to "regression"' in _fault(_write(tmp_path, [{"text": "a", "label": 3.8}]))
+    assert read_examples(_write(tmp_path, [{"text": "a", "label": None}]), "regression") == [ClassificationExample("a")]

@@ -9,6 +9,7 @@ from pipeline.data.examples import Answer, ClassificationExample, QAExample
 from pipeline.data.items import Item, classification_items, collate, make_items, plan_batches, qa_items, sorted_batches
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 from pipeline.recipe import Recipe
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "river", "is", "long", "and", "wide", "who", "knows", "?"]
@@ -118,6 +119,15 @@ def test_a_label_is_its_place_among_the_labels(tokenizer):
 def test_an_unknown_label_is_named(tokenizer):
     with pytest.raises(UserError, match="data.label: label 'damp' is not one of the training data's: dry, wet"):
         classification_items([ClassificationExample("the", None, "damp")], tokenizer, ["dry", "wet"], 16)
+
+
+def test_a_number_is_its_share_of_the_label_range(tokenizer):
+    recipe = Recipe.model_validate({"name": "test", "task": "regression", "exits": {"uncertainty": "change"}})
+    examples = [ClassificationExample("the river", "is long", 4.2), ClassificationExample("long", None, 9.0), ClassificationExample("is")]
+    items = make_items(examples, tokenizer, LabelRange(minimum=-1, maximum=7), recipe)
+    assert [item.target for item in items] == [(pytest.approx(0.65),), (pytest.approx(1.25),), None]
+    targets = collate(items[:2]).targets
+    assert targets.dtype == np.float32 and targets.shape == (2, 1) and targets[0, 0] == np.float32(0.65)
 
 
 PASSAGE = "the river is long and the river is wide " * 8

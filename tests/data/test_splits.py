@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline.data.examples import ClassificationExample, QAExample
-from pipeline.data.splits import label_values, split_off
+from pipeline.data.splits import label_range, label_values, split_off
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 
 
 def _labelled(*labels):
@@ -28,6 +29,13 @@ def test_labels_are_sorted_as_numbers_or_names():
 def test_labels_that_no_classifier_can_learn(examples, said):
     with pytest.raises(UserError, match=said):
         label_values(examples)
+
+
+def test_the_range_of_a_regressions_labels():
+    assert label_range(_labelled(2.5, -1.0, 4.0)) == LabelRange(minimum=-1, maximum=4)
+    for examples, said in ((_labelled(3.0, 3.0), "one value only, 3,"), (_labelled(1.0, None), "example 2"), ([], "no examples")):
+        with pytest.raises(UserError, match=said):
+            label_range(examples)
 
 
 def test_a_split_is_repeatable_and_whole():

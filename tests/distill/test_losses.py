@@ -181,3 +181,16 @@ def test_attention_loss_is_minilms():
     given = attention_loss(student + bias, teacher + bias, mask)
     assert float(given) == pytest.approx(sums / count, rel=1e-4)
     assert float(attention_loss(teacher + bias, teacher + bias, mask)) == pytest.approx(0, abs=1e-6)
+
+
+def test_regression_losses_are_mean_squared_errors_at_any_temperature():
+    student, teacher, labels = normal(6, 1).requires_grad_(), normal(6, 1, seed=1), torch.rand(6, 1)
+    a, b, y = (part.detach().double().numpy() for part in (student, teacher, labels))
+    hard = hard_loss("regression", student, labels, None)
+    assert float(hard) == pytest.approx(np.mean((a - y) ** 2), rel=1e-5)
+    np.testing.assert_allclose(torch.autograd.grad(hard, student)[0].numpy(), 2 * (a - y) / 6, rtol=1e-4)
+    for temperature in (1.0, 4.0):
+        soft = soft_loss("regression", student, teacher, None, temperature)
+        assert float(soft) == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
+        np.testing.assert_allclose(torch.autograd.grad(soft, student)[0].numpy(), 2 * (a - b) / 6, rtol=1e-4)
+    assert soft_loss("regression", student.bfloat16(), teacher.bfloat16(), None, 1.0).dtype == torch.float32

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from pipeline.exits.measures import LABEL_MEASURES, label_measures, patience, span_positions, window_measures
+from pipeline.exits.measures import LABEL_MEASURES, change, label_measures, patience, span_positions, window_measures
 from pipeline.manifest import Uncertainty
 from pipeline.model.uncertainty import MEASURES, answer_bias
 
@@ -30,7 +30,8 @@ def windows(seed: int, lengths=(6, 40, 90)) -> list[tuple[np.ndarray, np.ndarray
 
 
 def test_measures_have_the_manifests_names():
-    assert set(MEASURES) == set(get_args(Uncertainty)) == {*IN_PROGRAM, "patience"}
+    assert set(MEASURES) == {*IN_PROGRAM, "patience"}
+    assert set(get_args(Uncertainty)) == {*MEASURES, "change"}  # which is no program's, but the host's
     assert set(LABEL_MEASURES) == set(IN_PROGRAM)
     assert MEASURES["patience"] == MEASURES["entropy"]  # what its programs show
 
@@ -138,3 +139,10 @@ def test_temperatures_divide_the_logits_of_their_exit():
 
 def test_patience_of_many_examples():
     assert patience([[0, 0, 1], ["a", "a", "a"]]).tolist() == [[1.0, 0.5, 1.0], [1.0, 0.5, pytest.approx(1 / 3)]]
+
+
+def test_change_of_many_examples():
+    shares = np.random.default_rng(0).normal(0.5, 0.5, (40, 5))
+    given = change(shares)
+    assert (given[:, 0] == 1.0).all()
+    np.testing.assert_array_equal(given[:, 1:], np.clip(np.abs(np.diff(shares, axis=1)), 0, 1))

@@ -11,6 +11,7 @@ from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.exits import predictions as module
 from pipeline.exits.measures import LABEL_MEASURES, SPAN_MEASURES, TOKEN_MEASURES
 from pipeline.exits.predictions import Predictions, predict, run_model, run_programs
+from pipeline.exits.ranking import regression_metrics
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -110,3 +111,29 @@ def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatc
     np.testing.assert_allclose(parts.uncertainty, whole.uncertainty, atol=1e-5)
     for name, values in whole.measures.items():
         np.testing.assert_allclose(parts.measures[name], values, atol=1e-5)
+
+
+def test_a_regressions_predictions_are_near_or_far_and_the_runners(tiny_regressor):
+    tokenizer = WordPieceTokenizer.from_vocab(tiny_regressor.path / "vocab.txt", True)
+    label_range, recipe = tiny_regressor.manifest.label_range, recipe_of("regression", "change")
+    given = predict(run_programs, tiny_regressor.programs, tiny_regressor.examples, tokenizer, label_range, recipe)
+    values, labels = np.array(given.answers), np.array([example.label for example in tiny_regressor.examples])
+    assert given.task == "regression" and given.exact is None and values.shape == (24, 4)
+    np.testing.assert_allclose(given.score, 1 - np.clip(np.abs(values - labels[:, None]) / 8, 0, 1))
+    assert given.metrics(1) == regression_metrics(values[:, 1], labels)
+    runner = Runner(Bundle.open(tiny_regressor.path))
+    results = [runner.estimate(example.text, example.text_pair, 0) for example in tiny_regressor.examples]
+    np.testing.assert_allclose(given.uncertainty, [result.uncertainty for result in results], atol=0.03)
+    np.testing.assert_allclose(values[:, -1], [result.value for result in results], atol=8 * 0.02)
+
+
+def test_a_regressions_model_and_programs_say_the_same(tiny_regressor):
+    """Before quantization, on padded batches."""
+    tokenizer = WordPieceTokenizer.from_vocab(tiny_regressor.path / "vocab.txt", True)
+    torch.manual_seed(0)
+    config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
+    model = ExitModel("regression", config, 1, "fastbert", (1, 2, 3)).eval()
+    arguments = (tiny_regressor.examples, tokenizer, tiny_regressor.manifest.label_range, recipe_of("regression", "change"))
+    one, other = predict(run_model, model, *arguments), predict(run_programs, Programs.of(model), *arguments)
+    np.testing.assert_allclose(one.answers, other.answers, atol=1e-4)
+    np.testing.assert_allclose(one.uncertainty, other.uncertainty, atol=1e-4)

@@ -1,9 +1,9 @@
-"""AUROC and Spearman's correlation are scikit-learn's and SciPy's."""
+"""AUROC and the correlations are scikit-learn's and SciPy's."""
 
 import numpy as np
 import pytest
 
-from pipeline.exits.ranking import auroc, ranks, spearman
+from pipeline.exits.ranking import auroc, pearson, ranks, regression_metrics, spearman
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["distinct", "ties", "many-ties"])
@@ -32,6 +32,22 @@ def test_spearman_is_scipys(drawn):
     assert spearman(uncertainty, score) == pytest.approx(stats.spearmanr(uncertainty, score).statistic)
 
 
+def test_pearson_is_scipys(drawn):
+    uncertainty, score, _ = drawn
+    stats = pytest.importorskip("scipy.stats")
+    assert pearson(uncertainty, score) == pytest.approx(stats.pearsonr(uncertainty, score).statistic)
+    assert pearson(1e6 + 3 * score, score) == pytest.approx(1)
+
+
+def test_a_regression_is_measured_by_correlations_and_its_mean_absolute_error(drawn):
+    labels, predictions, _ = drawn
+    assert regression_metrics(predictions, labels) == {
+        "pearson": pearson(predictions, labels),
+        "spearman": spearman(predictions, labels),
+        "mean_absolute_error": pytest.approx(sum(abs(a - b) for a, b in zip(predictions, labels)) / 200),
+    }
+
+
 def test_both_ends_of_the_scale():
     uncertainty = np.array([0.1, 0.2, 0.3, 0.4])
     assert auroc(uncertainty, np.array([1, 1, 0, 0])) == 1.0
@@ -45,3 +61,5 @@ def test_what_nothing_can_be_said_of_is_none():
     assert auroc(np.array([0.1, 0.9]), np.array([0, 0])) is None
     assert spearman(np.array([0.1, 0.9]), np.array([1.0, 1.0])) is None
     assert spearman(np.array([0.5, 0.5]), np.array([0.0, 1.0])) is None
+    # Three times 0.1 is not 0.3 in floating point, so a constant's deviations from its mean are not all 0.
+    assert pearson(np.full(3, 0.1), np.array([0.0, 1.0, 2.0])) is None and pearson(np.array([1.0]), np.array([2.0])) is None

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.exits.rule import (
     FULL_DEPTH,
+    change_uncertainty,
     exit_taken,
     exits_taken,
     leaves,
@@ -103,3 +104,30 @@ def test_patience_has_none_at_the_first_exit_and_starts_over_with_a_new_answer()
     assert patience_uncertainty([3, 3, 3, 3]) == 0.25
     assert patience_uncertainty([3, 3, 3, 1]) == 1.0
     assert patience_uncertainty([3, 1, 3, 3]) == 0.5
+
+
+def pabee_regression(predictions: list[float], patience: int, threshold: float) -> int:
+    """The exit (0-based) as the paper has it for numbers: count changes below the threshold in a row."""
+    count = 0
+    for exit, prediction in enumerate(predictions):
+        count = count + 1 if exit and abs(prediction - predictions[exit - 1]) < threshold else 0
+        if count == patience:
+            return exit
+    return len(predictions) - 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.02, 0.1, 1.0])
+def test_change_by_the_one_rule_is_pabees_for_regression(threshold):
+    random, taken = np.random.default_rng(0), set()
+    for _ in range(300):
+        shares = np.clip(0.5 + np.cumsum(random.normal(0, 0.1, 6)), 0, 1).tolist()
+        unsure = [change_uncertainty(shares[: exit + 1]) for exit in range(6)]
+        taken.add(pabee_regression(shares, 1, threshold))
+        assert exit_taken(unsure, [threshold] * 6) == pabee_regression(shares, 1, threshold)
+    assert len(taken) >= 3 or threshold in (0.0, 1.0)
+
+
+def test_change_is_1_at_the_first_exit_and_at_most_1_behind_it():
+    assert change_uncertainty([0.5]) == 1.0
+    assert change_uncertainty([0.5, 0.25]) == change_uncertainty([9.0, 0.25, 0.5]) == 0.25
+    assert change_uncertainty([-1.5, 1.5]) == 1.0

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.distill.finetune import build_teacher
 from pipeline.errors import UserError
+from pipeline.manifest import LabelRange
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import load_model, load_pretrained, locate, save_model
 from pipeline.model.encoder import EncoderConfig
@@ -101,6 +102,19 @@ def test_fine_tuned_logits_are_hugging_faces(tmp_path, name, task, labels, token
     else:
         expected = torch.stack([output.start_logits, output.end_logits], dim=-1)
         torch.testing.assert_close(given[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_fine_tuned_regression_answers_in_shares_of_the_label_range(tmp_path):
+    """Hugging Face's head for one label predicts in the data's unit."""
+    theirs = model_of("BertForSequenceClassification", num_labels=1)
+    recipe = recipe_of("classification").model_copy(update={"task": "regression"})
+    label_range = LabelRange(minimum=-1, maximum=4)
+    pretrained = load_pretrained(str(save(theirs, tmp_path)), "regression")
+    ours = build_teacher(pretrained, recipe, 1, label_range).eval()
+    ids = torch.randint(5, VOCAB, (3, 20), generator=torch.Generator().manual_seed(0))
+    shares = ours(ids, torch.ones(3, 20)).logits[-1]
+    torch.testing.assert_close(label_range.value(shares), theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_label_names_come_with_the_classifier(tmp_path):

@@ -11,13 +11,13 @@ import torch
 from pipeline.conformance import Case, Conformance, ExitVector, WindowVector
 from pipeline.errors import UserError
 from pipeline.export.coreml import export_coreml
-from pipeline.manifest import Manifest, ModelShape, QAOptions, Tokenizer
+from pipeline.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
-from pipeline.verify.coreml_parity import LOGITS, check_against_model, check_coreml, padded_inputs
+from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64)
 
@@ -31,33 +31,39 @@ def vectors(model: ExitModel) -> Conformance:
         mask = [int(at > 0) for at in range(size)] if model.task == "qa" else None
         inputs = {name: torch.from_numpy(value) for name, value in padded_inputs(ids, mask, size, 0).items()}
         outputs = programs(inputs["input_ids"], inputs["attention_bias"], inputs["answer_bias"])
-        exits = [
-            ExitVector(
-                outputs={name: value.flatten().tolist() for name, value in zip(LOGITS[model.task], answers)},
-                uncertainty=float(uncertainty),
-            )
-            for _, *answers, uncertainty in outputs
-        ]
+        exits = []
+        for _, *numbers in outputs:
+            logits = {name: value.flatten().tolist() for name, value in zip(EXIT_OUTPUTS[model.task], numbers)}
+            if model.task == "regression":
+                unsure = abs(logits["logits"][0] - exits[-1].outputs["logits"][0]) if exits else 1.0
+            else:
+                unsure = float(numbers[-1])
+            exits.append(ExitVector(outputs=logits, uncertainty=min(unsure, 1.0)))
         cases.append(Case(text="a", windows=[WindowVector(input_ids=ids, answer_mask=mask, exits=exits)], outcomes={}))
     return Conformance(task=model.task, tolerance=0.1, uncertainty_tolerance=0.1, cases=cases)
 
 
-@pytest.fixture(scope="module", params=[("classification", "int8"), ("qa", "int8"), ("qa", "fp16")], ids="-".join)
+@pytest.fixture(scope="module", params=[("classification", "int8"), ("regression", "int8"), ("qa", "int8"), ("qa", "fp16")], ids="-".join)
 def exported(request, tmp_path_factory):
     """A model, the folder with its Core ML programs for 16 and 32 tokens, and the manifest."""
     task, precision = request.param
     torch.manual_seed(4)
-    model = ExitModel(task, CONFIG, 3, {"classification": "pooled", "qa": "attention"}[task], [1, 2]).eval()
+    model = ExitModel(task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]).eval()
     with torch.no_grad():  # initial weights are so small that every answer is a tie
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
+        if task == "regression":  # predictions within the label range, or nearly
+            for head in model.heads:
+                head.out.weight.mul_(0.3)
+                head.out.bias.fill_(0.5)
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
             "task": task,
             "data": {"max_length": 32},
             "qa": {"window": 32, "stride": 4, "max_question": 8},
+            "exits": {"uncertainty": model.uncertainty},
             "export": {"max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision},
         }
     )
@@ -70,6 +76,7 @@ def exported(request, tmp_path_factory):
         name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8", programs=programs, speeds={}, files=[],
         tokenizer=Tokenizer(vocab_size=200, lowercase=True, pad_id=0, unk_id=1, cls_id=2, sep_id=3), provenance={},
         qa=QAOptions(window=32, stride=4, max_question=8, max_answer=8, allow_no_answer=False),
+        exits=ExitOptions(uncertainty=model.uncertainty),
     )  # fmt: skip
     return model, folder, manifest
 
@@ -83,7 +90,8 @@ def test_a_faithful_export_passes(exported):
     assert all(check.value == 1.0 for check in checks if check.metric.startswith("same_answer"))
     checks = check_against_model(model, folder, manifest)
     assert [check for check in checks if not check.passed] == []
-    assert len(checks) == 2 * 2 * (1 + 2 * 2)  # buckets, precisions; embed, two numbers for each of two segments
+    # Buckets, precisions; embed, two numbers for each of two segments, one where the uncertainty is the host's.
+    assert len(checks) == 2 * 2 * (1 + 2 * (1 if model.task == "regression" else 2))
 
 
 def test_an_altered_weight_and_another_model_fail(exported, tmp_path):

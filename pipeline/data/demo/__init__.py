@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pipeline.data.demo import classification, qa
 from pipeline.data.examples import Example, Task
+from pipeline.errors import UserError
 
 
 def load_demo(task: Task) -> tuple[list[Example], list[Example]]:
     """Returns the train and the dev set of a task; every call returns the same examples.
 
     Raises:
-        ValueError: for a task without demo data.
+        UserError: for a task without demo data.
     """
     if task == "classification":
         train, dev = classification.generate()
     elif task == "qa":
         train, dev = qa.generate()
     else:
-        raise ValueError(f"no demo data for the task {task!r}; there are classification and qa")
+        raise UserError(f"there is no demo data for {task}, only for classification and qa; name a file or a hub data set", file="demo")
     return list(train), list(dev)
