@@ -89,9 +89,13 @@ def settle(error: BaseException | None) -> None:
 
 
 def part() -> None:
-    """No process waits for another any more."""
+    """No process waits for another any more.
+
+    The group goes here and not with the interpreter, whose end may abort the process in one of the group's threads.
+    """
     global parted
     parted = True
+    state().destroy_process_group()
 
 
 def leave() -> None:
@@ -99,7 +103,6 @@ def leave() -> None:
     if shared():
         wait()
         part()
-        state().destroy_process_group()
 
 
 @contextmanager
