@@ -114,6 +114,10 @@ class Distill(Section):
         False,
         description="ask the teacher about every example once, before training, and keep its logits on disk: saves time from the second epoch on",
     )
+    unlabelled: str | None = Field(
+        None,
+        description="more texts like the training data, a file or hub set whose labels are not read: student and exits learn the teacher's answers to them (not for qa)",
+    )
     quantize_aware: bool = Field(False, description="train with weights and inputs of the encoder's linear layers rounded to int8, as the programs will")
     training: Training = Training()
 
@@ -196,6 +200,8 @@ class Recipe(Section):
         if not (self.pretrain.soft_weight or self.pretrain.mlm_weight or self.pretrain.hidden_weight):
             raise ValueError("pretrain: soft_weight, mlm_weight and hidden_weight are all 0, nothing is left to learn; set one above 0")
         distill = self.distill
+        if distill.unlabelled and self.task == "qa":
+            raise ValueError("distill.unlabelled: texts alone are no questions; leave it out for qa")
         if distill.keep_targets and (distill.hidden_weight or distill.attention_weight):
             raise ValueError(
                 "distill.keep_targets: keeps the teacher's logits, and hidden_weight or attention_weight compares its states; "

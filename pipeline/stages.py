@@ -102,6 +102,11 @@ class Run:
         names = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt")
         return [sha256_of(folder / name) for name in names if (folder / name).is_file()] or [str(folder)]
 
+    def unlabelled_digest(self) -> str | None:
+        """What identifies the texts without labels: the file's digest, or the name of a set."""
+        source = self.recipe.distill.unlabelled
+        return sha256_of(Path(source)) if source and Path(source).is_file() else source
+
     def corpus_inputs(self) -> list:
         """What identifies the text, the teacher and the shape of a student that is pre-trained; not where its exits are."""
         student = self.recipe.student
@@ -162,6 +167,10 @@ class Run:
         """ "train", "calibration" or "dev"."""
         return load_examples(self.path("prepare") / f"{part}.jsonl")
 
+    def lessons(self) -> list[Example]:
+        """What student and exits learn from: the training examples, then the recipe's texts without labels."""
+        return self.examples("train") + read_unlabelled(self.recipe)
+
     def labels(self) -> tuple[str, ...] | LabelRange:
         """Label values in the order of the logits; the labels' range for regression, ("start", "end") for question answering."""
         raw = json.loads((self.path("prepare") / "labels.json").read_text())
@@ -212,6 +221,12 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
     return some_of(examples, limit, recipe.seed)
 
 
+def read_unlabelled(recipe: Recipe) -> list[Example]:
+    """The texts of `distill.unlabelled`, without a label whatever the file has; none if the recipe names none."""
+    source, data = recipe.distill.unlabelled, recipe.data
+    return [] if source is None else read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label="")
+
+
 def prepare(run: Run, place: Place, on_step: OnStep) -> None:
     """Reads and checks the data, cuts the calibration split off, and keeps all in one form."""
     recipe = run.recipe
@@ -220,6 +235,7 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
     on_step("reading the data", 1, 2)
     dev = read_source(recipe, "dev")
     on_step("reading the data", 2, 2)
+    read_unlabelled(recipe)  # what is wrong with it is to be said now, not after the teacher's hours
     if recipe.task == "classification":
         labels = label_values(train)
         unknown = sorted({example.label for example in dev} - set(labels), key=str)
@@ -372,7 +388,7 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
         initialise=recipe.student.initialise,
         encoder=load_encoder(run.path("pretrain")) if run.has("pretrain") else None,
     )
-    items = make_items(run.examples("train"), run.tokenizer(), run.labels(), recipe)
+    items = make_items(run.lessons(), run.tokenizer(), run.labels(), recipe)
     distill(student, teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if processes.is_main():
         save_model(student, place.out)
@@ -389,7 +405,7 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
     recipe = run.recipe
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
     if recipe.exits.training.epochs:
-        items = make_items(some_of(run.examples("train"), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
+        items = make_items(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
         student = self_distill(student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if not processes.is_main():
         return
@@ -592,6 +608,7 @@ INPUTS: dict[str, Callable[[Run], object]] = {
     "prepare": Run.input_digests,
     "finetune": Run.weights_digest,
     "pretrain": Run.corpus_inputs,
+    "distill": Run.unlabelled_digest,
 }
 
 

@@ -196,6 +196,26 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
     assert not torch.equal(student.layers[0].qkv.weight, teacher.layers[1].qkv.weight)
 
 
+def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
+    """The student learns the teacher's answers to them; the teacher itself, made of labels, stands."""
+    from pipeline.recipe import load_recipe
+
+    more = tmp_path / "more.tsv"
+    more.write_text("sentence\tlabel\n" + "\n".join(f"the actor was {word}\tno class of the data" for word in WORDS) + "\n")
+    base = Run(load_recipe(recipe_file), whole)
+    settings = [f"distill.unlabelled={more}", "distill.training.epochs=1", "distill.training.batch_size=1"]
+    run = Run(load_recipe(recipe_file, settings), tmp_path / "out", base)
+    assert run.mark("finetune") == base.mark("finetune")
+    run.upto("distill")
+    losses = json.loads((run.path("distill") / "losses.json").read_text())["losses"]
+    assert len(losses) == len(base.examples("train")) + len(WORDS)
+    mark = run.mark("distill")
+    more.write_text("sentence\nthe plot\n")
+    assert run.mark("distill") != mark
+    with pytest.raises(UserError, match=f"{tmp_path}/none.tsv"):
+        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").upto("prepare")
+
+
 def test_report_and_results_are_there(whole):
     page = (whole / "report" / "report.html").read_text()
     assert "tiny" in page and "src=\"http" not in page

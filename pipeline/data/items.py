@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.manifest import LabelRange
 from pipeline.recipe import Recipe
 
+UNLABELLED = -100  # the class of an item without one, in a batch with others that have; cross-entropy passes over it
+
 
 @dataclass(frozen=True)
 class Item:
@@ -32,7 +34,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2], as in `Item`. Padding is 0 everywhere."""
+    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2], as in `Item`. Padding is 0 everywhere.
+
+    Targets are None when no item has one; a row without one among others is `UNLABELLED`, for regression NaN.
+    """
 
     ids: np.ndarray
     type_ids: np.ndarray
@@ -127,7 +132,7 @@ def sorted_batches(lengths: Sequence[int], tokens: int = 8192) -> Iterator[np.nd
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Pads items to the longest of them; targets are None unless all items have one."""
+    """Pads items to the longest of them."""
     length = max(len(item.ids) for item in items)
 
     def padded(arrays, dtype) -> np.ndarray:
@@ -136,12 +141,13 @@ def collate(items: Sequence[Item]) -> Batch:
             out[row, : len(array)] = array
         return out
 
-    labelled = all(item.target is not None for item in items)
+    known = next((item.target for item in items if item.target is not None), None)
+    unknown = None if known is None else tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
     return Batch(
         ids=padded((item.ids for item in items), np.int64),
         type_ids=padded((item.type_ids for item in items), np.int64),
         mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
         answer_mask=None if items[0].answer_mask is None else padded((item.answer_mask for item in items), bool),
         # Its own type: int64 of Python's integers, float32 of a regression's.
-        targets=np.array([item.target for item in items]) if labelled else None,
+        targets=None if known is None else np.array([unknown if item.target is None else item.target for item in items]),
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.data.examples import Task
 from pipeline.data.inputs import MASKED
+from pipeline.data.items import UNLABELLED
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -60,17 +61,22 @@ def distributions(task: Task, logits: Tensor, answer_mask: Tensor | None) -> lis
     return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
 
 
-def hard_loss(task: Task, logits: Tensor, targets: Tensor, answer_mask: Tensor | None) -> Tensor:
+def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: Tensor | None) -> Tensor:
     """Cross-entropy with the labels, averaged over start and end for QA, or for regression the mean squared error.
+
+    A mean over the whole batch, to which an item without a label adds nothing: a batch with few labels pulls no harder at each.
 
     Args:
         logits: see `distributions`; for regression [batch, 1], as a share of the label range.
-        targets: [batch, 1], or [batch, 2] for QA; for regression as the logits.
+        targets: [batch, 1], or [batch, 2] for QA; for regression as the logits; as `Batch` has them.
     """
+    if targets is None:
+        return logits.new_zeros((), dtype=torch.float32)
     if task == "regression":
-        return F.mse_loss(logits.float(), targets)
+        return (logits.float() - torch.where(targets.isnan(), logits.float().detach(), targets)).square().mean()
     parts = distributions(task, logits, answer_mask)
-    return torch.stack([F.cross_entropy(part, targets[:, at]) for at, part in enumerate(parts)]).mean()
+    losses = [F.cross_entropy(part, targets[:, at], ignore_index=UNLABELLED, reduction="sum") for at, part in enumerate(parts)]
+    return torch.stack(losses).mean() / len(logits)
 
 
 def soft_loss(task: Task, student: Tensor, teacher: Tensor, answer_mask: Tensor | None, temperature: float) -> Tensor:

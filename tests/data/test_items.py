@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
-from pipeline.data.items import Item, classification_items, collate, make_items, plan_batches, qa_items, sorted_batches
+from pipeline.data.items import (
+    UNLABELLED,
+    Item,
+    classification_items,
+    collate,
+    make_items,
+    plan_batches,
+    qa_items,
+    sorted_batches,
+)
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.manifest import LabelRange
@@ -97,11 +106,13 @@ def test_collate_pads_with_0():
     assert (batch.ids.dtype, batch.type_ids.dtype, batch.mask.dtype, batch.targets.dtype) == (np.int64, np.int64, np.float32, np.int64)
 
 
-def test_collate_keeps_answer_masks_and_drops_targets_unless_all_have_one():
+def test_collate_keeps_answer_masks_and_marks_rows_without_a_target():
     batch = collate([item(5, 6, 7, target=(1, 2), answers=[0, 1, 1]), item(8, 9, target=(1, 1), answers=[0, 1])])
     assert batch.answer_mask.dtype == bool and batch.answer_mask.tolist() == [[False, True, True], [False, True, False]]
     assert batch.targets.tolist() == [[1, 2], [1, 1]]
-    assert collate([item(5), item(6, target=None)]).targets is None
+    assert collate([item(5, target=None), item(6, target=(1,))]).targets.tolist() == [[UNLABELLED], [1]]
+    assert np.isnan(collate([item(5, target=None), item(6, target=(np.float32(0.5),))]).targets[0, 0])
+    assert collate([item(5, target=None), item(6, target=None)]).targets is None
 
 
 # Items

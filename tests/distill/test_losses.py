@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data.items import UNLABELLED
 from pipeline.distill.losses import (
     attention_loss,
     cosine_loss,
@@ -92,6 +93,18 @@ def test_qa_hard_loss_is_the_cross_entropy_over_the_tokens_that_may_answer(qa):
         for side in range(2)
     ]
     assert float(hard_loss("qa", student, targets, mask)) == pytest.approx(np.mean(parts), rel=1e-5)
+
+
+def test_rows_without_a_label_add_nothing_to_the_hard_loss():
+    logits = normal(3, 4)
+    labelled = float(hard_loss("classification", logits[:2], torch.tensor([[1], [3]]), None))
+    assert float(hard_loss("classification", logits, torch.tensor([[1], [3], [UNLABELLED]]), None)) == pytest.approx(labelled * 2 / 3)
+    assert float(hard_loss("classification", logits, None, None)) == 0
+    scores = normal(2, 1).requires_grad_()
+    loss = hard_loss("regression", scores, torch.tensor([[0.5], [torch.nan]]), None)
+    assert loss.item() == pytest.approx((scores[0].item() - 0.5) ** 2 / 2)
+    loss.backward()
+    assert scores.grad[0] != 0 and scores.grad[1] == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
