@@ -60,6 +60,9 @@ class Training(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     freeze_embeddings: bool = Field(False, description="keep the word embeddings as they were pretrained; saves a third of the time of a step")
     exit_weight: float = Field(0.0, ge=0, description="weight of the exits before the last in the loss; 0 trains the last alone")
+    exit_shares: list[float] | None = Field(
+        None, description="how exit_weight is shared out among those exits, one number each (scaled to sum to 1); absent: alike"
+    )
     checkpoint_minutes: float = Field(2.0, gt=0)
 
 
@@ -207,6 +210,9 @@ class Recipe(Section):
                 "distill.keep_targets: keeps the teacher's logits, and hidden_weight or attention_weight compares its states; "
                 "set it to false, or both weights to 0"
             )
+        shares = distill.training.exit_shares
+        if shares is not None and (min(shares, default=0) < 0 or not any(shares)):
+            raise ValueError("distill.training.exit_shares: takes numbers of 0 or more, one of them above 0")
         weights = (distill.soft_weight, distill.hard_weight, distill.hidden_weight, distill.attention_weight, distill.training.exit_weight)
         if distill.training.epochs and not any(weights):
             raise ValueError("distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0")

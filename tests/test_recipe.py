@@ -155,6 +155,7 @@ def test_files_that_are_no_recipe(write, tmp_path):
     ("overrides", "line"),
     [
         (["exits.head=attention"], "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert"),
+        (["distill.training.exit_shares=[0, 0]"], "distill.training.exit_shares: takes numbers of 0 or more, one of them above 0"),
         (["task=qa", "distill.unlabelled=texts.jsonl"], "distill.unlabelled: texts alone are no questions; leave it out for qa"),
         (["task=qa", "exits.head=pooled"], "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear"),
         (["task=qa", "qa.stride=317"], "qa.stride: leaves no room to move on; it must be below window - max_question - 3"),

@@ -36,6 +36,7 @@ def distill(
     the checkpoint. `curve` is where the losses go, see `Trainer.write_losses`.
 
     Raises:
+        UserError: if `training.exit_shares` has not one number for each exit before the last.
         UserError: if hidden states or attention are to be compared and the two have different widths or numbers of heads.
     """
     options, training = recipe.distill, recipe.distill.training
@@ -43,6 +44,10 @@ def distill(
         raise UserError("the student is not as wide as the teacher, their hidden states cannot be compared; set it to 0", field="distill.hidden_weight")
     if options.attention_weight and student.config.heads != teacher.config.heads:
         raise UserError("the student has not as many heads as the teacher, their attention cannot be compared; set it to 0", field="distill.attention_weight")
+    early_exits = len(student.heads) - 1
+    shares = torch.tensor(training.exit_shares or [1.0] * early_exits, device=device())
+    if len(shares) != early_exits:
+        raise UserError(f"has {len(shares)} numbers for the {early_exits} exits before the last; give one each", field="distill.training.exit_shares")
     student.to(device()).train()
     teacher.to(device()).eval()
     student.encoder.embeddings.word.weight.requires_grad_(not training.freeze_embeddings)
@@ -80,7 +85,7 @@ def distill(
         early = output.logits[:-1]
         if training.exit_weight and early:
             losses = [soft_loss(recipe.task, logits, goal, batch.answer_mask, options.temperature) for logits in early]
-            total = total + training.exit_weight * torch.stack(losses).mean()
+            total = total + training.exit_weight * (torch.stack(losses) * shares).sum() / shares.sum()
         return total
 
     trainer = Trainer(

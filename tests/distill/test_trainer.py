@@ -363,6 +363,16 @@ def test_exit_weight_trains_the_early_exits_too(teacher, tmp_path):
         assert torch.equal(student.heads[0].out.bias, before) == (weight == 0)
 
 
+def test_exit_shares_say_which_exits_the_weight_is_for(teacher, tmp_path):
+    deeper = ExitModel("classification", CONFIG.with_(layers=3), 2, "pooled", [1, 2, 3])
+    before = [head.out.bias.clone() for head in deeper.heads]
+    training = {"epochs": 1, "batch_size": 8, "exit_weight": 0.5, "exit_shares": [0, 3]}
+    distill(deeper, teacher, items_of(16), recipe_of(distill={"training": training}), tmp_path / "checkpoint.pt")
+    assert [torch.equal(head.out.bias, bias) for head, bias in zip(deeper.heads, before)] == [True, False, False]
+    with pytest.raises(UserError, match=r"^distill\.training\.exit_shares: has 2 numbers for the 1 exits"):
+        distill(initialise_student(teacher, None, None, "pooled"), teacher, items_of(8), recipe_of(distill={"training": training}), tmp_path / "none.pt")
+
+
 def test_hidden_states_of_another_width_cannot_be_compared(teacher, tmp_path):
     narrow = ExitModel("classification", CONFIG.with_(hidden_size=16), 2, "pooled", [2])
     with pytest.raises(UserError, match=r"^distill\.hidden_weight: .*as wide"):
