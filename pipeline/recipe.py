@@ -158,6 +158,9 @@ class Export(Section):
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
     coreml_precision: Literal["fp16", "int8"] = "int8"
+    coreml_layout: Literal["standard", "ane"] = Field(
+        "standard", description="ane: channels first, as Apple's Neural Engine wants them; the same numbers"
+    )
 
 
 class Bench(Section):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.export.channels_first import channels_first
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
@@ -63,18 +64,24 @@ def of_length(tensor: manifest.Tensor, length: int) -> manifest.Tensor:
     return tensor.model_copy(update={"shape": [length if size == "length" else size for size in tensor.shape]})
 
 
-def sources(model: ExitModel) -> list[Source]:
+def sources(model: ExitModel, layout: str = "standard") -> list[Source]:
     """The programs of a model: `embed`, then the segments.
 
     A segment's first output, the next one's `hidden`, is called `hidden_out`: Core ML refuses one name for an input and an output.
+
+    Args:
+        layout: "standard", or "ane" for `channels_first`. Their programs differ in the shapes of hidden states and attention bias.
     """
     programs, size = Programs.of(model), model.config.hidden_size
+    hidden, bias = (1, "length", size), (1, 1, "length")
+    if layout == "ane":
+        programs, hidden, bias = channels_first(programs), (1, size, 1, "length"), (1, "length", 1, 1)
 
     def tensor(name: str, *shape: int | str, dtype: str = "float32") -> manifest.Tensor:
         return manifest.Tensor(name=name, dtype=dtype, shape=list(shape))
 
-    inputs = [tensor("hidden", 1, "length", size), tensor("attention_bias", 1, 1, "length")]
-    outputs = [tensor("hidden_out", 1, "length", size)]
+    inputs = [tensor("hidden", *hidden), tensor("attention_bias", *bias)]
+    outputs = [tensor("hidden_out", *hidden)]
     if model.task == "qa":
         inputs.append(tensor("answer_bias", 1, "length"))
         outputs += [tensor("start_logits", 1, "length"), tensor("end_logits", 1, "length")]
@@ -82,9 +89,7 @@ def sources(model: ExitModel) -> list[Source]:
         outputs.append(tensor("logits", 1, model.labels))
     if model.task != "regression":
         outputs.append(tensor("uncertainty", 1))
-    embed = Source(
-        "embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", 1, "length", size),)
-    )
+    embed = Source("embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", *hidden),))
     segments = [
         Source(f"segment_{index}", segment, tuple(inputs), tuple(outputs)) for index, segment in enumerate(programs.segments)
     ]
@@ -117,7 +122,7 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
     partial = folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
-    programs, converted, every = [], 0, sources(model)
+    programs, converted, every = [], 0, sources(model, options.coreml_layout)
     for source in every:
         packages = {}
         for length in lengths:

@@ -19,7 +19,7 @@ from pipeline.data.inputs import MASKED
 from pipeline.data.spans import best_span
 from pipeline.errors import UserError
 from pipeline.exits.rule import change_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, Manifest, Program
+from pipeline.manifest import EXIT_OUTPUTS, Manifest, Program, Tensor
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
@@ -63,11 +63,15 @@ class CoreMLPrograms:
         self.embed, *self.segments = [entries[name] for name in names]
 
     def run(self, program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> dict[str, np.ndarray]:
-        """One program's outputs by name; what the program does not take is not passed on."""
+        """One program's outputs by name; what the program does not take is not passed on.
+
+        Hidden states go in and come out as [1, length, hidden_size], whatever the layout of the program.
+        """
         if program.file not in self.packages:
             self.packages[program.file] = load_package(self.bundle / program.file)
-        given = {tensor.name: inputs[tensor.name] for tensor in program.inputs}
-        return evaluate(self.packages[program.file], program.method, given, precision)
+        given = {tensor.name: in_layout(inputs[tensor.name], tensor) for tensor in program.inputs}
+        outputs = evaluate(self.packages[program.file], program.method, given, precision)
+        return {name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value for name, value in outputs.items()}
 
     def run_all(self, inputs: dict[str, np.ndarray], precision: Precision) -> list[dict[str, np.ndarray]]:
         """The loop without exits: every segment's outputs, by change with the `uncertainty` that is the host's.
@@ -82,6 +86,13 @@ class CoreMLPrograms:
             if self.change:
                 outputs[-1]["uncertainty"] = np.array([change_uncertainty([float(each["logits"][0, 0]) for each in outputs])])
         return outputs
+
+
+def in_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """An input in the dimensions that a program wants: hidden states with channels first in the layout "ane", a number a token otherwise."""
+    if tensor.name == "hidden" and len(tensor.shape) == 4:
+        return value.swapaxes(1, 2)[:, :, None]
+    return value.reshape(tensor.shape)
 
 
 def lengths_of(manifest: Manifest) -> list[int]:

@@ -329,3 +329,18 @@ def gelu(operation) -> np.ndarray:
 
     x = torch.from_numpy(np.ascontiguousarray(operation.x.val))
     return (0.5 * x * (1.0 + torch.erf(x * 0.5**0.5))).numpy()
+
+
+@own("conv")
+def conv(operation) -> np.ndarray:
+    """Convolution without padding, which coremltools does not define on arrays; torch's, whose order of dimensions and groups is the same."""
+    if operation.pad_type.val != "valid":
+        raise NotImplementedError
+    import torch
+
+    x, weight = (torch.from_numpy(np.ascontiguousarray(each.val)) for each in (operation.x, operation.weight))
+    bias = None if operation.bias is None or operation.bias.val is None else torch.from_numpy(np.ascontiguousarray(operation.bias.val))
+    options = {name: tuple(int(size) for size in getattr(operation, name).val) for name in ("strides", "dilations")}
+    rank = x.dim() - 2
+    function = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[rank]
+    return function(x, weight, bias, options["strides"], 0, options["dilations"], int(operation.groups.val)).numpy()

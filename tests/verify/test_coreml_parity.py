@@ -43,10 +43,19 @@ def vectors(model: ExitModel) -> Conformance:
     return Conformance(task=model.task, tolerance=0.1, uncertainty_tolerance=0.1, cases=cases)
 
 
-@pytest.fixture(scope="module", params=[("classification", "int8"), ("regression", "int8"), ("qa", "int8"), ("qa", "fp16")], ids="-".join)
+CASES = [
+    ("classification", "int8", "standard"),
+    ("regression", "int8", "ane"),
+    ("qa", "int8", "ane"),
+    ("qa", "fp16", "standard"),
+    ("classification", "fp16", "ane"),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def exported(request, tmp_path_factory):
     """A model, the folder with its Core ML programs for 16 and 32 tokens, and the manifest."""
-    task, precision = request.param
+    task, precision, layout = request.param
     torch.manual_seed(4)
     model = ExitModel(task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]).eval()
     with torch.no_grad():  # initial weights are so small that every answer is a tie
@@ -64,7 +73,7 @@ def exported(request, tmp_path_factory):
             "data": {"max_length": 32},
             "qa": {"window": 32, "stride": 4, "max_question": 8},
             "exits": {"uncertainty": model.uncertainty},
-            "export": {"max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision},
+            "export": {"max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision, "coreml_layout": layout},
         }
     )
     folder = tmp_path_factory.mktemp("bundle")

@@ -165,6 +165,30 @@ def test_gelu_is_torchs_and_coremltools(tmp_path):
         np.testing.assert_allclose(got, Builder.gelu(x=x, mode="EXACT").val, atol=1e-6)
 
 
+class Convolution(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 2, (1, 3), **options)
+
+    def forward(self, x):
+        return self.conv(x.reshape(1, 1, 1, 8)).reshape(1, -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": (1, 2), "dilation": (1, 2)}, {"bias": False}], ids=str)
+def test_a_convolution_is_torchs(tmp_path, options):
+    module = Convolution(**options)
+    package = load_package(save(module, tmp_path / "conv.mlpackage", "fp32"))
+    x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
+    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+def test_a_padded_convolution_is_refused(tmp_path):
+    package = load_package(save(Convolution(padding=(0, 1)), tmp_path / "conv.mlpackage", "fp32"))
+    with pytest.raises(UserError, match="operator 'conv' is not known"):
+        evaluate(package, "main", {"x": np.zeros((1, 8), dtype=np.float32)})
+
+
 def test_one_altered_byte_of_the_weights_is_found(packages, tmp_path):
     copy = Path(shutil.copytree(packages["qa", "fp16"], tmp_path / "copy.mlpackage"))
     weights = copy / WEIGHTS_FOLDER / "weight.bin"

@@ -1,0 +1,155 @@
+"""The programs in the layout that the Neural Engine wants: channels first, [1, channels, 1, length], linear layers as 1x1 convolutions.
+
+An exact rewrite of `pipeline.model.segments.Programs` with the same weights, after Apple's "Deploying Transformers on the Apple Neural
+Engine" (2022): four dimensions with the tokens last, so that the axis that is padded to 64 bytes is the long one; convolutions, which its
+compiler maps best; attention head by head, in the two contractions that Core ML has without a reshape; the keys' transpose as the one
+change of layout in a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model.encoder import ExportLayer
+from pipeline.model.heads import AttentionSpan, PooledClassifier
+from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
+
+# A layer norm's epsilon of 1e-12 is 0 in float16; this, its smallest number, changes a variance of about 1 by no bit of float32.
+SMALLEST_EPS = 2.0**-24
+
+
+def channels_first(programs: Programs) -> Programs:
+    """A copy of float programs whose hidden states are [1, hidden_size, 1, length] and whose attention bias is [1, length, 1, 1]."""
+    segments = []
+    for segment in programs.segments:
+        layers = [ChannelsFirstLayer(layer) for layer in segment.layers]
+        head = HEADS.get(type(segment.head), TokensFirst)(segment.head)
+        segments.append(SegmentProgram(segment.task, layers, head, 1.0 / float(segment.inverse_temperature), programs.uncertainty))
+    return Programs(programs.task, ChannelsFirstEmbed(programs.embed), segments, programs.uncertainty).eval()
+
+
+def to_channels_first(hidden: Tensor) -> Tensor:
+    """[batch, length, channels] -> [batch, channels, 1, length]."""
+    return hidden.transpose(1, 2).unsqueeze(2)
+
+
+def to_tokens_first(hidden: Tensor) -> Tensor:
+    """[batch, channels, 1, length] -> [batch, length, channels]."""
+    return hidden.squeeze(2).transpose(1, 2)
+
+
+def convolution(linear: nn.Linear, rows: slice = slice(None)) -> nn.Conv2d:
+    """A linear layer, or those of its outputs, as a 1x1 convolution."""
+    weight, bias = linear.weight[rows].detach(), linear.bias[rows].detach()
+    made = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    made.load_state_dict({"weight": weight[:, :, None, None].clone(), "bias": bias.clone()})
+    return made
+
+
+class ChannelsFirstEmbed(nn.Module):
+    """input_ids [1, length] -> hidden [1, hidden_size, 1, length]."""
+
+    def __init__(self, embed: EmbedProgram):
+        super().__init__()
+        self.embeddings = embed.embeddings
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return to_channels_first(self.embeddings(input_ids))
+
+
+class ChannelNorm(nn.Module):
+    """A layer norm over dimension 1, spelled out: Core ML's own norms the last dimensions."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        super().__init__()
+        self.eps = max(norm.eps, SMALLEST_EPS)
+        self.register_buffer("weight", norm.weight.detach()[None, :, None, None].clone())
+        self.register_buffer("bias", norm.bias.detach()[None, :, None, None].clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        centred = hidden - hidden.mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=1, keepdim=True)
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class ChannelsFirstLayer(nn.Module):
+    """A layer: (hidden [1, hidden_size, 1, length], bias [1, length, 1, 1]) -> hidden."""
+
+    def __init__(self, layer: ExportLayer):
+        super().__init__()
+        self.head_dim, width = layer.head_dim, layer.qkv.in_features
+        self.query, self.key, self.value = (convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3))
+        self.attention_out, self.attention_norm = convolution(layer.attention_out), ChannelNorm(layer.attention_norm)
+        self.ffn_in, self.ffn_out = convolution(layer.ffn_in), convolution(layer.ffn_out)
+        self.ffn_norm = ChannelNorm(layer.ffn_norm)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        context = attend(self.query(hidden), self.key(hidden), self.value(hidden), bias, self.head_dim)
+        hidden = self.attention_norm(hidden + self.attention_out(context))
+        return self.ffn_norm(hidden + self.ffn_out(F.gelu(self.ffn_in(hidden))))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_dim: int) -> Tensor:
+    """Attention head by head; query, key, value: [1, channels, 1, length], the scale in the query; bias: [1, length, 1, 1] of the keys.
+
+    Both contractions are of the form "nchw,nwhu->nchu", the one of rank 4 that Core ML's einsum runs as it is.
+    """
+    contexts = []
+    heads = zip(query.split(head_dim, 1), key.transpose(1, 3).split(head_dim, 3), value.split(head_dim, 1))
+    for one_query, one_key, one_value in heads:
+        scores = torch.einsum("bchq,bkhc->bkhq", one_query, one_key) + bias  # [1, keys, 1, queries]
+        contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), one_value))
+    return torch.cat(contexts, dim=1)
+
+
+class ChannelsFirstPooled(nn.Module):
+    """`PooledClassifier`: each query's softmax over the tokens is one column of a contraction with the hidden states."""
+
+    def __init__(self, head: PooledClassifier):
+        super().__init__()
+        queries, width = head.score.out_features, head.value.out_features
+        self.score, self.value = convolution(head.score), convolution(head.value)
+        # All queries' narrow states at once: the linear layer over [queries, width] is a convolution as wide as there are queries.
+        self.out = nn.Conv2d(width, head.out.out_features, (1, queries))
+        weight = head.out.weight.detach().view(-1, queries, width).transpose(1, 2).unsqueeze(2)
+        self.out.load_state_dict({"weight": weight.clone(), "bias": head.out.bias.detach().clone()})
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [1, hidden_size, 1, length]; bias: [1, length, 1, 1]. Returns logits [1, labels]."""
+        weights = torch.softmax(self.score(hidden).transpose(1, 3) + bias, dim=1)  # [1, length, 1, queries]
+        pooled = torch.einsum("bkhq,bchk->bchq", weights, hidden)  # [1, hidden_size, 1, queries]
+        return self.out(torch.tanh(self.value(pooled))).flatten(1)
+
+
+class ChannelsFirstSpan(nn.Module):
+    """`AttentionSpan`, its one attention head as those of a layer."""
+
+    def __init__(self, head: AttentionSpan):
+        super().__init__()
+        self.scale, self.width = head.scale, head.mix.out_features
+        self.qkv, self.mix, self.out, self.direct = (convolution(each) for each in (head.qkv, head.mix, head.out, head.direct))
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """hidden: [1, hidden_size, 1, length]; bias: [1, length, 1, 1]. Returns logits [1, length, 2], start and end."""
+        query, key, value = self.qkv(hidden).split(self.width, 1)
+        seen = attend(query * self.scale, key, value, bias, self.width)
+        logits = self.out(F.gelu(self.mix(torch.cat([seen, query], dim=1)))) + self.direct(hidden)  # [1, 2, 1, length]
+        return to_tokens_first(logits)
+
+
+class TokensFirst(nn.Module):
+    """Any other head as it is, on hidden states brought back to its layout."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        return self.head(to_tokens_first(hidden), bias.reshape(1, 1, -1))
+
+
+HEADS: dict[type, Callable[[nn.Module], nn.Module]] = {PooledClassifier: ChannelsFirstPooled, AttentionSpan: ChannelsFirstSpan}

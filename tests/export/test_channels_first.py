@@ -1,0 +1,75 @@
+"""The channels-first rewrite gives what the programs give, with the operators that the Neural Engine is good at."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from pipeline.export.channels_first import channels_first, to_channels_first, to_tokens_first
+from pipeline.export.coreml import convert, sources
+from pipeline.model.encoder import EncoderConfig, attention_bias
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.model.uncertainty import answer_bias
+from pipeline.verify.mil_evaluator import load_package
+
+CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
+LENGTH = 20
+
+
+def random_model(task: str, head: str, exit_layers: tuple[int, ...] = (1, 2, 3)) -> ExitModel:
+    """Weights and norms far from their first values, so that every one of them shows."""
+    torch.manual_seed(0)
+    model = ExitModel(task, CONFIG, 1 if task == "regression" else 3, head, exit_layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        *(("classification", head) for head in ("pooled", "fastbert", "linear", "bert", "distilbert")),
+        ("regression", "pooled"),
+        *(("qa", head) for head in ("attention", "linear", "fastbert")),
+    ],
+)
+def test_it_gives_what_the_programs_give(task, head):
+    model = random_model(task, head)
+    model.temperatures = [1.5, 0.7, 1.0]
+    programs = Programs.of(model)
+    rewritten = channels_first(programs)
+    ids, mask = torch.randint(0, 100, (1, LENGTH)), (torch.arange(LENGTH) < 15)[None]
+    bias, answers = attention_bias(mask), answer_bias(mask & (torch.arange(LENGTH) > 4))
+    with torch.no_grad():
+        expected = programs(ids, bias, answers)
+        got = rewritten(ids, bias.reshape(1, LENGTH, 1, 1), answers)
+    for one, other in zip(expected, got, strict=True):
+        torch.testing.assert_close(to_tokens_first(other[0]), one[0], atol=1e-5, rtol=1e-5)
+        for value, rewritten_value in zip(one[1:], other[1:], strict=True):
+            torch.testing.assert_close(rewritten_value, value, atol=1e-5, rtol=1e-5)
+
+
+def test_the_layouts_are_each_others_inverse():
+    hidden = torch.randn(1, 5, 7)
+    assert to_channels_first(hidden).shape == (1, 7, 1, 5)
+    assert torch.equal(to_tokens_first(to_channels_first(hidden)), hidden)
+
+
+def operators(model: ExitModel, folder) -> Counter:
+    """How many operators of each kind the saved package of the first segment has."""
+    package = folder / f"{model.exit_layers[0]}.mlpackage"
+    convert(sources(model, "ane")[1], LENGTH, "iOS16", "fp16", package)
+    return Counter(operation.op_type for operation in load_package(package).functions["main"].operations)
+
+
+def test_a_layer_changes_its_layout_once(tmp_path):
+    """Of two segments, one layer and two layers long, the difference is a layer."""
+    layer = operators(random_model("classification", "pooled", (2, 3)), tmp_path)
+    layer.subtract(operators(random_model("classification", "pooled", (1, 3)), tmp_path))
+    assert sum(layer[kind] for kind in ("reshape", "transpose", "squeeze", "expand_dims")) <= 2
+    assert layer["conv"] == 6 and layer["einsum"] == 2 * CONFIG.heads
+    assert layer["linear"] == layer["matmul"] == 0
