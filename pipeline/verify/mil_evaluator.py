@@ -344,3 +344,16 @@ def conv(operation) -> np.ndarray:
     rank = x.dim() - 2
     function = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[rank]
     return function(x, weight, bias, options["strides"], 0, options["dilations"], int(operation.groups.val)).numpy()
+
+
+@own("batch_norm")
+def batch_norm(operation) -> np.ndarray:
+    """With the statistics that it holds, over dimension 1; coremltools makes it of a product and a sum with a constant per channel."""
+
+    def by_channel(parameter, missing: float) -> np.ndarray:
+        value = np.full(operation.mean.val.shape, missing, np.float32) if parameter is None or parameter.val is None else parameter.val
+        return np.reshape(value, (1, -1, *[1] * (operation.x.val.ndim - 2)))
+
+    mean, variance = by_channel(operation.mean, 0.0), by_channel(operation.variance, 1.0)
+    scale = by_channel(operation.gamma, 1.0) / np.sqrt(variance + operation.epsilon.val)
+    return (operation.x.val - mean) * scale + by_channel(operation.beta, 0.0)

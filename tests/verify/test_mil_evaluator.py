@@ -189,6 +189,26 @@ def test_a_padded_convolution_is_refused(tmp_path):
         evaluate(package, "main", {"x": np.zeros((1, 8), dtype=np.float32)})
 
 
+class BatchNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = nn.BatchNorm2d(4, eps=0.1)
+        for values in (self.norm.weight.data, self.norm.bias.data, self.norm.running_mean, self.norm.running_var):
+            values.uniform_(0.5, 2.0)
+
+    def forward(self, x):
+        return self.norm(x.reshape(1, 4, 1, 2)).reshape(1, 8)
+
+
+def test_a_batch_norm_is_torchs(tmp_path):
+    module = BatchNorm().eval()
+    package = load_package(save(module, tmp_path / "norm.mlpackage", "fp32"))
+    assert "batch_norm" in {operation.op_type for operation in package.functions["main"].operations}
+    x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
+    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
 def test_one_altered_byte_of_the_weights_is_found(packages, tmp_path):
     copy = Path(shutil.copytree(packages["qa", "fp16"], tmp_path / "copy.mlpackage"))
     weights = copy / WEIGHTS_FOLDER / "weight.bin"
