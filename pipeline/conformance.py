@@ -14,7 +14,7 @@ class ExitVector(Strict):
     """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty.
 
     It is the program's `uncertainty`, or by change what a runner computes from these outputs and those of the exit before. Outcomes follow
-    from it unless the manifest's measure is patience: then they follow from the exits' answers, which the outputs give.
+    from it, by patience and agreement together with the exits' answers, which the outputs give.
     """
 
     outputs: dict[str, list[float]]

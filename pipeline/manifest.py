@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 # The measures of how unsure an exit is. Patience and change are the runner's, from what successive exits say; the others are a program's
 # output. Change is regression's only one, and regression's alone.
-Uncertainty = Literal["entropy", "max_probability", "margin", "patience", "change"]
+Uncertainty = Literal["entropy", "max_probability", "margin", "patience", "agreement", "change"]
 # The score of one example, a fraction of 1, of which a named speed bounds the loss. "one_minus_nmae" is 1 less the distance of prediction
 # and label as a share of the label range, at most 1: its mean is 1 less the normalised mean absolute error.
 Metric = Literal["accuracy", "f1", "one_minus_nmae"]
@@ -117,10 +117,10 @@ class LabelRange(Strict):
 
 
 class ExitOptions(Strict):
-    """What a runner compares with a threshold: the programs' `uncertainty`, with "patience" and "change" a number of its own.
+    """What a runner compares with a threshold: the programs' `uncertainty`, with "patience", "agreement" and "change" a number of its own.
 
     Patience is 1 / (1 + n) where the n exits just before gave the same answer (label, or text of the answer), 1 at the first exit. The
-    programs' `uncertainty` is the entropy then. Change is |z - y|, at most 1, where y and z are the logits of the exit before and of this
+    programs' `uncertainty` is the entropy then. Agreement is that entropy times patience. Change is |z - y|, at most 1, where y and z are the logits of the exit before and of this
     one, 1 at the first exit; a regression's programs have no output `uncertainty`.
 
     `temperatures` are what each exit's logits are divided by, within its program, before the uncertainty (not the answer) is computed

@@ -132,7 +132,8 @@ class Exits(Section):
         "default", description="attention, fastbert, linear (qa); pooled, fastbert, linear, bert, distilbert (classification, regression)"
     )
     uncertainty: Uncertainty = Field(
-        "entropy", description="what is compared with a threshold; patience counts exits that agree (PABEE); change is regression's"
+        "entropy",
+        description="what is compared with a threshold; patience counts exits that agree (PABEE); agreement is entropy times patience; change is regression's",
     )
     training: Training = Training(epochs=2, batch_size=64, learning_rate=1e-3, head_learning_rate=1e-3)
     train_limit: int | None = Field(24000, ge=1, description="examples for the heads; they need fewer than the backbone")

@@ -113,14 +113,26 @@ def patient_qa(tmp_path_factory, tiny_qa) -> TinyBundle:
     return patient(tiny_qa, tmp_path_factory.mktemp("patient-qa") / "bundle", [*short, *tiny_qa.examples[:2]])
 
 
-def patient(tiny: TinyBundle, folder: Path, examples: list[Example]) -> TinyBundle:
+@pytest.fixture(scope="session")
+def agreeing_classifier(tmp_path_factory, tiny_classifier) -> TinyBundle:
+    """`patient_classifier` by agreement."""
+    return patient(tiny_classifier, tmp_path_factory.mktemp("agreeing-classifier") / "bundle", tiny_classifier.examples, "agreement")
+
+
+@pytest.fixture(scope="session")
+def agreeing_qa(tmp_path_factory, tiny_qa, patient_qa) -> TinyBundle:
+    """`patient_qa` by agreement."""
+    return patient(tiny_qa, tmp_path_factory.mktemp("agreeing-qa") / "bundle", patient_qa.examples, "agreement")
+
+
+def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: str = "patience") -> TinyBundle:
     from pipeline.conformance import CONFORMANCE_FILE, Conformance
     from pipeline.exits.rule import patience_threshold
     from pipeline.export.vectors import make_vectors
     from pipeline.manifest import MANIFEST_FILE, ExitOptions, describe_files
 
     shutil.copytree(tiny.path, folder)
-    programs = Programs(tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], "patience").eval()
+    programs = Programs(tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], measure).eval()
     again = [program.model_copy(update={"name": f"segment_{2 + int(program.name[-1])}"}) for program in tiny.manifest.programs[1:]]
     speeds = {
         name: tiny.manifest.speeds["exact"].model_copy(update={"thresholds": [patience_threshold(patience)] * 4})
@@ -140,7 +152,7 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example]) -> TinyBund
         update={
             "model": tiny.manifest.model.model_copy(update={"exit_layers": [1, 2, 3, 4], "layers": 4}),
             "programs": [*tiny.manifest.programs, *again],
-            "exits": ExitOptions(uncertainty="patience"),
+            "exits": ExitOptions(uncertainty=measure),
             "speeds": speeds,
             "files": describe_files(folder),
         }

@@ -165,7 +165,7 @@ def test_files_that_are_no_recipe(write, tmp_path):
         ),
         (
             ["exits.uncertainty=change"],
-            "exits.uncertainty: 'change' is no measure for classification; set it to entropy or max_probability or margin or patience",
+            "exits.uncertainty: 'change' is no measure for classification; set it to entropy or max_probability or margin or patience or agreement",
         ),
         (
             ["task=regression", "exits.uncertainty=change", "exits.temperature_scaling=true"],

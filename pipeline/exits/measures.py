@@ -10,7 +10,7 @@ For question answering there are three more, which no program computes:
     span_probability: 1 - the greatest probability in that distribution, what is left for every other answer. Tokens that have no chance
         do not move it, however many there are.
 
-Patience is computed from answers instead, and a regression's change from its predictions: `pipeline.exits.rule`.
+Patience is computed from answers instead, agreement from both, and a regression's change from its predictions: `pipeline.exits.rule`.
 """
 
 from __future__ import annotations
@@ -143,6 +143,12 @@ def span_positions(answer_mask: np.ndarray, max_answer_tokens: int) -> tuple[np.
 def patience(answers: Sequence[Sequence]) -> np.ndarray:
     """Uncertainty by patience at every exit; answers: of each example, one per exit. Returns [examples, exits]."""
     return np.array([[patience_uncertainty(row[: exit + 1]) for exit in range(len(row))] for row in answers])
+
+
+def with_patience(measures: dict[str, np.ndarray], answers: Sequence[Sequence]) -> dict[str, np.ndarray]:
+    """The measures of the exits' logits, [examples, exits] each, and the two that count answers; `answers` as of `patience`."""
+    counted = patience(answers)
+    return measures | {"patience": counted, "agreement": measures["entropy"] * counted}
 
 
 def change(shares: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow
 from pipeline.distill.trainer import device
-from pipeline.exits.measures import change, label_measures, patience, window_measures
+from pipeline.exits.measures import change, label_measures, window_measures, with_patience
 from pipeline.exits.ranking import regression_metrics
 from pipeline.exits.rule import question_uncertainty
 from pipeline.manifest import LabelRange
@@ -171,7 +171,7 @@ def _classify(run, model, examples: Sequence[ClassificationExample], tokenizer, 
     answers = logits.argmax(axis=-1).tolist()
     targets = np.array([item.target[0] for item in items])
     score = (np.array(answers) == targets[:, None]).astype(np.float64)
-    measures = label_measures(logits, outputs[0].temperatures) | {"patience": patience(answers)}
+    measures = with_patience(label_measures(logits, outputs[0].temperatures), answers)
     uncertainty = np.stack([output.uncertainty for output in outputs])
     return Predictions(score, score, _chosen(uncertainty, measures, recipe), answers, measures)
 
@@ -209,7 +209,7 @@ def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_ste
     score = [[f1(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
     exact = [[exact_match(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
     measures = {name: np.array([question.measures[name] for question in questions]) for name in questions[0].measures}
-    measures["patience"] = patience(answers)
+    measures = with_patience(measures, answers)
     uncertainty = np.array([question.uncertainty for question in questions])
     return Predictions(np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures)
 
@@ -245,5 +245,7 @@ def _question(example: QAExample, windows: Sequence[QAWindow], outputs: Sequence
 
 
 def _chosen(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
-    """What a runner compares with its thresholds: the programs' own uncertainty, or patience, which no program knows."""
+    """What a runner compares with its thresholds: the programs' own uncertainty, or with patience in it, which no program knows."""
+    if recipe.exits.uncertainty == "agreement":
+        return uncertainty * measures["patience"]
     return measures["patience"] if recipe.exits.uncertainty == "patience" else uncertainty

@@ -63,6 +63,27 @@ def patience_uncertainty(answers: Sequence[Hashable]) -> float:
     return 1.0 / (1 + repeated)
 
 
+COUNTED = ("patience", "agreement")  # the measures for which a runner has to know the answer at every exit
+
+
+def compared_uncertainty(measure: str, by_program: float, answers: Sequence[Hashable]) -> float:
+    """What is compared with the threshold at the last of some exits.
+
+    By "agreement" it is the programs' entropy times patience: an exit that is fairly sure and says what those before it said may be
+    believed as much as one that is very sure alone.
+
+    Args:
+        measure: a name of `pipeline.manifest.Uncertainty`.
+        by_program: what the program of that exit gives; by patience it does not count.
+        answers: as of `patience_uncertainty`; read only by the measures in `COUNTED`.
+    """
+    if measure == "patience":
+        return patience_uncertainty(answers)
+    if measure == "agreement":
+        return by_program * patience_uncertainty(answers)
+    return by_program
+
+
 def change_uncertainty(shares: Sequence[float]) -> float:
     """The uncertainty by change at the last of some exits of a regression: how far its prediction is from that of the exit before.
 

@@ -14,7 +14,7 @@ from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import FULL_DEPTH, change_uncertainty, exit_taken, patience_uncertainty, question_uncertainty
+from pipeline.exits.rule import FULL_DEPTH, change_uncertainty, compared_uncertainty, exit_taken, question_uncertainty
 from pipeline.manifest import EXIT_OUTPUTS, LabelRange, QAOptions
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
@@ -138,9 +138,7 @@ def value_outcome(window: WindowVector, thresholds: Sequence[float], label_range
 
 def uncertainties(measure: str, answers: Sequence[str], by_program: Sequence[float]) -> Sequence[float]:
     """What a runner compares with the thresholds, given every exit's answer and the programs' uncertainty there."""
-    if measure != "patience":
-        return by_program
-    return [patience_uncertainty(answers[: exit + 1]) for exit in range(len(answers))]
+    return [compared_uncertainty(measure, uncertainty, answers[: exit + 1]) for exit, uncertainty in enumerate(by_program)]
 
 
 def question_case(

@@ -136,11 +136,12 @@ class Measure:
 
 
 # By the names of `pipeline.manifest.Uncertainty`. Patience is counted by the host, from one exit's answer to the next
-# (`pipeline.exits.rule.patience_uncertainty`); its programs give the entropy, to look at. Change, the host's, too, is not here: a
+# (`pipeline.exits.rule.compared_uncertainty`); its programs give the entropy, to look at, which by agreement it is multiplied with. Change, the host's, too, is not here: a
 # number without a distribution is as sure as any other, so a regression's programs give nothing.
 MEASURES: dict[str, Measure] = {
     "entropy": Measure(normalised_entropy, span_uncertainty),
     "max_probability": Measure(max_probability, span_max_probability),
     "margin": Measure(margin, span_margin),
     "patience": Measure(normalised_entropy, span_uncertainty),
+    "agreement": Measure(normalised_entropy, span_uncertainty),
 }

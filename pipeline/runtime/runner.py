@@ -14,7 +14,7 @@ from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
 from pipeline.data.windows import QAWindow, make_windows
 from pipeline.errors import UserError
-from pipeline.exits.rule import change_uncertainty, leaves, patience_uncertainty, question_uncertainty
+from pipeline.exits.rule import COUNTED, change_uncertainty, compared_uncertainty, leaves, question_uncertainty
 from pipeline.manifest import EXIT_OUTPUTS, Program
 from pipeline.runtime.bundle import BACKEND, Bundle, default_speed, speed_thresholds
 from pipeline.runtime.programs import MethodFile, as_tensor
@@ -155,7 +155,7 @@ class Runner:
                 self._files[program.file] = MethodFile(bundle.path / program.file, threads)
         self._ids_dtype = next(tensor.dtype for tensor in self._embed.inputs if tensor.name == "input_ids")
         self.threads = self._files[self._embed.file].threads
-        self._patience, self._change = (self.manifest.uncertainty == measure for measure in ("patience", "change"))
+        self._measure = self.manifest.uncertainty
 
     def prewarm(self) -> None:
         """Loads every method, so that no input pays for it."""
@@ -232,7 +232,7 @@ class Runner:
         answers: list[int] = []
         for exit, (output,) in enumerate(self.segments([ids])):
             answers.append(int(output.logits[0].argmax()))
-            uncertainty.append(patience_uncertainty(answers) if self._patience else output.uncertainty)
+            uncertainty.append(compared_uncertainty(self._measure, output.uncertainty, answers))
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
         return start, lambda: self._truncated(len(ids), text, text_pair), output.logits[0], tuple(uncertainty)
@@ -265,13 +265,12 @@ class Runner:
             options.allow_no_answer,
         )
         uncertainty: list[float] = []
-        answers: list[DecodedAnswer] = []  # with patience of every exit, else of the one taken
+        answers: list[DecodedAnswer] = []  # of every exit where its answer counts, else of none
         for exit, outputs in enumerate(self.segments([w.ids for w in windows], [w.answer_mask for w in windows])):
-            if self._patience:
+            if self._measure in COUNTED:
                 answers.append(self._decode(windows, outputs, passage))
-                uncertainty.append(patience_uncertainty([answer.text for answer in answers]))
-            else:
-                uncertainty.append(self._question_uncertainty(windows, outputs))
+            by_program = self._question_uncertainty(windows, outputs)
+            uncertainty.append(compared_uncertainty(self._measure, by_program, [answer.text for answer in answers]))
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
         decoded = answers[-1] if answers else self._decode(windows, outputs, passage)
@@ -324,7 +323,7 @@ class Runner:
                 outputs = self._run(program, tensors)
                 tensors["hidden"] = outputs.get("hidden")
                 logits = tuple(outputs[name].numpy().reshape(-1) for name in names)
-                if self._change:
+                if self._measure == "change":
                     shares[at].append(float(logits[0][0]))
                     exits.append(ExitOutput(logits, change_uncertainty(shares[at])))
                 else:

@@ -17,7 +17,7 @@ from pipeline.conformance import Case, Conformance, Outcome
 from pipeline.data.features import encode_text
 from pipeline.data.spans import best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import exit_taken, patience_uncertainty, question_uncertainty
+from pipeline.exits.rule import COUNTED, compared_uncertainty, exit_taken, question_uncertainty
 from pipeline.manifest import EXIT_OUTPUTS, Manifest, QAOptions
 from pipeline.progress import OnStep, silent
 from pipeline.runtime.bundle import BACKEND, Bundle, speed_thresholds
@@ -40,7 +40,8 @@ def check_executorch(
         segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
         loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
             uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right. With
-            patience the exit follows from the answers alone: it is right where all answers up to it are, each up to the tolerance.
+            patience the exit follows from the answers alone: it is right where all answers up to it are, each up to the tolerance; with
+            agreement the uncertainties up to it have to be, too.
 
     Args:
         bundle_path: the bundle's folder.
@@ -124,13 +125,16 @@ def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
     exits, labels = case.windows[0].exits, runner.manifest.labels
     if got.exit == expected.exit and got.label == expected.label:
         return True
-    if runner.manifest.uncertainty == "patience":
+    if runner.manifest.uncertainty in COUNTED:
         outputs = runner.run_all(np.array(case.windows[0].input_ids))
         own = [labels[int(output.logits[0].argmax())] for output in outputs]
         vectors = [labels[int(np.argmax(exit.outputs["logits"]))] for exit in exits]
-        for outcome, answers in ((got, own), (expected, vectors)):
-            if not _patience_took(outcome.exit, answers, runner.manifest, speed) or answers[outcome.exit] != outcome.label:
+        own_uncertainty, uncertainty = [output.uncertainty for output in outputs], [exit.uncertainty for exit in exits]
+        for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
+            if not _counted_took(outcome.exit, answers, by_program, runner.manifest, speed) or answers[outcome.exit] != outcome.label:
                 return False
+        if not _near(own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance):
+            return False
         compared = list(enumerate(own[: got.exit + 1]))
     else:
         if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
@@ -163,21 +167,25 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         [(np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"])) for vector in case.windows]
         for exit in range(runner.manifest.segments)
     ]
-    if runner.manifest.uncertainty == "patience":
-        outputs = runner.segments([window.ids for window in windows], [window.answer_mask for window in windows])
-        own = _exit_answers(windows, [[output.logits for output in each] for each in outputs], case.passage, options)
+
+    def of_question(logits: Sequence[Sequence[tuple]], by_window: Sequence[Sequence[float]]) -> list[float]:
+        best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
+        return [question_uncertainty(*each) for each in zip(best, by_window)]
+
+    uncertainty = of_question(logits, list(zip(*([exit.uncertainty for exit in vector.exits] for vector in case.windows))))
+    if runner.manifest.uncertainty in COUNTED:
+        outputs = list(runner.segments([window.ids for window in windows], [window.answer_mask for window in windows]))
+        own_logits = [[output.logits for output in each] for each in outputs]
+        own = _exit_answers(windows, own_logits, case.passage, options)
+        own_uncertainty = of_question(own_logits, [[output.uncertainty for output in each] for each in outputs])
         vectors = _exit_answers(windows, logits, case.passage, options)
-        for outcome, answers in ((got, own), (expected, vectors)):
-            if not _patience_took(outcome.exit, [answer.answer for answer in answers], runner.manifest, speed):
+        for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
+            if not _counted_took(outcome.exit, [answer.answer for answer in answers], by_program, runner.manifest, speed):
                 return False
-        if expected != vectors[expected.exit]:
+        if expected != vectors[expected.exit] or not _near(own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance):
             return False
         compared = [*own[: got.exit], got]
     else:
-        best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
-        uncertainty = [
-            question_uncertainty(scores, [vector.exits[exit].uncertainty for vector in case.windows]) for exit, scores in enumerate(best)
-        ]
         if not _exit_open(uncertainty, got.exit, expected.exit, runner.manifest, speed, conformance):
             return False
         compared = [got, expected]
@@ -200,10 +208,16 @@ def _exit_answers(windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]]
     return answers
 
 
-def _patience_took(exit: int, answers: Sequence[str], manifest: Manifest, speed: str) -> bool:
-    """Whether the rule, given the answer at every exit, takes this one."""
-    uncertainty = [patience_uncertainty(answers[: at + 1]) for at in range(len(answers))]
+def _counted_took(exit: int, answers: Sequence[str], by_program: Sequence[float], manifest: Manifest, speed: str) -> bool:
+    """Whether the rule, given the answer and the programs' uncertainty at every exit, takes this one."""
+    uncertainty = [compared_uncertainty(manifest.uncertainty, each, answers[: at + 1]) for at, each in enumerate(by_program)]
     return exit_taken(uncertainty, speed_thresholds(manifest, speed)) == exit
+
+
+def _near(own: Sequence[float], vectors: Sequence[float], manifest: Manifest, conformance: Conformance) -> bool:
+    """Whether the programs' uncertainties up to an exit are the vectors', where they count at all."""
+    differences = (abs(one - other) for one, other in zip(own, vectors))
+    return manifest.uncertainty == "patience" or max(differences) <= conformance.uncertainty_tolerance
 
 
 def _answer_open(

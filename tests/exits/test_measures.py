@@ -30,10 +30,10 @@ def windows(seed: int, lengths=(6, 40, 90)) -> list[tuple[np.ndarray, np.ndarray
 
 
 def test_measures_have_the_manifests_names():
-    assert set(MEASURES) == {*IN_PROGRAM, "patience"}
+    assert set(MEASURES) == {*IN_PROGRAM, "patience", "agreement"}
     assert set(get_args(Uncertainty)) == {*MEASURES, "change"}  # which is no program's, but the host's
     assert set(LABEL_MEASURES) == set(IN_PROGRAM)
-    assert MEASURES["patience"] == MEASURES["entropy"]  # what its programs show
+    assert MEASURES["patience"] == MEASURES["agreement"] == MEASURES["entropy"]  # what their programs show
 
 
 @pytest.mark.parametrize("name", IN_PROGRAM)

@@ -64,11 +64,11 @@ def predicted(tiny, measure: str, run=run_model) -> Predictions:
 def test_the_recipes_measure_is_among_all_of_them(tiny, measure, run):
     """One is computed by torch in the program, the other in numpy from its logits; temperatures are in both."""
     given = predicted(tiny, measure, run)
-    names = {"patience", *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES})}
+    names = {"patience", "agreement", *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES})}
     assert set(given.measures) == names
     assert all(values.shape == given.score.shape == (len(tiny.examples), 3) for values in given.measures.values())
     np.testing.assert_allclose(given.uncertainty, given.measures[measure], atol=1e-5)
-    others = [name for name in names if name != measure]
+    others = names - {measure, "agreement"}  # where no two exits agree it is the entropy
     assert not any(np.allclose(given.uncertainty, given.measures[name], atol=1e-3) for name in others)
 
 
@@ -78,6 +78,12 @@ def test_by_patience_the_uncertainty_is_counted_from_the_answers(tiny):
     assert np.array_equal(given.uncertainty[:, :2], 1 / np.array(repeated))
     assert np.array_equal(given.uncertainty, given.measures["patience"])
     assert np.array_equal(given.measures["entropy"], predicted(tiny, "entropy").measures["entropy"])
+
+
+def test_by_agreement_the_programs_uncertainty_is_multiplied_by_patience(tiny):
+    given = predicted(tiny, "agreement")
+    np.testing.assert_allclose(given.uncertainty, predicted(tiny, "entropy").uncertainty * given.measures["patience"])
+    np.testing.assert_allclose(given.uncertainty, given.measures["agreement"], atol=1e-5)
 
 
 def test_predictions_are_what_the_runner_finds(tiny):

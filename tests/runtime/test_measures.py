@@ -55,6 +55,23 @@ def test_patience_leaves_when_successive_exits_agree(tiny):
     assert {1, 2} <= exits[1] and {2, 3} <= exits[2]  # else there was nothing to tell apart
 
 
+@pytest.mark.parametrize("bundle", ["agreeing_classifier", "agreeing_qa"])
+def test_agreement_is_the_programs_uncertainty_times_patience(bundle, request):
+    tiny = request.getfixturevalue(bundle)
+    agreeing = Runner(Bundle.open(tiny.path))
+    by_entropy = Runner(replace(agreeing.bundle, manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions()})))
+    by_patience = Runner(replace(agreeing.bundle, manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions(uncertainty="patience")})))
+    repeated = 0
+    for example in tiny.examples:
+        got, entropy, patience = (run(runner, example, 0).uncertainty for runner in (agreeing, by_entropy, by_patience))
+        assert got == tuple(one * other for one, other in zip(entropy, patience, strict=True)) and len(got) == 4
+        repeated += min(patience) < 1
+        threshold = max(got[1:]) + 1e-6  # the second exit is the first that may be below it
+        if got[0] > threshold:
+            assert run(agreeing, example, threshold).exit == next(exit for exit, value in enumerate(got) if value < threshold)
+    assert repeated > 5
+
+
 def test_patient_answers_are_those_of_the_conformance_vectors(tiny):
     runner = Runner(Bundle.open(tiny.path))
     vectors = Conformance.model_validate_json((tiny.path / "conformance.json").read_bytes())

@@ -99,12 +99,12 @@ def test_programs_in_the_wrong_order_fail(tiny, tmp_path):
     }
 
 
-@pytest.fixture(params=["patient_classifier", "patient_qa"])
+@pytest.fixture(params=["patient_classifier", "patient_qa", "agreeing_classifier", "agreeing_qa"])
 def patient(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_bundle_by_patience_passes_and_its_exits_are_checked(patient):
+def test_a_bundle_that_counts_answers_passes_and_its_exits_are_checked(patient):
     vectors = conformance(patient)
     assert not {failure for failure in failed(patient, vectors) if failure[0] in ("loop", "tokenizer")}
 
@@ -123,7 +123,7 @@ def test_a_bundle_by_patience_passes_and_its_exits_are_checked(patient):
 def test_a_runner_that_goes_by_the_entropy_of_a_patient_bundle_fails(patient, monkeypatch):
     from pipeline.runtime import runner
 
-    monkeypatch.setattr(runner, "patience_uncertainty", lambda answers: 0.0 if len(answers) == 2 else 1.0)
+    monkeypatch.setattr(runner, "compared_uncertainty", lambda measure, by_program, answers: 0.0 if len(answers) == 2 else 1.0)
     assert ("loop", "outcome_agreement") in failed(patient, conformance(patient))
 
 
