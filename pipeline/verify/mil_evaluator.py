@@ -60,6 +60,36 @@ class Function:
                 values[name] = widened(operation.materialized_val_inference())
         return values
 
+    @cached_property
+    def float16_constants(self) -> dict[str, Any]:
+        """The same rounded to float16; those that are float16 already, a program's weights for the most part, are the same arrays."""
+        return {name: value if (each := rounded(value)) is value or np.array_equal(each, value) else each for name, value in self.constants.items()}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Where a program's numbers first leave the finite ones.
+
+    `kind` is "input", "constant", or the operator's type; `name` is that of its value. `what` says whether it has an infinity or a NaN.
+    """
+
+    kind: str
+    name: str
+    what: Literal["overflows", "makes NaN"]
+
+    def __str__(self) -> str:
+        if self.kind in ("input", "constant"):
+            return f"{self.kind} {self.name} {'is infinite' if self.what == 'overflows' else 'is NaN'}"
+        return f"{self.kind} {self.name} {self.what}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A function's outputs by name, and the first value with an infinity and the first with a NaN, in the order they came; none is best."""
+
+    outputs: dict[str, np.ndarray]
+    faults: tuple[Fault, ...]
+
 
 @dataclass(frozen=True)
 class Package:
@@ -200,6 +230,11 @@ def evaluate(
         UserError: for an unknown function, an input that is missing, unknown or of another dtype or shape, or an operator that
             the evaluator does not know.
     """
+    return watch(package, function, inputs, precision).outputs
+
+
+def watch(package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32") -> Evaluation:
+    """`evaluate`, which also says which operator was the first to overflow and which the first to make a NaN."""
     if function not in package.functions:
         known = ", ".join(package.functions)
         raise UserError(f"there is no such function; the package has {known}", file=package.path, field=function)
@@ -207,12 +242,18 @@ def evaluate(
     check_inputs(package, described, inputs)
     rounding = rounded if precision == "float16" else widened
     values = {name: rounding(value) for name, value in inputs.items()}
-    # A constant that does not fit float16 becomes inf here; whether that does harm is for the caller to see.
+    watched = Watched()
+    for name, value in values.items():
+        watched.look("input", name, value)
+    # A constant that does not fit float16 becomes inf; whether that does harm is for the caller to see.
     with np.errstate(all="ignore"):
-        values |= {name: rounding(value) for name, value in described.constants.items()}
+        constants = described.float16_constants if precision == "float16" else described.constants
+        for name, value in constants.items():
+            watched.look("constant", name, value)
+        values |= constants
         for operation in described.operations:
             if operation.op_type != "const" and not operation.op_type.startswith("constexpr_"):
-                results = run(package, operation, values)
+                results = run(package, operation, values, rounding)
                 for output, result in zip(operation.outputs, results):
                     if np.shape(result) != tuple(output.shape):
                         raise UserError(
@@ -221,7 +262,26 @@ def evaluate(
                             field=f"{operation.op_type} {output.name}",
                         )
                     values[output.name] = rounding(result)
-    return {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in described.outputs}
+                    watched.look(operation.op_type, output.name, values[output.name])
+        outputs = {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in described.outputs}
+    return Evaluation(outputs, tuple(watched.faults.values()))
+
+
+class Watched:
+    """The first value that has an infinity, and the first that has a NaN."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, Fault] = {}
+
+    def look(self, kind: str, name: str, value: Any) -> None:
+        if len(self.faults) == 2 or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            return
+        # The sum is finite unless a value is not, or finite ones overflow it: then, seldom, each is looked at.
+        if np.isfinite(value.sum(dtype=np.float32)) or np.isfinite(value).all():
+            return
+        for what, has in (("overflows", np.isinf), ("makes NaN", np.isnan)):
+            if what not in self.faults and has(value).any():
+                self.faults[what] = Fault(kind, name, what)
 
 
 def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndarray]) -> None:
@@ -253,10 +313,15 @@ def widened(value: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Floats rounded to the nearest float16 (what is too large becomes infinite) and kept as float32, in which numpy is fast."""
+    """Floats rounded to the nearest float16 (what is too large becomes infinite) and kept as float32, in which numpy is fast.
+
+    By torch, which rounds as numpy does and ten times as fast.
+    """
+    import torch
+
     value = widened(value)
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
-        return value.astype(np.float16).astype(np.float32)
+        return torch.from_numpy(np.require(value, requirements=("C", "W"))).half().float().numpy()
     return value
 
 
@@ -284,14 +349,14 @@ def own(*names: str) -> Callable[[Operator], Operator]:
     return add
 
 
-def run(package: Package, operation, values: dict[str, Any]) -> tuple:
+def run(package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any]) -> tuple:
     """The results of one operation, by `OWN` or by coremltools' definition. Raises UserError when neither knows it."""
 
     def bind(var):
         if isinstance(var, (list, tuple)):
             return tuple(bind(each) for each in var)
         # A parameter that the file leaves out has a default that coremltools filled in; it is no operation of the function.
-        return Bound(var, values[var.name] if var.name in values else widened(var.val))
+        return Bound(var, values[var.name] if var.name in values else rounding(var.val))
 
     bound = {name: bind(var) for name, var in operation.inputs.items()}
     # A copy, since what is loaded stays as it is: only the copy's inputs have values.
