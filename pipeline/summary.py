@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
+    from pipeline.verify.checks import Check
+    from pipeline.verify.neural_engine import Warning
+    from pipeline.verify.package import PackageReport
     from quantize.size import SizeReport
 
 MEGABYTE = 1e6
@@ -102,6 +106,42 @@ def size_table(bundle: Path, report: SizeReport) -> Table:
     table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
     for row in report.rows():
         table.add_row(row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE))
+    return table
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """A row a check."""
+    table = Table("program", "backend", "metric", "value", "floor", "")
+    for check in checks:
+        result = "ok" if check.passed else f"FAILED {check.note}".rstrip()
+        table.add_row(check.program, check.backend, check.metric, f"{check.value:.4g}", f"{check.floor:.4g}", result)
+    return table
+
+
+def package_table(report: PackageReport) -> Table:
+    """A row for each output of each function, and for each first overflow or NaN."""
+    title = f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, shown in {report.precision}"
+    table = Table("function", "output", "shape", "least", "greatest", "float16 against float32", "", title=title, title_justify="left")
+    for function in report.functions:
+        for at in function.outputs:
+            shape, agrees = f"{at.dtype} {at.shape}", f"{at.float16_snr_db:.1f} dB"
+            table.add_row(
+                function.function, at.name, shape, cell(at.minimum, ".4g"), cell(at.maximum, ".4g"), agrees, "ok" if at.finite else "NOT FINITE"
+            )
+        for precision, faults in function.faults.items():
+            for fault in faults:
+                table.add_row(function.function, "", "", "", "", precision, fault)
+    return table
+
+
+def warnings_table(warnings: Sequence[Warning]) -> Table:
+    """A row for each reason: how often, and an example."""
+    from pipeline.verify.neural_engine import REASONS, by_reason
+
+    table = Table("Neural Engine", "", "for example", "source", title="Warnings: they fail nothing", title_justify="left")
+    for reason, named in by_reason(warnings).items():
+        first = named[0]
+        table.add_row(REASONS[reason].text, str(len(named)), f"{first.package}: {first.name} ({first.detail})", REASONS[reason].source)
     return table
 
 

@@ -32,11 +32,19 @@ Precision = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a function; dtype is numpy's name ("int32", "float32", ...)."""
+    """An input or output of a function; dtype is numpy's name ("int32", "float32", ...).
+
+    A flexible dimension is None in `shape`; in `default_shape`, of inputs, it has the size that the package names first.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    default_shape: tuple[int, ...] = ()
+
+    def fits(self, value: np.ndarray) -> bool:
+        """Whether an array has the type, and the shape where it is fixed."""
+        return value.dtype.name == self.dtype and shapes_fit(value.shape, self.shape)
 
 
 @dataclass(frozen=True)
@@ -56,21 +64,26 @@ class Function:
             name = operation.outputs[0].name
             if operation.op_type == "const":
                 values[name] = widened(operation.outputs[0].val)
-            elif operation.op_type.startswith("constexpr_"):
+            elif is_constant(operation):
                 values[name] = widened(operation.materialized_val_inference())
         return values
 
     @cached_property
     def float16_constants(self) -> dict[str, Any]:
         """The same rounded to float16; those that are float16 already, a program's weights for the most part, are the same arrays."""
-        return {name: value if (each := rounded(value)) is value or np.array_equal(each, value) else each for name, value in self.constants.items()}
+        values = {}
+        for name, value in self.constants.items():
+            each = rounded(value)
+            unchanged = isinstance(value, np.ndarray) and np.array_equal(each, value)
+            values[name] = value if unchanged else each
+        return values
 
 
 @dataclass(frozen=True)
 class Fault:
     """Where a program's numbers first leave the finite ones.
 
-    `kind` is "input", "constant", or the operator's type; `name` is that of its value. `what` says whether it has an infinity or a NaN.
+    `kind` is "input" or the operator's type; `name` is that of its value. `what` says whether it has an infinity or a NaN.
     """
 
     kind: str
@@ -78,8 +91,8 @@ class Fault:
     what: Literal["overflows", "makes NaN"]
 
     def __str__(self) -> str:
-        if self.kind in ("input", "constant"):
-            return f"{self.kind} {self.name} {'is infinite' if self.what == 'overflows' else 'is NaN'}"
+        if self.kind == "input":
+            return f"input {self.name} {'is infinite' if self.what == 'overflows' else 'is NaN'}"
         return f"{self.kind} {self.name} {self.what}"
 
 
@@ -98,6 +111,12 @@ class Package:
     path: Path
     specification_version: int
     functions: dict[str, Function]
+
+    def function(self, name: str) -> Function:
+        """The function of that name. Raises UserError when there is none."""
+        if name not in self.functions:
+            raise UserError(f"there is no such function; the package has {', '.join(self.functions)}", file=self.path, field=name)
+        return self.functions[name]
 
 
 def load_package(path: str | Path) -> Package:
@@ -118,7 +137,7 @@ def load_package(path: str | Path) -> Package:
             program = load_program(spec, spec.specificationVersion, str(path / WEIGHTS_FOLDER))
     except Exception as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
         raise UserError(f"does not hold together ({type(error).__name__}: {error}); {AGAIN}", file=path) from None
-    functions = {name: read_function(name, function) for name, function in program.functions.items()}
+    functions = {name: read_function(name, function, default_shapes(spec, name)) for name, function in program.functions.items()}
     return Package(path, spec.specificationVersion, functions)
 
 
@@ -197,12 +216,34 @@ def unknown_operator(path: Path, operator: str) -> UserError:
     )
 
 
-def read_function(name: str, function) -> Function:
+def is_constant(operation) -> bool:
+    """Whether an operation is a value of the file, plain or compressed."""
+    return operation.op_type == "const" or operation.op_type.startswith("constexpr_")
+
+
+def shape_of(var) -> tuple[int | None, ...]:
+    """A coremltools variable's shape; a flexible dimension is None."""
+    from coremltools.converters.mil.mil.types.symbolic import is_symbolic
+
+    return tuple(None if is_symbolic(size) else int(size) for size in var.shape)
+
+
+def shapes_fit(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(declared) and all(said in (None, size) for size, said in zip(shape, declared))
+
+
+def default_shapes(spec, function: str) -> dict[str, tuple[int, ...]]:
+    """The shapes that the package's description gives for a function's inputs."""
+    described = next((each.input for each in spec.description.functions if each.name == function), spec.description.input)
+    return {each.name: tuple(each.type.multiArrayType.shape) for each in described}
+
+
+def read_function(name: str, function, defaults: dict[str, tuple[int, ...]]) -> Function:
     """Our description of a coremltools function."""
     from coremltools.converters.mil.mil import types
 
     def tensor(name: str, var) -> Tensor:
-        return Tensor(name, np.dtype(types.nptype_from_builtin(var.dtype)).name, tuple(int(size) for size in var.shape))
+        return Tensor(name, np.dtype(types.nptype_from_builtin(var.dtype)).name, shape_of(var), defaults.get(name, ()))
 
     return Function(
         name,
@@ -235,29 +276,24 @@ def evaluate(
 
 def watch(package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32") -> Evaluation:
     """`evaluate`, which also says which operator was the first to overflow and which the first to make a NaN."""
-    if function not in package.functions:
-        known = ", ".join(package.functions)
-        raise UserError(f"there is no such function; the package has {known}", file=package.path, field=function)
-    described = package.functions[function]
+    described = package.function(function)
     check_inputs(package, described, inputs)
     rounding = rounded if precision == "float16" else widened
     values = {name: rounding(value) for name, value in inputs.items()}
     watched = Watched()
     for name, value in values.items():
         watched.look("input", name, value)
-    # A constant that does not fit float16 becomes inf; whether that does harm is for the caller to see.
+    # A constant that does not fit float16 becomes inf, which does no harm as the bound of a clip, say: an operator's result shows whether it does.
     with np.errstate(all="ignore"):
         constants = described.float16_constants if precision == "float16" else described.constants
-        for name, value in constants.items():
-            watched.look("constant", name, value)
         values |= constants
         for operation in described.operations:
-            if operation.op_type != "const" and not operation.op_type.startswith("constexpr_"):
+            if not is_constant(operation):
                 results = run(package, operation, values, rounding)
                 for output, result in zip(operation.outputs, results):
-                    if np.shape(result) != tuple(output.shape):
+                    if not shapes_fit(np.shape(result), shape_of(output)):
                         raise UserError(
-                            f"gives shape {np.shape(result)}, the program says {tuple(output.shape)}; {AGAIN}",
+                            f"gives shape {np.shape(result)}, the program says {shape_of(output)}; {AGAIN}",
                             file=package.path,
                             field=f"{operation.op_type} {output.name}",
                         )
@@ -294,7 +330,7 @@ def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndar
         if tensor.name not in inputs:
             raise UserError(f"{function.name} needs this input; it takes {', '.join(names)}", file=package.path, field=tensor.name)
         given = inputs[tensor.name]
-        if given.dtype.name != tensor.dtype or given.shape != tensor.shape:
+        if not tensor.fits(given):
             raise UserError(
                 f"{function.name} takes {tensor.dtype} {list(tensor.shape)}, not {given.dtype.name} {list(given.shape)}; "
                 "pad the input to the function's length",
