@@ -46,6 +46,11 @@ def emit(value) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):
     """Runs all stages up to `last` and returns the run; the main process of several does, for the others that is all."""
     from pipeline.recipe import load_recipe
@@ -130,7 +135,7 @@ def verify(
 
     Exits with 1 when a program is out of tolerance, or a package's output is not finite.
     """
-    from pipeline.summary import checks_table, warnings_table
+    from pipeline.summary import checks_table, warning_lines
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
     from pipeline.verify.stage import failure, verify_bundle
@@ -148,8 +153,7 @@ def verify(
         emit(to_json(checks, warnings))
     else:
         output().print(checks_table(checks))
-        if warnings:
-            output().print(warnings_table(warnings))
+        print_lines(warning_lines(warnings))
     if said := failure(checks):
         print(said, file=sys.stderr)
         raise typer.Exit(1)
@@ -159,7 +163,7 @@ def verify_package(
     package: Path, inputs: Path | None, function: str | None, precision: str, outputs: Path | None, as_json: bool
 ) -> None:
     """`verify` of one saved package."""
-    from pipeline.summary import package_table, warnings_table
+    from pipeline.summary import fault_lines, package_table, warning_lines
     from pipeline.verify.neural_engine import lint
     from pipeline.verify.package import examine_package
 
@@ -173,12 +177,12 @@ def verify_package(
         emit({**report.to_json(), "warnings": [warning.to_json() for warning in warnings]})
     else:
         output().print(package_table(report))
+        print_lines(fault_lines(report))
         if inputs is not None:
             for name, of in report.values.items():
                 for output_name, value in of.items():
                     print(f"{name} {output_name}: {value}")
-        if warnings:
-            output().print(warnings_table(warnings))
+        print_lines(warning_lines(warnings))
     if not report.passed:
         raise typer.Exit(1)
 

@@ -119,7 +119,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def package_table(report: PackageReport) -> Table:
-    """A row for each output of each function, and for each first overflow or NaN."""
+    """A row for each output of each function."""
     title = f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, shown in {report.precision}"
     table = Table("function", "output", "shape", "least", "greatest", "float16 against float32", "", title=title, title_justify="left")
     for function in report.functions:
@@ -128,21 +128,28 @@ def package_table(report: PackageReport) -> Table:
             table.add_row(
                 function.function, at.name, shape, cell(at.minimum, ".4g"), cell(at.maximum, ".4g"), agrees, "ok" if at.finite else "NOT FINITE"
             )
-        for precision, faults in function.faults.items():
-            for fault in faults:
-                table.add_row(function.function, "", "", "", "", precision, fault)
     return table
 
 
-def warnings_table(warnings: Sequence[Warning]) -> Table:
-    """A row for each reason: how often, and an example."""
+def fault_lines(report: PackageReport) -> list[str]:
+    """Which operator was the first to overflow, and the first to make a NaN, by function and precision."""
+    return [
+        f"{function.function} in {precision}: {fault}"
+        for function in report.functions
+        for precision, faults in function.faults.items()
+        for fault in faults
+    ]
+
+
+def warning_lines(warnings: Sequence[Warning]) -> list[str]:
+    """For each reason a line with its source, and one for each operator."""
     from pipeline.verify.neural_engine import REASONS, by_reason
 
-    table = Table("Neural Engine", "", "for example", "source", title="Warnings: they fail nothing", title_justify="left")
+    lines = []
     for reason, named in by_reason(warnings).items():
-        first = named[0]
-        table.add_row(REASONS[reason].text, str(len(named)), f"{first.package}: {first.name} ({first.detail})", REASONS[reason].source)
-    return table
+        lines.append(f"warning, Neural Engine: {REASONS[reason].text} ({REASONS[reason].source})")
+        lines += [f"  {each.package} {each.function}: {each.operator} {each.name}, {each.detail}" for each in named]
+    return lines
 
 
 def print_summary(run: Run) -> None:

@@ -137,7 +137,8 @@ def load_package(path: str | Path) -> Package:
             program = load_program(spec, spec.specificationVersion, str(path / WEIGHTS_FOLDER))
     except Exception as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
         raise UserError(f"does not hold together ({type(error).__name__}: {error}); {AGAIN}", file=path) from None
-    functions = {name: read_function(name, function, default_shapes(spec, name)) for name, function in program.functions.items()}
+    names = sorted(program.functions, key=lambda name: (len(name), name))  # length_32 before length_128; the file has no order
+    functions = {name: read_function(name, program.functions[name], default_shapes(spec, name)) for name in names}
     return Package(path, spec.specificationVersion, functions)
 
 
