@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.conformance import ProgramVector
+from pipeline.conformance import CONFORMANCE_FILE, ProgramVector
+from pipeline.errors import UserError
 from pipeline.export.fingerprints import fingerprint, fingerprint_inputs
 from pipeline.manifest import Manifest, Program
 from pipeline.progress import OnStep, silent
-from pipeline.verify.checks import Check, signal_to_noise_db
+from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.mil_evaluator import Evaluation, Precision
 
 # Both sides are float32 with the same weights, so only the order of sums is between them. Measured for fp16 and int8, all heads and
@@ -31,8 +32,14 @@ def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run
 
     Args:
         run: evaluates a program of the bundle.
+
+    Raises:
+        UserError: when programs and fingerprints are not of one bundle: none may pass for lack of a fingerprint.
     """
     programs = {(program.name, length): program for program in manifest.programs if program.backend == "coreml" for length in program.lengths or ()}
+    expected_outputs = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
+    if expected_outputs != {(vector.program, vector.length): set(vector.outputs) for vector in vectors}:
+        raise UserError("are not of the manifest's Core ML programs and their outputs; export the bundle again", file=CONFORMANCE_FILE, field="programs")
     checks = []
     for done, vector in enumerate(vectors, start=1):
         program = programs[vector.program, vector.length]
@@ -47,7 +54,7 @@ def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run
                     program.name, "coreml", f"fingerprint_uncertainty_{vector.length}", value, UNCERTAINTY_FLOOR, value >= UNCERTAINTY_FLOOR
                 )
             else:
-                ratios[name] = signal_to_noise_db(np.array(expected), np.array(got))
+                ratios[name] = signal_to_noise_db(np.array(expected), np.array(got)) if len(expected) == len(got) else -MOST_DB
         worst = min(ratios, key=ratios.__getitem__)
         passed = ratios[worst] >= FINGERPRINT_FLOOR_DB
         note = "" if passed else f"output {worst}"

@@ -175,7 +175,7 @@ def check_coreml(
         raise UserError("no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle)
     done, packages = 0, {}
     run = partial(run_program, bundle, packages)
-    checks = check_fingerprints(manifest, conformance.programs or [], run, on_step)
+    checks = [] if conformance.programs is None else check_fingerprints(manifest, conformance.programs, run, on_step)
     for length, chosen in buckets.items():
         if not chosen:  # nothing in the bundle is as short as that
             continue

@@ -219,6 +219,14 @@ def test_a_swapped_output(copy, exported, monkeypatch, capsys):
     expect(verify(copy, monkeypatch, capsys), exported.segment, BUCKETS[-1:] if alone else BUCKETS)
 
 
+def test_a_program_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys):
+    vectors = json.loads((copy / "conformance.json").read_text())
+    vectors["programs"].pop()
+    (copy / "conformance.json").write_text(json.dumps(vectors))
+    code, _, line = verify(copy, monkeypatch, capsys)
+    assert code == 2 and "conformance.json: programs" in line
+
+
 def test_an_output_of_another_name_or_shape(copy, exported, monkeypatch, capsys):
     def rename(block):
         for operation in block.operations:
