@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
     from pipeline.verify.checks import Check
-    from pipeline.verify.neural_engine import Warning
+    from pipeline.verify.neural_engine import EngineWarning
     from pipeline.verify.package import PackageReport
     from quantize.size import SizeReport
 
@@ -141,7 +141,7 @@ def fault_lines(report: PackageReport) -> list[str]:
     ]
 
 
-def warning_lines(warnings: Sequence[Warning]) -> list[str]:
+def warning_lines(warnings: Sequence[EngineWarning]) -> list[str]:
     """For each reason a line with its source, and one for each operator."""
     from pipeline.verify.neural_engine import REASONS, by_reason
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.examples import Task
 
 if TYPE_CHECKING:
-    from pipeline.verify.neural_engine import Warning
+    from pipeline.verify.neural_engine import EngineWarning
 
 # What a regression's noise is held against, as shares of the label range: the deviation of labels spread evenly over it. Its predictions'
 # own size says nothing, a 0 is an answer like any other.
@@ -41,7 +41,7 @@ class Check:
         return f"{self.backend} {self.program}: {self.metric} is {self.value:.4g}, at least {self.floor:.4g} is needed{said}"
 
 
-def to_json(checks: Sequence[Check], warnings: Sequence[Warning] = ()) -> dict:
+def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = ()) -> dict:
     """What `pocketbert verify --json` prints. No checks at all have not passed; warnings fail nothing."""
     return {
         "passed": bool(checks) and all(check.passed for check in checks),

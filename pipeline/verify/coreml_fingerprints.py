@@ -36,10 +36,13 @@ def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run
     Raises:
         UserError: when programs and fingerprints are not of one bundle: none may pass for lack of a fingerprint.
     """
-    programs = {(program.name, length): program for program in manifest.programs if program.backend == "coreml" for length in program.lengths or ()}
+    coreml = [program for program in manifest.programs if program.backend == "coreml"]
+    programs = {(program.name, length): program for program in coreml for length in program.lengths or ()}
     expected_outputs = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
     if expected_outputs != {(vector.program, vector.length): set(vector.outputs) for vector in vectors}:
-        raise UserError("are not of the manifest's Core ML programs and their outputs; export the bundle again", file=CONFORMANCE_FILE, field="programs")
+        raise UserError(
+            "are not of the manifest's Core ML programs and their outputs; export the bundle again", file=CONFORMANCE_FILE, field="programs"
+        )
     checks = []
     for done, vector in enumerate(vectors, start=1):
         program = programs[vector.program, vector.length]

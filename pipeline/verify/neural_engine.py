@@ -54,7 +54,8 @@ REASONS: dict[str, Reason] = {
         "https://apple.github.io/coremltools/docs-guides/source/typed-execution-example.html",
     ),
     "mask": Reason(
-        f"a constant is beyond what float16 holds ({LEAST_FLOAT16:,.0f} to {-LEAST_FLOAT16:,.0f}), as a mask of -inf or -1e9 is; the Neural Engine computes in float16",
+        f"a constant is beyond what float16 holds ({LEAST_FLOAT16:,.0f} to {-LEAST_FLOAT16:,.0f}), as a mask of -inf or -1e9 is; "
+        "the Neural Engine computes in float16",
         "https://github.com/hollance/neural-engine/blob/master/docs/16-bit.md; "
         "https://apple.github.io/coremltools/docs-guides/source/typed-execution.html",
     ),
@@ -71,7 +72,7 @@ MOVES = ("cast", "const", "identity")
 
 
 @dataclass(frozen=True)
-class Warning:
+class EngineWarning:
     """One operator (or input) of one function, and the reason in `REASONS`; `detail` says what it is there."""
 
     package: str
@@ -86,23 +87,23 @@ class Warning:
         return {**asdict(self), "text": REASONS[self.reason].text, "source": REASONS[self.reason].source}
 
 
-def lint_bundle(bundle: str | Path) -> list[Warning]:
+def lint_bundle(bundle: str | Path) -> list[EngineWarning]:
     """The warnings of every Core ML package of a bundle. Raises UserError when one cannot be read."""
     manifest = read_manifest(bundle, check_files=False)
     files = dict.fromkeys(program.file for program in manifest.programs if program.backend == "coreml")
     return [warning for file in files for warning in lint(load_package(Path(bundle) / file))]
 
 
-def lint(package: Package) -> list[Warning]:
+def lint(package: Package) -> list[EngineWarning]:
     """The warnings of every function, in the order of its operators."""
     return [
-        Warning(package.path.name, function.name, operator, name, reason, detail)
+        EngineWarning(package.path.name, function.name, operator, name, reason, detail)
         for function in package.functions.values()
         for operator, name, reason, detail in findings(function)
     ]
 
 
-def by_reason(warnings: Iterable[Warning]) -> dict[str, list[Warning]]:
+def by_reason(warnings: Iterable[EngineWarning]) -> dict[str, list[EngineWarning]]:
     """The warnings of each reason that there are any of, in the order of `REASONS`."""
     named = {reason: [warning for warning in warnings if warning.reason == reason] for reason in REASONS}
     return {reason: each for reason, each in named.items() if each}
@@ -117,7 +118,8 @@ def findings(function: Function) -> Iterator[Finding]:
             yield "input", tensor.name, "flexible", f"shape {described(tensor.shape)}"
         yield from sizes("input", tensor.name, tensor.shape)
     # A clip's bound may be infinite, and a compressed weight's parts are no tensors of the program.
-    used = {var.name for operation in function.operations for var in arguments(operation) if not is_constant(operation) and operation.op_type != "clip"}
+    readers = [operation for operation in function.operations if not is_constant(operation) and operation.op_type != "clip"]
+    used = {var.name for operation in readers for var in arguments(operation)}
     for operation in function.operations:
         kind, name = operation.op_type, operation.outputs[0].name
         if is_constant(operation):

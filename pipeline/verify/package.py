@@ -38,7 +38,10 @@ class Output:
 
 @dataclass(frozen=True)
 class FunctionReport:
-    """One function, a bucket as a rule. `faults` has the first overflow and the first NaN in either precision; `passed`: all outputs are finite in both."""
+    """One function, a bucket as a rule: `passed` when all outputs are finite in both precisions.
+
+    `faults` has the first overflow and the first NaN in each.
+    """
 
     function: str
     passed: bool
@@ -135,7 +138,10 @@ def summary(name: str, value: np.ndarray, snr_db: float) -> Output:
 
 
 def random_inputs(function: Function) -> dict[str, np.ndarray]:
-    """Seeded inputs of the declared shapes (a flexible one's default) and types: normally distributed numbers, and integers that every table they look up in has."""
+    """Seeded inputs of the declared shapes (a flexible one's default) and types.
+
+    Numbers are normally distributed, integers uniformly, over the rows of the table that they look up.
+    """
     random, inputs = np.random.default_rng(SEED), {}
     for tensor in function.inputs:
         shape = tensor.default_shape

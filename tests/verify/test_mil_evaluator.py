@@ -309,7 +309,7 @@ def test_the_first_overflow_and_the_first_nan_are_named(packages, tmp_path):
     # A mask of -inf is the input's fault; what an operator then makes of it is named, too.
     package, inputs = load_package(packages["qa", "fp16"]), segment_inputs("qa", LENGTH)
     for mask in (-np.inf, -1e6):  # the second is infinite in float16 alone
-        given = {**inputs, "answer_bias": np.where(inputs["answer_bias"] < 0, np.float32(mask), np.float32(0))}
+        given = {**inputs, "answer_bias": np.where(inputs["answer_bias"] < 0, mask, 0.0).astype(np.float32)}
         infinite, nan = watch(package, "main", given, "float16").faults
         assert str(infinite) == "input answer_bias is infinite" and nan.kind != "input" and nan.what == "makes NaN"
         assert len(watch(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)

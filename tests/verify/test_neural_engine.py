@@ -43,7 +43,8 @@ def test_each_known_reason_is_named_with_its_operator(tmp_path):
 
     warnings = lint(saved(program, tmp_path / "bad.mlpackage", "FLOAT32"))
     named = {(each.operator, each.name, each.reason) for each in warnings}
-    assert {("add", "masked", "float32"), ("gather", "rows", "gather"), ("scatter", "scattered", "operator"), ("linear", "wide", "dimension")} <= named
+    assert {("add", "masked", "float32"), ("gather", "rows", "gather")} <= named
+    assert {("scatter", "scattered", "operator"), ("linear", "wide", "dimension")} <= named
     masks = [each for each in warnings if each.reason == "mask"]
     assert len(masks) == 1 and masks[0].operator == "const" and masks[0].detail == "holds -1e+09"
     assert not any(each.operator == "gather" and each.reason == "dimension" for each in warnings)  # the table is the lookup's warning
