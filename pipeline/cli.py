@@ -46,6 +46,11 @@ def emit(value) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):
     """Runs all stages up to `last` and returns the run; the main process of several does, for the others that is all."""
     from pipeline.recipe import load_recipe
@@ -113,28 +118,72 @@ def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_js
 
 @app.command()
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle folder, or a recipe whose bundle to check.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|RECIPE|PACKAGE", help="A bundle folder, a recipe whose bundle to check, or an .mlpackage.")
+    ],
     settings: Settings = None,
     out: Out = None,
+    inputs: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="For a package: .npz or JSON with its inputs; seeded random ones without it.")
+    ] = None,
+    function: Annotated[Optional[str], typer.Option(metavar="NAME", help="For a package: the function to run; all without it.")] = None,
+    precision: Annotated[str, typer.Option(help="For a package: whose outputs to show, float32's or float16's.")] = "float32",
+    outputs: Annotated[Optional[Path], typer.Option(metavar="FILE.npz", help="For a package: write its outputs there.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Checks every program of a bundle against the model it came from; exits with 1 when one is out of tolerance."""
-    from pipeline.verify.checks import to_json
-    from pipeline.verify.stage import verify_bundle
+    """Checks every program of a bundle against the model it came from, or evaluates one Core ML package, without Core ML.
 
+    Exits with 1 when a program is out of tolerance, or a package's output is not finite.
+    """
+    from pipeline.summary import checks_table, warning_lines
+    from pipeline.verify.checks import to_json
+    from pipeline.verify.neural_engine import lint_bundle
+    from pipeline.verify.stage import failure, verify_bundle
+
+    if target.suffix == ".mlpackage":
+        return verify_package(target, inputs, function, precision, outputs, as_json)
+    for name, value in (("--inputs", inputs), ("--function", function), ("--outputs", outputs)):
+        if value is not None:
+            raise UserError("goes with a Core ML package; give the .mlpackage itself", file=target, field=name)
     bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
     with progress() as on_step:
         checks = verify_bundle(bundle, on_step)
+    warnings = lint_bundle(bundle)
     if as_json:
-        emit(to_json(checks))
+        emit(to_json(checks, warnings))
     else:
-        table = Table("program", "backend", "metric", "value", "floor", "")
-        for check in checks:
-            table.add_row(
-                check.program, check.backend, check.metric, f"{check.value:.4g}", f"{check.floor:.4g}", "ok" if check.passed else "FAILED"
-            )
-        output().print(table)
-    if not all(check.passed for check in checks):
+        output().print(checks_table(checks))
+        print_lines(warning_lines(warnings))
+    if said := failure(checks):
+        print(said, file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def verify_package(
+    package: Path, inputs: Path | None, function: str | None, precision: str, outputs: Path | None, as_json: bool
+) -> None:
+    """`verify` of one saved package."""
+    from pipeline.summary import fault_lines, package_table, warning_lines
+    from pipeline.verify.neural_engine import lint
+    from pipeline.verify.package import examine_package
+
+    if precision not in ("float32", "float16"):
+        raise UserError(f"{precision!r} is not known; take float32 or float16", field="--precision")
+    report, loaded = examine_package(package, inputs, function, precision)
+    warnings = lint(loaded)
+    if outputs is not None:
+        report.save(outputs)
+    if as_json:
+        emit({**report.to_json(), "warnings": [warning.to_json() for warning in warnings]})
+    else:
+        output().print(package_table(report))
+        print_lines(fault_lines(report))
+        if inputs is not None:
+            for name, of in report.values.items():
+                for output_name, value in of.items():
+                    print(f"{name} {output_name}: {value}")
+        print_lines(warning_lines(warnings))
+    if not report.passed:
         raise typer.Exit(1)
 
 

@@ -53,11 +53,23 @@ class Case(Strict):
     outcomes: dict[str, Outcome]
 
 
+class ProgramVector(Strict):
+    """A fingerprint for each output of one Core ML program at one length, see `pipeline.export.fingerprints`. Runners pass over it."""
+
+    program: str
+    length: int
+    outputs: dict[str, list[float]]
+
+
 class Conformance(Strict):
-    """The file `conformance.json`. `tolerance` is the largest |difference| of a logit, `uncertainty_tolerance` of an uncertainty."""
+    """The file `conformance.json`. `tolerance` is the largest |difference| of a logit, `uncertainty_tolerance` of an uncertainty.
+
+    `programs` is not there in bundles without Core ML programs, and in those written by early versions.
+    """
 
     format_version: Literal[1] = 1
     task: Task
     tolerance: float
     uncertainty_tolerance: float
     cases: list[Case]
+    programs: list[ProgramVector] | None = None

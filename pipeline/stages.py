@@ -502,6 +502,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
     from pipeline.runtime.bundle import Bundle
     from pipeline.verify.agreement import check_agreement
     from pipeline.verify.checks import to_json
+    from pipeline.verify.neural_engine import lint_bundle
     from pipeline.verify.stage import require, verify_bundle
 
     bundle = run.path("export")
@@ -512,7 +513,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
         checks += check_against_model(run.model("exits"), bundle, read_manifest(bundle), on_step)
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
     checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
-    report = json.dumps(to_json(checks), indent=2)
+    report = json.dumps(to_json(checks, lint_bundle(bundle)), indent=2)
     write_text(place.scratch / "failed.json", report)
     require(checks, place.scratch / "failed.json")
     write_text(place.out / "checks.json", report)
@@ -563,6 +564,7 @@ def run_results(run: Run):
     bundle = run.path("export")
     seconds = run.stage_seconds()
     seconds.pop("report", None)
+    verified = json.loads((run.path("verify") / "checks.json").read_text())
     return RunResults(
         name=run.recipe.name,
         task=run.recipe.task,
@@ -575,7 +577,8 @@ def run_results(run: Run):
         study=Study.model_validate_json((run.path("bench") / "study.json").read_text()),
         bench=BenchReport.model_validate_json((run.path("bench") / "bench.json").read_text()),
         size=size_of(bundle),
-        checks=json.loads((run.path("verify") / "checks.json").read_text())["checks"],
+        checks=verified["checks"],
+        warnings=verified["warnings"],
         stage_seconds=seconds,
         provenance=read_manifest(bundle, check_files=False).provenance | {"machine": platform.platform()},
     )
@@ -595,8 +598,8 @@ STAGES: dict[str, Stage] = {
         Stage("distill", "student", ("finetune", "pretrain"), ("student", "distill"), distill, trains=True),
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=3),
-        Stage("export", "bundle", ("quantize",), ("name", "export"), export),
-        Stage("verify", "verification", ("export",), (), verify, version=2),
+        Stage("export", "bundle", ("quantize",), ("name", "export"), export, version=2),
+        Stage("verify", "verification", ("export",), (), verify, version=3),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),
         Stage("report", "report", ("verify", "bench"), (), report),
     )

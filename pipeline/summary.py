@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
+    from pipeline.verify.checks import Check
+    from pipeline.verify.neural_engine import EngineWarning
+    from pipeline.verify.package import PackageReport
     from quantize.size import SizeReport
 
 MEGABYTE = 1e6
@@ -103,6 +107,49 @@ def size_table(bundle: Path, report: SizeReport) -> Table:
     for row in report.rows():
         table.add_row(row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE))
     return table
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """A row a check."""
+    table = Table("program", "backend", "metric", "value", "floor", "")
+    for check in checks:
+        result = "ok" if check.passed else f"FAILED {check.note}".rstrip()
+        table.add_row(check.program, check.backend, check.metric, f"{check.value:.4g}", f"{check.floor:.4g}", result)
+    return table
+
+
+def package_table(report: PackageReport) -> Table:
+    """A row for each output of each function."""
+    title = f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, shown in {report.precision}"
+    table = Table("function", "output", "shape", "least", "greatest", "float16 against float32", "", title=title, title_justify="left")
+    for function in report.functions:
+        for at in function.outputs:
+            shape, agrees = f"{at.dtype} {at.shape}", f"{at.float16_snr_db:.1f} dB"
+            table.add_row(
+                function.function, at.name, shape, cell(at.minimum, ".4g"), cell(at.maximum, ".4g"), agrees, "ok" if at.finite else "NOT FINITE"
+            )
+    return table
+
+
+def fault_lines(report: PackageReport) -> list[str]:
+    """Which operator was the first to overflow, and the first to make a NaN, by function and precision."""
+    return [
+        f"{function.function} in {precision}: {fault}"
+        for function in report.functions
+        for precision, faults in function.faults.items()
+        for fault in faults
+    ]
+
+
+def warning_lines(warnings: Sequence[EngineWarning]) -> list[str]:
+    """For each reason a line with its source, and one for each operator."""
+    from pipeline.verify.neural_engine import REASONS, by_reason
+
+    lines = []
+    for reason, named in by_reason(warnings).items():
+        lines.append(f"warning, Neural Engine: {REASONS[reason].text} ({REASONS[reason].source})")
+        lines += [f"  {each.package} {each.function}: {each.operator} {each.name}, {each.detail}" for each in named]
+    return lines
 
 
 def print_summary(run: Run) -> None:

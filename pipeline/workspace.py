@@ -167,6 +167,11 @@ def note_attempt(work: Path) -> float:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same of a file that is no text."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(data)
     os.replace(partial, path)

@@ -44,6 +44,20 @@ class ParityCheck(Strict):
     value: float
     floor: float
     passed: bool
+    note: str = ""
+
+
+class PackageWarning(Strict):
+    """One entry of `warnings` there: an operator that may not run on the Neural Engine, why, and who says so."""
+
+    package: str
+    function: str
+    operator: str
+    name: str
+    reason: str
+    detail: str
+    text: str
+    source: str
 
 
 class RunResults(Strict):
@@ -61,5 +75,6 @@ class RunResults(Strict):
     bench: BenchReport
     size: SizeReport
     checks: list[ParityCheck]
+    warnings: list[PackageWarning] = []
     stage_seconds: dict[str, float]
     provenance: dict[str, str]

@@ -15,6 +15,7 @@ from pipeline.data.examples import Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.export.executorch import export_executorch
+from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
 from pipeline.manifest import (
     MANIFEST_FILE,
@@ -91,9 +92,11 @@ def write_bundle(
             thresholds={name: speed.thresholds for name, speed in speeds.items()},
             on_step=on_step,
         )
-        write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         write_text(folder / SCHEMA_FILE, json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
         programs = export_programs(folder, model, quantized, recipe, on_step)
+        if recipe.export.coreml:
+            vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, recipe.export.coreml_layout)})
+        write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     except Exception as error:

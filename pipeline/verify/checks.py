@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipeline.data.examples import Task
+
+if TYPE_CHECKING:
+    from pipeline.verify.neural_engine import EngineWarning
 
 # What a regression's noise is held against, as shares of the label range: the deviation of labels spread evenly over it. Its predictions'
 # own size says nothing, a 0 is an answer like any other.
@@ -19,7 +22,7 @@ MOST_DB = 300.0
 
 @dataclass(frozen=True)
 class Check:
-    """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is."""
+    """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is. `note` says where it failed."""
 
     program: str
     backend: Literal["executorch", "coreml"]
@@ -27,13 +30,23 @@ class Check:
     value: float
     floor: float
     passed: bool
+    note: str = ""
+
+    def to_json(self) -> dict:
+        """All fields, the note where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "note" or value}
+
+    def __str__(self) -> str:
+        said = f" ({self.note})" if self.note else ""
+        return f"{self.backend} {self.program}: {self.metric} is {self.value:.4g}, at least {self.floor:.4g} is needed{said}"
 
 
-def to_json(checks: Sequence[Check]) -> dict:
-    """What `pocketbert verify --json` prints. No checks at all have not passed."""
+def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = ()) -> dict:
+    """What `pocketbert verify --json` prints. No checks at all have not passed; warnings fail nothing."""
     return {
         "passed": bool(checks) and all(check.passed for check in checks),
-        "checks": [asdict(check) for check in checks],
+        "checks": [check.to_json() for check in checks],
+        "warnings": [warning.to_json() for warning in warnings],
     }
 
 

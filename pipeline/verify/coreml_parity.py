@@ -1,7 +1,8 @@
 """Core ML's programs against the model they came from: the saved packages, evaluated in coremltools' semantics on any machine.
 
-Two checks. `check_coreml` needs the bundle alone: its conformance vectors come from the model quantized for ExecuTorch, so that two ways
-of rounding are compared and the floors are low. `check_against_model` has the trained model at hand and compares each program with the
+Two checks. `check_coreml` needs the bundle alone. The logits in its conformance vectors come from the model quantized for ExecuTorch, so that two
+ways of rounding are compared and the floors are low; the fingerprints in them are of each program by itself, and strict
+(`pipeline.verify.coreml_fingerprints`). `check_against_model` has the trained model at hand and compares each program with the
 module that it was converted from, so that nothing but the rounding of that program is between the two and the floors are high.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
-from pipeline.verify.mil_evaluator import Package, Precision, evaluate, load_package
+from pipeline.verify.coreml_fingerprints import check_fingerprints
+from pipeline.verify.mil_evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 
@@ -61,17 +64,17 @@ class CoreMLPrograms:
                 f"no Core ML program {missing[0]} for length {length}; export the bundle again", file=bundle, field="programs"
             )
         self.embed, *self.segments = [entries[name] for name in names]
+        self.faults: dict[str, list[Fault | None]] = {}  # of a program's runs so far, those whose inputs were finite
 
     def run(self, program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> dict[str, np.ndarray]:
         """One program's outputs by name; what the program does not take is not passed on.
 
         Hidden states go in and come out as [1, length, hidden_size], whatever the layout of the program.
         """
-        if program.file not in self.packages:
-            self.packages[program.file] = load_package(self.bundle / program.file)
-        given = {tensor.name: in_layout(inputs[tensor.name], tensor) for tensor in program.inputs}
-        outputs = evaluate(self.packages[program.file], program.method, given, precision)
-        return {name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value for name, value in outputs.items()}
+        evaluation = run_program(self.bundle, self.packages, program, inputs, precision)
+        if all(np.isfinite(inputs[tensor.name]).all() for tensor in program.inputs):
+            self.faults.setdefault(program.name, []).append(next(iter(evaluation.faults), None))
+        return {name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value for name, value in evaluation.outputs.items()}
 
     def run_all(self, inputs: dict[str, np.ndarray], precision: Precision) -> list[dict[str, np.ndarray]]:
         """The loop without exits: every segment's outputs, by change with the `uncertainty` that is the host's.
@@ -90,9 +93,41 @@ class CoreMLPrograms:
 
 def in_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
     """An input in the dimensions that a program wants: hidden states with channels first in the layout "ane", a number a token otherwise."""
-    if tensor.name == "hidden" and len(tensor.shape) == 4:
+    if tensor.name == "hidden" and len(tensor.shape) == 4 and value.ndim == 3:
         return value.swapaxes(1, 2)[:, :, None]
     return value.reshape(tensor.shape)
+
+
+def run_program(
+    bundle: Path, packages: dict[str, Package], program: Program, inputs: dict[str, np.ndarray], precision: Precision
+) -> Evaluation:
+    """Runs a program of a bundle on those of the inputs that it takes.
+
+    Args:
+        packages: those loaded before, by file; the program's is added.
+
+    Raises:
+        UserError: when the package cannot be read or evaluated, or its function is not the manifest's program.
+    """
+    if program.file not in packages:
+        packages[program.file] = load_package(bundle / program.file)
+    package = packages[program.file]
+    check_signature(package, program)
+    return watch(package, program.method, {tensor.name: in_layout(inputs[tensor.name], tensor) for tensor in program.inputs}, precision)
+
+
+def check_signature(package: Package, program: Program) -> None:
+    """Raises UserError unless the package's function takes and gives what the manifest says."""
+    function = package.function(program.method)
+    for side, said, found in (("inputs", program.inputs, function.inputs), ("outputs", program.outputs, function.outputs)):
+        expected, got = ({t.name: f"{t.dtype} {list(t.shape)}" for t in tensors} for tensors in (said, found))
+        for name in {**expected, **got}:
+            if expected.get(name) != got.get(name):
+                raise UserError(
+                    f"{function.name} has {got.get(name, 'no such tensor')}, the manifest says {expected.get(name, 'that there is none')}; {AGAIN}",
+                    file=package.path,
+                    field=f"{program.name}.{side}.{name}",
+                )
 
 
 def lengths_of(manifest: Manifest) -> list[int]:
@@ -123,7 +158,10 @@ def check_coreml(
 ) -> list[Check]:
     """Runs conformance inputs through the bundle's Core ML programs of every bucket, in simulated float16.
 
-    The programs are chained, `embed` first, so that its faults show in segment_0. For every segment and bucket, better when higher:
+    `check_fingerprints` comes first, for bundles that have them, and names the program that is at fault. Then the programs are chained, `embed`
+    first, so that a fault shows in what follows, too. For every program and bucket, better when higher:
+        `finite_float16_LENGTH`: share of windows in which no operator's result overflows float16 or is NaN.
+    For every segment and bucket:
         `logits_snr_db_LENGTH`: the vectors' logits over the difference, all windows together. Logits are taken less their mean over a
             window, which the softmax does not see; with it a common offset would pass for signal. A regression's one is taken as it is.
         `same_answer_LENGTH`: share of windows with the same label, or the same best span, or one that is as good up to the noise; for
@@ -145,7 +183,9 @@ def check_coreml(
     total = sum(len(chosen) for chosen in buckets.values())
     if total == 0:
         raise UserError("no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle)
-    checks, done, packages = [], 0, {}
+    done, packages = 0, {}
+    run = partial(run_program, bundle, packages)
+    checks = [] if conformance.programs is None else check_fingerprints(manifest, conformance.programs, run, on_step)
     for length, chosen in buckets.items():
         if not chosen:  # nothing in the bundle is as short as that
             continue
@@ -156,9 +196,17 @@ def check_coreml(
             outputs.append(programs.run_all(inputs, "float16"))
             done += 1
             on_step("Core ML against the model", done, total)
+        checks += [check_finite(name, length, faults) for name, faults in programs.faults.items()]
         for index, program in enumerate(programs.segments):
             checks += check_segment(program, manifest, length, chosen, index, [each[index] for each in outputs])
     return checks
+
+
+def check_finite(program: str, length: int, faults: list[Fault | None]) -> Check:
+    """The share of runs without a fault; the note has the first run's that has one."""
+    share = faults.count(None) / len(faults)
+    note = next((str(fault) for fault in faults if fault), "")
+    return Check(program, BACKEND, f"finite_float16_{length}", share, 1.0, share == 1.0, note)
 
 
 def spread(windows: list[WindowVector], count: int) -> list[WindowVector]:

@@ -32,11 +32,19 @@ Precision = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a function; dtype is numpy's name ("int32", "float32", ...)."""
+    """An input or output of a function; dtype is numpy's name ("int32", "float32", ...).
+
+    A flexible dimension is None in `shape`; in `default_shape`, of inputs, it has the size that the package names first.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    default_shape: tuple[int, ...] = ()
+
+    def fits(self, value: np.ndarray) -> bool:
+        """Whether an array has the type, and the shape where it is fixed."""
+        return value.dtype.name == self.dtype and shapes_fit(value.shape, self.shape)
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,44 @@ class Function:
             name = operation.outputs[0].name
             if operation.op_type == "const":
                 values[name] = widened(operation.outputs[0].val)
-            elif operation.op_type.startswith("constexpr_"):
+            elif is_constant(operation):
                 values[name] = widened(operation.materialized_val_inference())
         return values
+
+    @cached_property
+    def float16_constants(self) -> dict[str, Any]:
+        """The same rounded to float16; those that are float16 already, a program's weights for the most part, are the same arrays."""
+        values = {}
+        for name, value in self.constants.items():
+            each = rounded(value)
+            unchanged = isinstance(value, np.ndarray) and np.array_equal(each, value)
+            values[name] = value if unchanged else each
+        return values
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Where a program's numbers first leave the finite ones.
+
+    `kind` is "input" or the operator's type; `name` is that of its value. `what` says whether it has an infinity or a NaN.
+    """
+
+    kind: str
+    name: str
+    what: Literal["overflows", "makes NaN"]
+
+    def __str__(self) -> str:
+        if self.kind == "input":
+            return f"input {self.name} {'is infinite' if self.what == 'overflows' else 'is NaN'}"
+        return f"{self.kind} {self.name} {self.what}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A function's outputs by name, and the first value with an infinity and the first with a NaN, in the order they came; none is best."""
+
+    outputs: dict[str, np.ndarray]
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +111,12 @@ class Package:
     path: Path
     specification_version: int
     functions: dict[str, Function]
+
+    def function(self, name: str) -> Function:
+        """The function of that name. Raises UserError when there is none."""
+        if name not in self.functions:
+            raise UserError(f"there is no such function; the package has {', '.join(self.functions)}", file=self.path, field=name)
+        return self.functions[name]
 
 
 def load_package(path: str | Path) -> Package:
@@ -88,7 +137,8 @@ def load_package(path: str | Path) -> Package:
             program = load_program(spec, spec.specificationVersion, str(path / WEIGHTS_FOLDER))
     except Exception as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
         raise UserError(f"does not hold together ({type(error).__name__}: {error}); {AGAIN}", file=path) from None
-    functions = {name: read_function(name, function) for name, function in program.functions.items()}
+    names = sorted(program.functions, key=lambda name: (len(name), name))  # length_32 before length_128; the file has no order
+    functions = {name: read_function(name, program.functions[name], default_shapes(spec, name)) for name in names}
     return Package(path, spec.specificationVersion, functions)
 
 
@@ -167,12 +217,34 @@ def unknown_operator(path: Path, operator: str) -> UserError:
     )
 
 
-def read_function(name: str, function) -> Function:
+def is_constant(operation) -> bool:
+    """Whether an operation is a value of the file, plain or compressed."""
+    return operation.op_type == "const" or operation.op_type.startswith("constexpr_")
+
+
+def shape_of(var) -> tuple[int | None, ...]:
+    """A coremltools variable's shape; a flexible dimension is None."""
+    from coremltools.converters.mil.mil.types.symbolic import is_symbolic
+
+    return tuple(None if is_symbolic(size) else int(size) for size in var.shape)
+
+
+def shapes_fit(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(declared) and all(said in (None, size) for size, said in zip(shape, declared))
+
+
+def default_shapes(spec, function: str) -> dict[str, tuple[int, ...]]:
+    """The shapes that the package's description gives for a function's inputs."""
+    described = next((each.input for each in spec.description.functions if each.name == function), spec.description.input)
+    return {each.name: tuple(each.type.multiArrayType.shape) for each in described}
+
+
+def read_function(name: str, function, defaults: dict[str, tuple[int, ...]]) -> Function:
     """Our description of a coremltools function."""
     from coremltools.converters.mil.mil import types
 
     def tensor(name: str, var) -> Tensor:
-        return Tensor(name, np.dtype(types.nptype_from_builtin(var.dtype)).name, tuple(int(size) for size in var.shape))
+        return Tensor(name, np.dtype(types.nptype_from_builtin(var.dtype)).name, shape_of(var), defaults.get(name, ()))
 
     return Function(
         name,
@@ -200,28 +272,53 @@ def evaluate(
         UserError: for an unknown function, an input that is missing, unknown or of another dtype or shape, or an operator that
             the evaluator does not know.
     """
-    if function not in package.functions:
-        known = ", ".join(package.functions)
-        raise UserError(f"there is no such function; the package has {known}", file=package.path, field=function)
-    described = package.functions[function]
+    return watch(package, function, inputs, precision).outputs
+
+
+def watch(package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32") -> Evaluation:
+    """`evaluate`, which also says which operator was the first to overflow and which the first to make a NaN."""
+    described = package.function(function)
     check_inputs(package, described, inputs)
     rounding = rounded if precision == "float16" else widened
     values = {name: rounding(value) for name, value in inputs.items()}
-    # A constant that does not fit float16 becomes inf here; whether that does harm is for the caller to see.
+    watched = Watched()
+    for name, value in values.items():
+        watched.look("input", name, value)
+    # A constant that does not fit float16 becomes inf, which does no harm as the bound of a clip, say: an operator's result shows whether it does.
     with np.errstate(all="ignore"):
-        values |= {name: rounding(value) for name, value in described.constants.items()}
+        constants = described.float16_constants if precision == "float16" else described.constants
+        values |= constants
         for operation in described.operations:
-            if operation.op_type != "const" and not operation.op_type.startswith("constexpr_"):
-                results = run(package, operation, values)
+            if not is_constant(operation):
+                results = run(package, operation, values, rounding)
                 for output, result in zip(operation.outputs, results):
-                    if np.shape(result) != tuple(output.shape):
+                    if not shapes_fit(np.shape(result), shape_of(output)):
                         raise UserError(
-                            f"gives shape {np.shape(result)}, the program says {tuple(output.shape)}; {AGAIN}",
+                            f"gives shape {np.shape(result)}, the program says {shape_of(output)}; {AGAIN}",
                             file=package.path,
                             field=f"{operation.op_type} {output.name}",
                         )
                     values[output.name] = rounding(result)
-    return {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in described.outputs}
+                    watched.look(operation.op_type, output.name, values[output.name])
+        outputs = {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in described.outputs}
+    return Evaluation(outputs, tuple(watched.faults.values()))
+
+
+class Watched:
+    """The first value that has an infinity, and the first that has a NaN."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, Fault] = {}
+
+    def look(self, kind: str, name: str, value: Any) -> None:
+        if len(self.faults) == 2 or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            return
+        # The sum is finite unless a value is not, or finite ones overflow it: then, seldom, each is looked at.
+        if np.isfinite(value.sum(dtype=np.float32)) or np.isfinite(value).all():
+            return
+        for what, has in (("overflows", np.isinf), ("makes NaN", np.isnan)):
+            if what not in self.faults and has(value).any():
+                self.faults[what] = Fault(kind, name, what)
 
 
 def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndarray]) -> None:
@@ -234,7 +331,7 @@ def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndar
         if tensor.name not in inputs:
             raise UserError(f"{function.name} needs this input; it takes {', '.join(names)}", file=package.path, field=tensor.name)
         given = inputs[tensor.name]
-        if given.dtype.name != tensor.dtype or given.shape != tensor.shape:
+        if not tensor.fits(given):
             raise UserError(
                 f"{function.name} takes {tensor.dtype} {list(tensor.shape)}, not {given.dtype.name} {list(given.shape)}; "
                 "pad the input to the function's length",
@@ -253,10 +350,15 @@ def widened(value: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Floats rounded to the nearest float16 (what is too large becomes infinite) and kept as float32, in which numpy is fast."""
+    """Floats rounded to the nearest float16 (what is too large becomes infinite) and kept as float32, in which numpy is fast.
+
+    By torch, which rounds as numpy does and ten times as fast.
+    """
+    import torch
+
     value = widened(value)
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
-        return value.astype(np.float16).astype(np.float32)
+        return torch.from_numpy(np.require(value, requirements=("C", "W"))).half().float().numpy()
     return value
 
 
@@ -284,14 +386,14 @@ def own(*names: str) -> Callable[[Operator], Operator]:
     return add
 
 
-def run(package: Package, operation, values: dict[str, Any]) -> tuple:
+def run(package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any]) -> tuple:
     """The results of one operation, by `OWN` or by coremltools' definition. Raises UserError when neither knows it."""
 
     def bind(var):
         if isinstance(var, (list, tuple)):
             return tuple(bind(each) for each in var)
         # A parameter that the file leaves out has a default that coremltools filled in; it is no operation of the function.
-        return Bound(var, values[var.name] if var.name in values else widened(var.val))
+        return Bound(var, values[var.name] if var.name in values else rounding(var.val))
 
     bound = {name: bind(var) for name, var in operation.inputs.items()}
     # A copy, since what is loaded stays as it is: only the copy's inputs have values.

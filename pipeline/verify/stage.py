@@ -52,11 +52,11 @@ def verify_bundle(bundle: str | Path, on_step: OnStep = silent) -> list[Check]:
 
 def require(checks: Sequence[Check], report: Path) -> None:
     """Raises UserError naming the first check out of tolerance; `report` is where all of them can be read."""
+    if said := failure(checks):
+        raise UserError(f"{said}; the bundle does not compute what its model does, see the list", file=report)
+
+
+def failure(checks: Sequence[Check]) -> str | None:
+    """How many checks failed, and the first of them; None where all passed."""
     failed = [check for check in checks if not check.passed]
-    if failed:
-        worst = failed[0]
-        raise UserError(
-            f"{len(failed)} of {len(checks)} checks failed, first {worst.backend} {worst.program}: {worst.metric} is {worst.value:.4g}, "
-            f"at least {worst.floor:.4g} is needed; the bundle does not compute what its model does, see the list",
-            file=report,
-        )
+    return f"{len(failed)} of {len(checks)} checks failed, first {failed[0]}" if failed else None

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.bench.measurements import BenchReport, Device, Measurement
 from pipeline.bench.report import render, write_report
-from pipeline.bench.results import ParityCheck, RunResults, Score
+from pipeline.bench.results import PackageWarning, ParityCheck, RunResults, Score
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.study import Costs, Study, study
 from pipeline.manifest import Speed
@@ -163,6 +163,16 @@ def test_a_regression_has_correlations_and_an_error_which_are_no_percentages():
     assert "Text regression" in text and "Pearson Spearman MAE" in text and "0.8945 0.7945 11.36" in text
     assert "89.5 %" not in text and "1 − NMAE alone" in text
     assert "speed fast 0.8945 at 1.40" in " ".join(image["alt"] for image in page.images)
+
+
+def test_warnings_of_the_packages_are_grouped_by_reason():
+    assert "Neural Engine" not in render(results())
+    warning = {"function": "length_32", "operator": "gather", "reason": "gather", "text": "looks up rows", "source": "https://example.org/gather"}
+    warnings = [PackageWarning(package="embed.mlpackage", name=f"rows_{at}", detail=f"a table of {at}00x64", **warning) for at in (3, 5)]
+    warnings.append(PackageWarning(**{**warnings[0].model_dump(), "reason": "float32", "text": "computes in float32", "detail": "1x8"}))
+    page = Page(render(results(warnings=warnings)))
+    assert "warnings" in page.ids and page.text.count("looks up rows") == 1 and page.text.count("computes in float32") == 1
+    assert "a table of 300x64; a table of 500x64" in page.text and "https://example.org/gather" in page.text
 
 
 def test_a_failed_check_is_not_passed_over():

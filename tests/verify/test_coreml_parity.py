@@ -95,7 +95,7 @@ def test_a_faithful_export_passes(exported):
     steps = []
     checks = check_coreml(folder, manifest, vectors(model), lambda *step: steps.append(step[1:]))
     assert [check for check in checks if not check.passed] == []
-    assert len(checks) == 2 * 2 * 3 and steps[-1] == (13, 13)  # 5 inputs fit 16 tokens, 8 fit 32
+    assert len(checks) == 2 * (3 + 2 * 3) and steps[-1] == (13, 13)  # 5 inputs fit 16 tokens, 8 fit 32
     assert all(check.value == 1.0 for check in checks if check.metric.startswith("same_answer"))
     checks = check_against_model(model, folder, manifest)
     assert [check for check in checks if not check.passed] == []

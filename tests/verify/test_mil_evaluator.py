@@ -16,9 +16,10 @@ from pipeline.export.coreml import Source, convert, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.quiet import import_quietly
+from pipeline.verify import mil_evaluator
 from pipeline.verify.checks import signal_to_noise_db
 from pipeline.verify.coreml_parity import padded_inputs
-from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER, evaluate, load_package
+from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER, evaluate, is_constant, load_package, watch
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 TASKS = ("classification", "qa")
@@ -295,3 +296,64 @@ def test_inputs_that_do_not_fit_are_refused(packages, change, match):
 def test_an_unknown_function_is_refused(packages):
     with pytest.raises(UserError, match="length_16: there is no such function; the package has main"):
         evaluate(load_package(packages["qa", "fp16"]), "length_16", segment_inputs("qa", LENGTH))
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Every value that an evaluation makes, by name: inputs, and operators' results."""
+    values, look = {}, mil_evaluator.Watched.look
+
+    def record(self, kind, name, value):
+        values[name] = value
+        look(self, kind, name, value)
+
+    monkeypatch.setattr(mil_evaluator.Watched, "look", record)
+    return values
+
+
+def test_every_result_and_every_constant_is_rounded_to_float16(tmp_path, looked_at):
+    convert(tiny_sources("qa")["segment_0"], LENGTH, "iOS18", "int8", tmp_path / "segment.mlpackage")
+    package = load_package(tmp_path / "segment.mlpackage")
+    inputs, function = segment_inputs("qa", LENGTH // 2), package.functions["main"]
+    watch(package, "main", inputs, "float16")
+    results = {output.name for operation in function.operations if not is_constant(operation) for output in operation.outputs}
+    assert len(results) > 50 and results | set(inputs) == set(looked_at)
+    assert any(operation.op_type.startswith("constexpr_") for operation in function.operations)
+    for name, value in {**looked_at, **function.float16_constants}.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            assert value.dtype == np.float32, name
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), err_msg=name)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -6e4])
+@pytest.mark.parametrize("size", [1, 2, LENGTH - 1, LENGTH])
+@pytest.mark.parametrize("task", TASKS)
+def test_any_length_of_a_bucket_is_finite_in_float16_and_is_what_torch_computes(packages, task, size, mask):
+    """From all tokens but one padded to none."""
+    inputs = segment_inputs(task, size)
+    inputs["attention_bias"] *= np.float32(mask / -1e4)
+    evaluation = watch(load_package(packages[task, "fp16"]), "main", inputs, "float16")
+    assert evaluation.faults == ()
+    uncertainty = {"uncertainty": evaluation.outputs["uncertainty"]}  # of one possible answer it is 0, of which noise is no part
+    assert worst_db({**by_torch(task, inputs, size), **uncertainty}, evaluation.outputs) > 40
+
+
+def test_the_first_overflow_and_the_first_nan_are_named(packages, tmp_path):
+    package = load_package(save(Overflow(), tmp_path / "overflow.mlpackage"))
+    x = np.full((1, 8), 2.0, dtype=np.float32)
+    assert watch(package, "main", {"x": x}, "float32").faults == ()
+    (fault,) = watch(package, "main", {"x": x}, "float16").faults
+    assert (fault.kind, fault.what) == ("mul", "overflows") and str(fault) == f"mul {fault.name} overflows"
+    package = load_package(save(LogProbability(), tmp_path / "log.mlpackage"))
+    x = np.array([[0, -1e4, -1e4, 1, 2, 3, 4, 5]], dtype=np.float32)
+    infinite, nan = watch(package, "main", {"x": x}, "float16").faults
+    assert (infinite.kind, infinite.what, nan.kind, nan.what) == ("log", "overflows", "mul", "makes NaN")
+
+    # A mask of -inf is the input's fault; what an operator then makes of it is named, too.
+    package, inputs = load_package(packages["qa", "fp16"]), segment_inputs("qa", LENGTH)
+    for mask in (-np.inf, -1e6):  # the second is infinite in float16 alone
+        given = {**inputs, "answer_bias": np.where(inputs["answer_bias"] < 0, mask, 0.0).astype(np.float32)}
+        infinite, nan = watch(package, "main", given, "float16").faults
+        assert str(infinite) == "input answer_bias is infinite" and nan.kind != "input" and nan.what == "makes NaN"
+        assert len(watch(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)

@@ -1,0 +1,111 @@
+"""What every Core ML program must give for inputs that anyone can make again, in a few numbers: enough to tell one altered weight.
+
+The reference is the model in PyTorch in float32, with its weights rounded as the package has them. So a package and its fingerprint
+come from the same model by two ways, which agree up to the order of float32 sums.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.conformance import ProgramVector
+from pipeline.data.inputs import MASKED
+from pipeline.export.coreml import Source, sources
+from pipeline.export.vectors import rounded
+from pipeline.manifest import Program
+from pipeline.model.exit_model import ExitModel
+from quantize.size import COREML_SMALLEST
+
+NUMBERS = 8
+
+
+def fingerprint(values: np.ndarray) -> list[float]:
+    """Random projections of an array: its numbers summed with random signs, over the root of their count.
+
+    A sign is the product of one for the row and one for the column, so that a whole vocabulary's rows take no memory to speak of. The noise in the
+    fingerprint is to the fingerprint what the noise in the array is to the array (Johnson and Lindenstrauss 1984), in the mean; a
+    number that moves alone moves every projection by as much.
+
+    Args:
+        values: any shape; the last dimension is the columns'.
+
+    Returns:
+        `NUMBERS` projections, or the values themselves where they are no more than that.
+    """
+    if values.size <= NUMBERS:
+        return [float(value) for value in values.ravel()]
+    table = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    random = np.random.RandomState(0)  # its streams are frozen for good; those of numpy's newer generators are not
+    rows = random.randint(0, 2, (NUMBERS, table.shape[0])) * 2.0 - 1.0
+    columns = random.randint(0, 2, (NUMBERS, table.shape[1])) * 2.0 - 1.0
+    return [float(value) for value in ((rows @ table) * columns).sum(axis=1) / np.sqrt(values.size)]
+
+
+def fingerprint_inputs(program: Program, vocab_size: int) -> list[dict[str, np.ndarray]]:
+    """The inputs of a fixed-length program's runs, whose outputs are one array after the other.
+
+    `embed` runs as often as it takes to look up every row of the vocabulary. A segment runs once, with normally distributed hidden states; the last
+    half of the tokens is masked, and of the others the first half is no answer.
+    """
+    (length,), random = program.lengths, np.random.RandomState(0)
+    if program.inputs[0].name == "input_ids":
+        ids = np.arange(-(-vocab_size // length) * length) % vocab_size
+        return [{"input_ids": row[None]} for row in ids.reshape(-1, length).astype(np.int32)]
+    at, real = np.arange(length), max(length // 2, 1)
+    given = {
+        "hidden": random.standard_normal(program.inputs[0].shape),
+        "attention_bias": np.where(at < real, 0.0, MASKED),
+        "answer_bias": np.where((at >= real // 2) & (at < real), 0.0, MASKED),
+    }
+    return [{tensor.name: given[tensor.name].reshape(tensor.shape).astype(np.float32) for tensor in program.inputs}]
+
+
+@torch.no_grad()
+def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "standard") -> list[ProgramVector]:
+    """The reference for each Core ML program among `programs`, in their order; `layout` as of `pipeline.export.coreml.sources`."""
+    by_name = {source.name: source for source in sources(model, layout)}
+    vectors = []
+    for program in programs:
+        if program.backend == "coreml":
+            source, (length,) = by_name[program.name], program.lengths
+            module = as_saved(source, length, program.precision)
+            runs = []
+            for inputs in fingerprint_inputs(program, model.config.vocab_size):
+                outputs = module(*(torch.from_numpy(inputs[tensor.name]) for tensor in source.inputs))
+                runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
+            arrays = [np.concatenate([each.numpy() for each in of]) for of in zip(*runs)]
+            numbers = {tensor.name: rounded(fingerprint(array)) for tensor, array in zip(source.outputs, arrays, strict=True)}
+            vectors.append(ProgramVector(program=program.name, length=length, outputs=numbers))
+    return vectors
+
+
+def as_saved(source: Source, length: int, precision: str) -> nn.Module:
+    """A copy of the program's module, with its weights rounded as the package of that precision and length has them."""
+    module = copy.deepcopy(source.module)
+    if source.name == "embed":  # the package has the rows for its length alone, and compresses them only if they are many numbers
+        position = module.embeddings.position
+        position.weight = nn.Parameter(position.weight[:length].clone())
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.copy_(saved_weight(tensor, precision))
+    return module
+
+
+def saved_weight(weight: Tensor, precision: str) -> Tensor:
+    """What `coremltools.optimize.coreml.linear_quantize_weights` leaves of a weight, in float32.
+
+    All is float16 in the package. With int8, matrices above its smallest size become rows of steps: w / s rounded to -127..127, where the scale is
+    s = max|w| / 127 of the row; scale, quotient and product are float16 in coremltools, too (`coremltools.optimize._utils.quantize_weight`).
+    """
+    if precision == "fp32":
+        return weight
+    half = weight.numpy().astype(np.float16)
+    if precision == "int8" and half.ndim >= 2 and half.size > COREML_SMALLEST:
+        scale = 2 * np.abs(half).max(axis=tuple(range(1, half.ndim)), keepdims=True) / np.float16(254)
+        with np.errstate(invalid="ignore"):  # a row of zeros
+            steps = np.nan_to_num(np.round(half / scale)).clip(-127, 127)
+        half = steps * scale
+    return torch.from_numpy(half.astype(np.float32))

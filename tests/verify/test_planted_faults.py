@@ -1,0 +1,246 @@
+"""Faults planted in the saved packages of a whole bundle, its checksums made to fit: `pocketbert verify` finds each, and says where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import cli
+from pipeline.data.examples import ClassificationExample, QAExample
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.export.bundle import describe
+from pipeline.export.coreml import export_coreml
+from pipeline.export.fingerprints import make_fingerprints
+from pipeline.export.vectors import make_vectors
+from pipeline.manifest import MANIFEST_FILE, describe_files, read_manifest
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.quiet import import_quietly
+from pipeline.recipe import Recipe
+from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
+
+BUCKETS = (16, 48)
+
+
+FAITHFUL = [("qa", "int8", "iOS18", "standard"), ("classification", "fp16", "iOS16", "standard"), ("classification", "int8", "iOS18", "ane")]
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    segment: str  # the last one
+    vocab_size: int
+
+
+@pytest.fixture(scope="module", params=FAITHFUL, ids="-".join)
+def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
+    """A bundle with Core ML programs alone, for 16 and 48 tokens: two segments, one function a bucket or one package."""
+    task, precision, target, layout = request.param
+    torch.manual_seed(5)
+    vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
+    config = EncoderConfig(vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48)
+    model = ExitModel(task, config, 2, "attention" if task == "qa" else "pooled", [1, 2]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6.0)
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "task": task,
+            "data": {"max_length": 48},
+            "qa": {"window": 48, "stride": 8, "max_question": 12, "max_answer": 8},
+            "export": {
+                "max_length": 48, "coreml_buckets": list(BUCKETS), "coreml_precision": precision, "coreml_target": target, "coreml_layout": layout,
+            },
+        }
+    )
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    folder.mkdir()
+    shutil.copyfile(tiny_vocab, folder / "vocab.txt")
+    tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
+    texts = [" ".join(vocabulary[9 + 5 * at : 12 + 8 * at]) for at in range(6)]
+    if task == "qa":
+        examples = [QAExample(str(at), "ba be?", text, ()) for at, text in enumerate(texts)]
+    else:
+        examples = [ClassificationExample(text, None, "0") for text in texts]
+    manifest = describe(model, recipe, tokenizer, ("0", "1") if task == "classification" else (), {}, {})
+    programs = export_coreml(model, folder, recipe)
+    vectors = make_vectors(
+        Programs.of(model), Programs.of(model), examples, tokenizer,
+        max_length=48, labels=manifest.labels, qa=manifest.qa, thresholds={},
+    )  # fmt: skip
+    vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, layout)})
+    (folder / "conformance.json").write_text(vectors.model_dump_json(exclude_none=True), encoding="utf-8")
+    manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return Exported(folder, "segment_1", len(vocabulary))
+
+
+@pytest.fixture
+def copy(exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported.path, tmp_path / "bundle"))
+
+
+def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
+    """`pocketbert verify BUNDLE --json` once the manifest's checksums fit the files: exit code, what it prints, the last line on stderr."""
+    manifest = read_manifest(bundle, check_files=False)
+    (bundle / MANIFEST_FILE).write_text(manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    return stopped.value.code or 0, json.loads(said.out or "{}"), (said.err.splitlines() or [""])[-1]
+
+
+def packages(bundle: Path, program: str) -> list[Path]:
+    """The program's packages: one, or one for each bucket."""
+    return sorted({bundle / each.file for each in read_manifest(bundle, check_files=False).programs if each.name == program})
+
+
+def change_spec(package: Path, change) -> None:
+    """Alters the saved specification; `change` gets the operations of every function, and the function itself."""
+    ct = import_quietly("coremltools")
+    spec = ct.proto.Model_pb2.Model()
+    spec.ParseFromString((package / SPEC_FILE).read_bytes())
+    for function in spec.mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            change(block)
+    (package / SPEC_FILE).write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
+    """Where in the weight file the numbers of the first matrix of that shape begin, and how many bytes each takes."""
+    data = np.frombuffer((package / WEIGHTS_FOLDER / "weight.bin").read_bytes(), dtype=np.uint8)
+    (function, *_) = load_package(package).functions.values()
+    for operation in function.operations:
+        for value in (operation.outputs[0].val, getattr(getattr(operation, "data", None), "val", None)):
+            if isinstance(value, np.ndarray) and value.squeeze().shape == shape and operation.op_type.startswith("const"):
+                raw = np.frombuffer(value.tobytes(), dtype=np.uint8)
+                at = bytes(data).find(bytes(raw))
+                assert at >= 0
+                return at, value.dtype.itemsize
+    raise AssertionError(f"no matrix {shape} in {package}")
+
+
+def named(result: dict, metric: str) -> set[tuple[str, str]]:
+    """(program, metric) of the failed checks whose metric begins so."""
+    return {(each["program"], each["metric"]) for each in result["checks"] if not each["passed"] and each["metric"].startswith(metric)}
+
+
+def expect(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> None:
+    """The program's fingerprints fail in those buckets, no other's do, and the line on stderr names it."""
+    code, result, line = verified
+    assert code == 1 and not result["passed"]
+    assert named(result, "fingerprint_snr_db") == {(program, f"fingerprint_snr_db_{length}") for length in buckets}
+    assert f"coreml {program}: fingerprint" in line
+
+
+def test_a_faithful_bundle_passes(copy, monkeypatch, capsys):
+    code, result, line = verify(copy, monkeypatch, capsys)
+    assert code == 0 and result["passed"], line
+    worst = min(each["value"] for each in result["checks"] if each["metric"].startswith("fingerprint_snr"))
+    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3)  # for each bucket
+
+
+@pytest.mark.parametrize("program", ["embed", "segment_0", "segment_1"])
+def test_one_altered_weight(copy, exported, program, monkeypatch, capsys):
+    for package in packages(copy, program):
+        at, size = matrix_offset(package, (exported.vocab_size, 64) if program == "embed" else (64, 128))
+        file = package / WEIGHTS_FOLDER / "weight.bin"
+        data = bytearray(file.read_bytes())
+        data[at + 100 * size + size - 1] ^= 0x40  # half of an int8's range, or a float16's exponent
+        file.write_bytes(data)
+    expect(verify(copy, monkeypatch, capsys), program)
+
+
+def test_a_transposed_matrix(copy, exported, monkeypatch, capsys):
+    for package in packages(copy, exported.segment):
+        at, size = matrix_offset(package, (64, 64))
+        file = package / WEIGHTS_FOLDER / "weight.bin"
+        data = np.frombuffer(file.read_bytes(), dtype=np.uint8).copy()
+        end = at + 64 * 64 * size
+        data[at:end] = data[at:end].reshape(64, 64, size).transpose(1, 0, 2).ravel()
+        file.write_bytes(data.tobytes())
+    expect(verify(copy, monkeypatch, capsys), exported.segment)
+
+
+def test_a_mask_of_minus_infinity(copy, exported, monkeypatch, capsys):
+    """The bias is divided by zero on its way, so that what is masked is -inf, and what is not is NaN."""
+
+    def infinite(block):
+        cast = next(each for each in block.operations if each.type == "cast" and each.inputs["x"].arguments[0].name == "attention_bias")
+        constants = (each for each in block.operations if each.type == "const" and each.outputs[0].type.tensorType.dataType == 10)
+        zero = next(each for each in constants if not each.outputs[0].type.tensorType.dimensions)
+        scalar = type(zero)()
+        scalar.CopyFrom(zero)
+        scalar.attributes["val"].immediateValue.tensor.bytes.values = np.float16(np.inf).tobytes()
+        scalar.attributes["name"].immediateValue.tensor.strings.values[0] = scalar.outputs[0].name = "infinite"
+        product = type(zero)()
+        product.type = "mul"
+        product.inputs["x"].arguments.add().name = "original_bias"
+        product.inputs["y"].arguments.add().name = "infinite"
+        product.outputs.add().CopyFrom(cast.outputs[0])
+        product.attributes["name"].CopyFrom(scalar.attributes["name"])
+        product.attributes["name"].immediateValue.tensor.strings.values[0] = "infinite_mask"
+        cast.outputs[0].name = "original_bias"
+        at = list(block.operations).index(cast) + 1
+        operations = [*block.operations[:at], scalar, product, *block.operations[at:]]
+        del block.operations[:]
+        block.operations.extend(operations)
+
+    for package in packages(copy, exported.segment):
+        change_spec(package, infinite)
+    verified = verify(copy, monkeypatch, capsys)
+    expect(verified, exported.segment)
+    finite = [each for each in verified[1]["checks"] if each["metric"].startswith("finite_float16") and not each["passed"]]
+    assert {each["program"] for each in finite} == {exported.segment} and all(each["note"].startswith("mul ") for each in finite)
+
+
+def test_a_swapped_output(copy, exported, monkeypatch, capsys):
+    """Start and end of a span change places; a classifier's hidden states come from before its last layer norm."""
+
+    def swap(block):
+        renamed = {"start_logits": "end_logits", "end_logits": "start_logits"}
+        if "start_logits" in block.outputs:
+            for operation in block.operations:
+                for output in operation.outputs:
+                    output.name = renamed.get(output.name, output.name)
+            return
+        last = next(each for each in block.operations if each.outputs[0].name == "hidden_out")
+        norm = next(each for each in block.operations if each.outputs[0].name == last.inputs["x"].arguments[0].name)
+        last.inputs["x"].arguments[0].name = norm.inputs["x"].arguments[0].name
+
+    (*_, package) = packages(copy, exported.segment)  # the longest bucket's where each has its own
+    change_spec(package, swap)
+    alone = len(packages(copy, exported.segment)) > 1
+    expect(verify(copy, monkeypatch, capsys), exported.segment, BUCKETS[-1:] if alone else BUCKETS)
+
+
+def test_a_program_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys):
+    vectors = json.loads((copy / "conformance.json").read_text())
+    vectors["programs"].pop()
+    (copy / "conformance.json").write_text(json.dumps(vectors))
+    code, _, line = verify(copy, monkeypatch, capsys)
+    assert code == 2 and "conformance.json: programs" in line
+
+
+def test_an_output_of_another_name_or_shape(copy, exported, monkeypatch, capsys):
+    def rename(block):
+        for operation in block.operations:
+            for output in operation.outputs:
+                if output.name == "uncertainty":
+                    output.name = "certainty"
+        block.outputs[list(block.outputs).index("uncertainty")] = "certainty"
+
+    package = packages(copy, exported.segment)[0]
+    change_spec(package, rename)
+    code, _, line = verify(copy, monkeypatch, capsys)
+    assert code == 2 and package.name in line and "segment_1.outputs.uncertainty" in line and "\n" not in line
