@@ -45,6 +45,13 @@ class Measurement(BaseModel):
         None, description="from torch-eager's logits, as a share of their largest; None for another model, another depth, or without it"
     )
 
+    @property
+    def used_memory_bytes(self) -> int | None:
+        """The peak above the bare runtime; None where a device cannot tell."""
+        if self.peak_memory_bytes is None or self.baseline_memory_bytes is None:
+            return None
+        return self.peak_memory_bytes - self.baseline_memory_bytes
+
 
 class BenchReport(BaseModel):
     """All measurements of one session, taken in alternation."""
