@@ -153,6 +153,7 @@ def bench_host(
     taken = tuple(length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length)
     if not taken:
         raise UserError(f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths")
+    student = None if weights is None else Weights(Path(weights), manifest)
     scheme = scheme_of(manifest, "executorch")
     depths = tuple(range(1, manifest.segments + 1))
     sources = [Source("pocketbert", bundle, manifest.name, scheme, program_bytes(manifest), taken, depths)]
@@ -161,8 +162,8 @@ def bench_host(
         name = f"BERT {reference_shape.layers}x{reference_shape.hidden_size}, random weights"
         size, full = program.stat().st_size, (reference_shape.layers,)
         sources.append(Source("bert-base", program, name, "fp32", size, (reference_length,), full))
-    if weights is not None:
-        sources += peer_sources(Weights(Path(weights), manifest), taken, manifest.name, scheme, on_step, peers)
+    if student is not None:
+        sources += peer_sources(student, taken, manifest.name, scheme, on_step, peers)
 
     points, loaded, memory = [], {}, {}
     with ExitStack() as processes:
@@ -201,7 +202,7 @@ def bench_host(
     return BenchReport(
         device=this_computer(loaded[sources[0]]["threads"]),
         results=results,
-        left_out=left_out(peers) if weights is not None else {},
+        left_out=left_out(peers) if student is not None else {},
     )
 
 
