@@ -306,7 +306,9 @@ def study(
 
 @app.command()
 def bench(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle folder, or a recipe whose bundle to measure.")],
+    target: Annotated[
+        Optional[Path], typer.Argument(metavar="[BUNDLE|RECIPE]", help="A bundle folder, or a recipe whose bundle to measure.")
+    ] = None,
     settings: Settings = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="host; android, ios and coreml come with the apps.")] = "host",
@@ -315,10 +317,20 @@ def bench(
     lengths: Annotated[str, typer.Option(help="Lengths in tokens.")] = "16,32,64,128",
     repeats: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure other runtimes on the same weights, too.")] = False,
+    weights: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="The peers' weights, OUT/exits of the bundle's run; found beside OUT/bundle.")
+    ] = None,
+    shape: Annotated[
+        Optional[str], typer.Option(metavar="NAME", help="Instead of a bundle: distilbert or minilm, int8, with random weights.")
+    ] = None,
     file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - for stdout.")] = None,
+    plot: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write a plot of latency by length to FILE, as SVG.")] = None,
 ) -> None:
-    """Latency, load time, peak memory and size on this machine, against BERT-base, alternating, each in its own process."""
+    """Latency, load time, peak memory and size on this machine, against BERT-base and peers, alternating, each in its own process."""
     from pipeline.bench.host import bench_host
+    from pipeline.bench.plots import systems_plot
+    from pipeline.bench.shapes import shape_bundle
     from pipeline.summary import bench_table
     from pipeline.workspace import write_text
 
@@ -330,18 +342,43 @@ def bench(
         chosen = [int(part) for part in lengths.split(",")]
     except ValueError:
         raise UserError(f"{lengths!r} is not a list of numbers such as 16,32,64", field="--lengths") from None
-    bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
+    if (target is None) == (shape is None):
+        raise UserError("give a bundle or a recipe to measure, or a shape with --shape, one of them")
+    if weights is not None and not peers:
+        raise UserError("are the peers' weights; give --peers, too", field="--weights")
+    if shape is not None:
+        with progress() as on_step:
+            made = shape_bundle(shape, on_step)
+        bundle, beside = made / "bundle", made / "exits"
+    elif target.suffix == ".toml":
+        run = run_stage(target, settings, out, "export")
+        bundle, beside = run.path("export"), run.path("exits")
+    else:
+        bundle, beside = target, target.resolve().parent / "exits"
     with progress() as on_step:
-        report = bench_host(bundle, chosen, repeats, threads, reference, on_step, reference_length=reference_length)
+        report = bench_host(
+            bundle,
+            chosen,
+            repeats,
+            threads,
+            reference,
+            on_step,
+            reference_length=reference_length,
+            weights=(weights or beside) if peers else None,
+        )
+    try:
+        if file not in (None, Path("-")):
+            write_text(written := file, report.model_dump_json(indent=2) + "\n")
+        if plot is not None:
+            write_text(written := plot, systems_plot(report))
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", file=written) from None
+    for system, why in report.left_out.items():
+        console.print(f"{system} is left out: {why}")
     if file == Path("-"):
         emit(report)
-        return
-    if file is not None:
-        try:
-            write_text(file, report.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot be written ({error.strerror})", file=file) from None
-    output().print(bench_table(report))
+    else:
+        output().print(bench_table(report))
 
 
 @app.command()

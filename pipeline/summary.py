@@ -83,20 +83,24 @@ def study_tables(study: Study) -> list[Table]:
 
 
 def bench_table(report: BenchReport) -> Table:
-    """A row for everything that was timed."""
-    table = Table("system", "model", "precision", "length", "depth", "median ms", "p95 ms", "load ms", "peak MB", "file MB")
+    """A row for everything that was timed. Memory is what the process held at most beyond its bare runtime."""
+    columns = ["system", "variant", "model", "precision", "length", "depth", "median ms", "5-95 %", "load ms", "memory MB", "file MB"]
+    compared = any(row.difference is not None for row in report.results)
+    table = Table(*columns, *(["difference"] if compared else []))
     for row in report.results:
         table.add_row(
             row.system,
+            row.variant,
             row.model,
             row.precision,
             str(row.length),
             str(row.depth),
             f"{row.median_ms:.2f}",
-            f"{row.p95_ms:.2f}",
+            f"{cell(row.p5_ms, '.2f')}-{row.p95_ms:.2f}",
             cell(row.load_ms, ".0f"),
-            cell(row.peak_memory_bytes, ".0f", MEGABYTE),
+            cell(row.used_memory_bytes, ".0f", MEGABYTE),
             f"{row.file_bytes / MEGABYTE:.1f}",
+            *([cell(row.difference, ".1e")] if compared else []),
         )
     return table
 

@@ -256,6 +256,14 @@ def test_a_regressions_commands(pocketbert, tiny_regressor, tmp_path):
     refused(pocketbert("evaluate", tiny_regressor.path, broken), f"{broken}: line 26, score: 'high' where a finite number belongs")
 
 
+def test_bench_refuses_what_it_cannot_measure(pocketbert, tiny_classifier, tmp_path):
+    refused(pocketbert("bench"), "--shape")
+    refused(pocketbert("bench", tiny_classifier.path, "--shape", "distilbert"), "one of them")
+    refused(pocketbert("bench", tiny_classifier.path, "--weights", tmp_path), "--weights", "--peers")
+    refused(pocketbert("bench", "--shape", "bert", "--reference", "none"), "'bert' is not known; take distilbert or minilm")
+    refused(pocketbert("bench", tiny_classifier.path, "--peers", "--reference", "none"), "exits", "OUT/exits")
+
+
 def test_help_names_every_command(pocketbert):
     _, out, _ = pocketbert("--help")
     for verb in "run pretrain ablate finetune distill exits quantize export verify bench report predict evaluate study size doctor".split():

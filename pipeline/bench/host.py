@@ -8,16 +8,20 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from pipeline.bench.measurements import BenchReport, Device, Measurement
+from pipeline.bench.peers import PEERS, Peer, Source, Weights, left_out, peer_sources
 from pipeline.bench.protocol import WARM_UP, Timing, alternate
 from pipeline.bench.reference import reference_program
+from pipeline.doctor import installed
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.model.encoder import EncoderConfig
@@ -28,13 +32,21 @@ REFERENCE_LENGTH = 128
 
 
 class WorkerProcess:
-    """`pipeline.bench.worker` as a context: started on entering, ended on leaving, whatever happens between."""
+    """`pipeline.bench.worker` as a context: started on entering, ended on leaving, whatever happens between.
 
-    def __init__(self, source: Path, threads: int):
-        self.source, self.threads = source, threads
+    Args:
+        system: a name in `pipeline.bench.worker.SYSTEMS`.
+        source: what it loads.
+        bundle: whose inputs it gets.
+        threads: that it runs on.
+    """
+
+    def __init__(self, system: str, source: Path, bundle: Path, threads: int):
+        self.system, self.source, self.bundle, self.threads = system, source, bundle, threads
 
     def __enter__(self) -> WorkerProcess:
-        command = [sys.executable, "-m", "pipeline.bench.worker", str(self.source), "--threads", str(self.threads)]
+        command = [sys.executable, "-m", "pipeline.bench.worker", self.system, str(self.source)]
+        command += ["--bundle", str(self.bundle), "--threads", str(self.threads)]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._said = tempfile.TemporaryFile("w+")
@@ -44,7 +56,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            # torch's own threads have no part in it; idle ones would still wait in a loop.
+            # torch's own threads have a part in PyTorch's systems alone, which set their number; idle ones would still wait in a loop.
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         return self
@@ -83,13 +95,20 @@ class WorkerProcess:
 class Point:
     """A system of the protocol: one worker at one length and depth."""
 
-    name: str
+    source: Source
     worker: WorkerProcess
     length: int
     depth: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.source.system} {self.source.variant} {self.length} {self.depth}"
+
     def run(self) -> float:
         return self.worker.ask("run", length=self.length, depth=self.depth)["ms"]
+
+    def answer(self) -> np.ndarray:
+        return np.asarray(self.worker.ask("answer", length=self.length, depth=self.depth)["answer"])
 
 
 def bench_host(
@@ -102,11 +121,12 @@ def bench_host(
     *,
     reference_length: int = REFERENCE_LENGTH,
     reference_shape: EncoderConfig = BERT_BASE,
+    weights: str | Path | None = None,
+    peers: Sequence[Peer] = PEERS,
 ) -> BenchReport:
-    """Latency, load time, peak memory and size of a bundle at every length and depth, and of the reference at its one length.
+    """Latency, load time, peak memory and size of a bundle at every length and depth, of the reference at its one length, and of peers.
 
-    The number of threads is set in ExecuTorch's pool before a program is loaded; XNNPACK uses that pool, torch's has no part in it. It
-    may exceed the number of cores, and then measures that.
+    Every system has the same number of threads, set in its own runtime. It may exceed the number of cores, and then measures that.
 
     Args:
         bundle: with ExecuTorch programs.
@@ -114,12 +134,15 @@ def bench_host(
         repeats: timed runs of each point.
         threads: of every system.
         reference: "bert-base" in float32 (`pipeline.bench.reference`), or "none".
-        on_step: told of the reference's export and after each round.
+        on_step: told of exports and after each round.
         reference_length: what the reference pads to.
         reference_shape: for tests, a smaller one.
+        weights: the folder of the float student that the bundle was made from, for its peers; None measures none.
+        peers: of which those that this computer has the libraries for are measured; the report says which were left out.
 
     Raises:
-        UserError: no bundle, no ExecuTorch programs, no length that the bundle takes, or a program that cannot be run.
+        UserError: no bundle, no ExecuTorch programs, no length that the bundle takes, weights of another model, or a program that cannot
+            be run.
     """
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
@@ -127,56 +150,89 @@ def bench_host(
         raise UserError("has no ExecuTorch programs, which this computer could run; export the bundle again", file=bundle)
     if repeats < 1 or threads < 1:
         raise UserError(f"{repeats} repeats on {threads} threads cannot be measured; give at least 1 of each")
-    taken = [length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length]
+    taken = tuple(length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length)
     if not taken:
         raise UserError(f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths")
-    program = reference_program(reference_length, on_step, reference_shape) if reference == "bert-base" else None
+    student = None if weights is None else Weights(Path(weights), manifest)
+    scheme = scheme_of(manifest, "executorch")
+    depths = tuple(range(1, manifest.segments + 1))
+    sources = [Source("pocketbert", bundle, manifest.name, scheme, program_bytes(manifest), taken, depths)]
+    if reference == "bert-base":
+        program = reference_program(reference_length, on_step, reference_shape)
+        name = f"BERT {reference_shape.layers}x{reference_shape.hidden_size}, random weights"
+        size, full = program.stat().st_size, (reference_shape.layers,)
+        sources.append(Source("bert-base", program, name, "fp32", size, (reference_length,), full))
+    if student is not None:
+        sources += peer_sources(student, taken, manifest.name, scheme, on_step, peers)
 
+    points, loaded, memory = [], {}, {}
     with ExitStack() as processes:
-        ours = processes.enter_context(WorkerProcess(bundle, threads))
-        loaded = {"pocketbert": ours.ask("load")}
-        points = [
-            Point(f"pocketbert {length} {depth}", ours, length, depth)
-            for length in taken
-            for depth in range(1, manifest.segments + 1)
-        ]
-        if program:
-            theirs = processes.enter_context(WorkerProcess(program, threads))
-            loaded["bert-base"] = theirs.ask("load")
-            points.append(Point("bert-base", theirs, reference_length, reference_shape.layers))
+        for done, source in enumerate(sources):
+            on_step("loading", done, len(sources))
+            worker = processes.enter_context(WorkerProcess(source.system, source.path, bundle, threads))
+            loaded[source] = worker.ask("load", length=source.lengths[0], depth=source.depths[-1])
+            points += [Point(source, worker, length, depth) for length in source.lengths for depth in source.depths]
+        on_step("loading", len(sources), len(sources))
+        differences = compare(points, manifest.segments)
         timings = alternate(points, repeats, WARM_UP, on_step)
-        memory = {"pocketbert": ours.ask("memory")}
-        if program:
-            memory["bert-base"] = theirs.ask("memory")
+        for point in points:
+            if point.source not in memory:
+                memory[point.source] = point.worker.ask("memory")
 
-    def measured(point: Point, system: str, **what: str | int) -> Measurement:
-        timing: Timing = timings[point.name]
-        return Measurement(
-            system=system,
+    results = [
+        Measurement(
+            system=point.source.system,
+            model=point.source.model,
+            precision=point.source.precision,
+            variant=point.source.variant,
             length=point.length,
             depth=point.depth,
-            median_ms=timing.median_ms,
-            p95_ms=timing.p95_ms,
-            load_ms=loaded[system]["load_ms"],
-            peak_memory_bytes=memory[system]["peak_bytes"],
-            baseline_memory_bytes=memory[system]["baseline_bytes"],
-            runs=len(timing.samples),
-            **what,
+            median_ms=timings[point.name].median_ms,
+            p5_ms=timings[point.name].p5_ms,
+            p95_ms=timings[point.name].p95_ms,
+            load_ms=loaded[point.source]["load_ms"],
+            peak_memory_bytes=memory[point.source]["peak_bytes"],
+            baseline_memory_bytes=memory[point.source]["baseline_bytes"],
+            file_bytes=point.source.file_bytes,
+            runs=len(timings[point.name].samples),
+            difference=differences.get(point.name),
+        )
+        for point in winners(points, timings)
+    ]
+    return BenchReport(
+        device=this_computer(loaded[sources[0]]["threads"]),
+        results=results,
+        left_out=left_out(peers) if student is not None else {},
+    )
+
+
+def compare(points: Sequence[Point], depth: int) -> dict[str, float]:
+    """By name, how far the answers at full depth are from torch-eager's at the same length; empty if that is not measured.
+
+    Returns:
+        the largest difference of two logits as a share of the largest logit.
+    """
+    exact = {point.length: point.answer() for point in points if point.source.system == "torch-eager"}
+    differences = {}
+    for point in points:
+        if point.source.system != "bert-base" and point.depth == depth and point.length in exact:
+            expected = exact[point.length]
+            differences[point.name] = float(np.abs(point.answer() - expected).max() / np.abs(expected).max())
+    return differences
+
+
+def winners(points: Sequence[Point], timings: Mapping[str, Timing]) -> list[Point]:
+    """All points but, of contending variants of one system at one length, the slower ones."""
+
+    def is_beaten(point: Point) -> bool:
+        return point.source.contender and any(
+            other.source.contender
+            and (other.source.system, other.length) == (point.source.system, point.length)
+            and (timings[other.name].median_ms, other.name) < (timings[point.name].median_ms, point.name)
+            for other in points
         )
 
-    results = []
-    for point in points:
-        if point.worker is ours:
-            scheme = scheme_of(manifest, "executorch")
-            results.append(
-                measured(point, "pocketbert", model=manifest.name, precision=scheme, file_bytes=program_bytes(manifest))
-            )
-        else:
-            name = f"BERT {reference_shape.layers}x{reference_shape.hidden_size}, random weights"
-            results.append(
-                measured(point, "bert-base", model=name, precision="fp32", file_bytes=program.stat().st_size)
-            )
-    return BenchReport(device=this_computer(loaded["pocketbert"]["threads"]), results=results)
+    return [point for point in points if not is_beaten(point)]
 
 
 def program_bytes(manifest: Manifest) -> int:
@@ -196,6 +252,7 @@ def this_computer(threads: int) -> Device:
         python=platform.python_version(),
         torch=version("torch"),
         executorch=version("executorch"),
+        **{name: found for name in ("onnxruntime", "ai-edge-litert") if (found := installed(name))},
     )
 
 

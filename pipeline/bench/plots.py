@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from pipeline.bench.measurements import BenchReport
 from pipeline.bench.results import RunResults
 from pipeline.exits.study import NamedSpeed
 from pipeline.runtime.evaluate import SpeedResult
@@ -124,6 +125,41 @@ def latency_plot(results: RunResults) -> str:
         axes.set_xlabel("length in tokens")
         axes.set_ylabel("milliseconds (log scale)")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    return svg.getvalue()
+
+
+def systems_plot(report: BenchReport) -> str:
+    """Lines on log scales: milliseconds by length, one for every system and variant at full depth, named from the slowest down."""
+    from matplotlib import colormaps
+
+    lines: dict[str, list[tuple[int, float, float, float]]] = {}
+    for system in dict.fromkeys(each.system for each in report.results):
+        measured = report.of(system)
+        full = [each for each in measured if each.depth == max(other.depth for other in measured)]
+        # Of contending variants a different one may have won at each length; that is one line all the same.
+        apart = len(full) > len({each.length for each in full})
+        for each in full:
+            name = f"{system}, {each.variant}" if apart else system
+            low = each.median_ms if each.p5_ms is None else each.p5_ms
+            lines.setdefault(name, []).append((each.length, each.median_ms, low, each.p95_ms))
+    slowest_first = sorted(lines, key=lambda name: -max(lines[name])[1])
+    colours, marks = colormaps["tab10"], "osD^v<>Ph*X"
+    with drawing(7, 4.6) as (figure, axes, svg):
+        for at, name in enumerate(slowest_first):
+            length, median, low, high = zip(*sorted(lines[name]))
+            ours = name == "pocketbert"
+            style = {"color": INK if ours else colours(at % 10), "marker": marks[at % len(marks)], "linewidth": 2.4 if ours else 1.2}
+            axes.plot(length, median, markersize=5, label=name, zorder=3 if ours else 2, **style)
+            axes.fill_between(length, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        lengths = sorted({each.length for each in report.results})
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.7)
+        axes.set_xlabel("length in tokens")
+        axes.set_ylabel(f"milliseconds, {report.device.threads} thread{'s' if report.device.threads > 1 else ''} (log scale)")
+        figure.legend(loc="outside right center", frameon=False, fontsize=9)
     return svg.getvalue()
 
 

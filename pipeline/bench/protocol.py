@@ -26,13 +26,15 @@ class Timing:
     """The timed runs of one system, in milliseconds."""
 
     median_ms: float
+    p5_ms: float
     p95_ms: float
     samples: tuple[float, ...]
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
-        """Median and 95th percentile (linear between neighbours) of at least one sample."""
-        return cls(float(np.median(samples)), float(np.percentile(samples, 95)), tuple(samples))
+        """Median, 5th and 95th percentile (linear between neighbours) of at least one sample."""
+        low, middle, high = (float(value) for value in np.percentile(samples, (5, 50, 95)))
+        return cls(middle, low, high, tuple(samples))
 
 
 def alternate(

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.bench.cache import kept
 from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
 from pipeline.progress import OnStep, silent
 from pipeline.quiet import import_quietly, quiet_logging
 from quantize.size import BERT_BASE
 
-CACHE_VARIABLE = "POCKETBERT_CACHE"
 METHOD = "forward"
 SEED = 0
-
-
-def cache_folder() -> Path:
-    """Where programs are kept that take long to make and are the same for all bundles of a user."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pocketbert").expanduser()
 
 
 class Classifier(nn.Module):
@@ -73,28 +65,13 @@ def reference_program(length: int, on_step: OnStep = silent, shape: EncoderConfi
     """
     if not 2 <= length <= shape.max_positions:
         raise UserError(f"{length} is none that BERT takes; give one from 2 to {shape.max_positions}", field="reference_length")
-    folder = cache_folder()
-    path = folder / file_name(length, shape)
-    if path.is_file():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Two benchmarks may make the same file at once: each writes its own, the later one replaces its equal.
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=path.name, suffix=".partial")
-    except OSError as error:
-        raise unwritable(error, folder) from None
-    partial = Path(name)
-    try:
-        # Lowering draws random numbers for its patterns; those of the caller are not to be touched.
-        with os.fdopen(descriptor, "wb") as stream, torch.random.fork_rng(devices=[]):
+
+    def build(path: Path) -> None:
+        with open(path, "wb") as stream:
             lower(reference_module(shape), length, on_step).write_to_file(stream)
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(error, folder) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    on_step("exporting BERT-base", 3, 3)
-    return path
+        on_step("exporting BERT-base", 3, 3)
+
+    return kept(file_name(length, shape), build)
 
 
 def file_name(length: int, shape: EncoderConfig) -> str:
@@ -102,15 +79,6 @@ def file_name(length: int, shape: EncoderConfig) -> str:
     tools = "-".join(f"{name}{version(name).split('+')[0]}" for name in ("torch", "executorch", "transformers"))
     sizes = f"{shape.layers}x{shape.hidden_size}h{shape.heads}i{shape.intermediate_size}v{shape.vocab_size}p{shape.max_positions}"
     return f"bert-{sizes}-fp32-length{length}-{tools}.pte"
-
-
-def unwritable(error: OSError, folder: Path) -> UserError:
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-    return UserError(
-        f"BERT-base's program cannot be kept here ({reason}); set {CACHE_VARIABLE} to a folder with 500 MB of room, "
-        "or measure without the reference",
-        file=folder,
-    )
 
 
 def lower(module: Classifier, length: int, on_step: OnStep):

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.model.segments import Programs
+from pipeline.model.segments import Monolith, Programs
 from pipeline.progress import OnStep, silent
 from pipeline.quiet import import_quietly, quiet_logging
 
@@ -54,9 +54,7 @@ def export_executorch(
         UserError: the model has no positions for `max_length`.
         OSError: the file cannot be written.
     """
-    positions = programs.embed.embeddings.position.num_embeddings
-    if max_length > positions:
-        raise UserError(f"{max_length} is longer than the model's {positions} positions", field="export.max_length")
+    check_length(programs, max_length)
     import_quietly("executorch.exir")
     modules: dict[str, nn.Module] = {"embed": programs.embed}
     modules.update((f"segment_{index}", segment) for index, segment in enumerate(programs.segments))
@@ -79,14 +77,31 @@ def export_executorch(
     return entries
 
 
+def export_monolith(programs: Programs, path: Path, max_length: int) -> None:
+    """Writes the programs as one, a `Monolith`, into a `.pte` with the method `forward`; arguments and errors as of `export_executorch`.
+
+    Its layers are lowered together, which takes a minute or two.
+    """
+    check_length(programs, max_length)
+    import_quietly("executorch.exir")
+    with quiet_logging():
+        write({"forward": lower(export_program(Monolith(programs), programs, max_length))}, path)
+
+
+def check_length(programs: Programs, max_length: int) -> None:
+    """UserError unless the model has that many positions."""
+    positions = programs.embed.embeddings.position.num_embeddings
+    if max_length > positions:
+        raise UserError(f"{max_length} is longer than the model's {positions} positions", field="export.max_length")
+
+
 def example_inputs(module: nn.Module, programs: Programs, length: int) -> dict[str, Tensor]:
     """A program's inputs at one length, by name."""
+    ids = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
     if module is programs.embed:
-        return {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
-    inputs = {
-        "hidden": torch.zeros(1, length, programs.embed.embeddings.norm.normalized_shape[0]),
-        "attention_bias": torch.zeros(1, 1, length),
-    }
+        return ids
+    hidden = {"hidden": torch.zeros(1, length, programs.embed.embeddings.norm.normalized_shape[0])}
+    inputs = {**(ids if isinstance(module, Monolith) else hidden), "attention_bias": torch.zeros(1, 1, length)}
     return {**inputs, "answer_bias": torch.zeros(1, length)} if programs.task == "qa" else inputs
 
 

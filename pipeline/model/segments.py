@@ -82,3 +82,23 @@ class Programs(nn.Module):
             outputs.append(segment(hidden, attention_bias, *extra))
             hidden = outputs[-1][0]
         return outputs
+
+
+class Monolith(nn.Module):
+    """All programs as one, which nothing can leave early: what cutting a model into segments costs is measured against it.
+
+    (input_ids [1, S], attention_bias [1, 1, S]; for question answering answer_bias [1, S]) -> what every exit says, in order: a
+    segment's outputs without its hidden states.
+    """
+
+    def __init__(self, programs: Programs):
+        super().__init__()
+        self.embed, self.segments = programs.embed, programs.segments
+
+    def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        hidden, said = self.embed(input_ids), []
+        extra = () if answer_bias is None else (answer_bias,)
+        for segment in self.segments:
+            hidden, *outputs = segment(hidden, attention_bias, *extra)
+            said += outputs
+        return tuple(said)

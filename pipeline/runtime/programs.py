@@ -14,8 +14,8 @@ from pipeline.errors import UserError
 from pipeline.quiet import quiet_stderr
 
 
-def _binding() -> ModuleType:
-    """ExecuTorch's C++ runtime.
+def binding() -> ModuleType:
+    """ExecuTorch's C++ runtime, imported on the first call. Raises UserError where it cannot be.
 
     Not by its public door: `executorch.runtime` imports the whole exporter for the sake of one warning class, 3 s and 130 MiB that a
     runner has no use for. It is the same library; `torch`, which it links against, has to be loaded before it, as it is above.
@@ -44,12 +44,12 @@ class MethodFile:
         self._methods: dict[str, object] = {}
         # The first look at the processor prints what it found on stderr.
         with quiet_stderr():
-            binding = _binding()
+            runtime = binding()
             if threads is not None:
-                binding._unsafe_reset_threadpool(threads)
-            self.threads = int(binding._threadpool_get_thread_count())
+                runtime._unsafe_reset_threadpool(threads)
+            self.threads = int(runtime._threadpool_get_thread_count())
             try:
-                self._program = binding._load_program(str(path))
+                self._program = runtime._load_program(str(path))
             except RuntimeError as error:
                 raise self._not_loaded(error) from None
         names = (self._program.get_method_name(index) for index in range(self._program.num_methods()))

@@ -40,7 +40,8 @@ def test_every_length_and_depth_and_the_reference_are_measured(tiny_classifier, 
 
 
 def test_a_run_passes_through_the_programs_up_to_its_depth(tiny_qa):
-    programs = BundlePrograms(tiny_qa.path, threads=1)
+    programs = BundlePrograms(tiny_qa.path, 1, tiny_qa.manifest)
+    programs.load()
     ran, run_program = [], programs.file.run
 
     def record(name, inputs):
@@ -60,8 +61,8 @@ def test_a_run_passes_through_the_programs_up_to_its_depth(tiny_qa):
 def test_the_pool_has_the_threads_asked_for(tiny_classifier):
     counts = []
     for threads in (1, 4):
-        with WorkerProcess(tiny_classifier.path, threads) as worker:
-            assert worker.ask("load")["threads"] == threads
+        with WorkerProcess("pocketbert", tiny_classifier.path, tiny_classifier.path, threads) as worker:
+            assert worker.ask("load", length=8, depth=2)["threads"] == threads
             worker.ask("run", length=8, depth=2)
             counts.append(len(os.listdir(f"/proc/{worker._process.pid}/task")))
     assert counts[1] - counts[0] == 3
@@ -83,14 +84,14 @@ def test_a_program_that_does_not_load_is_named_and_no_process_stays(tiny_classif
     shutil.copytree(tiny_classifier.path, broken)
     (broken / "model.pte").write_bytes(b"nothing that runs" * 100)
     with pytest.raises(UserError, match="model.pte"):
-        with WorkerProcess(broken, 1) as worker:
-            worker.ask("load")
+        with WorkerProcess("pocketbert", broken, broken, 1) as worker:
+            worker.ask("load", length=8, depth=2)
     assert worker._process.returncode is not None
 
 
 def test_a_process_that_dies_is_told_from_an_answer(tmp_path):
     (tmp_path / MANIFEST_FILE).write_text("{}")
     with pytest.raises(UserError):
-        with WorkerProcess(tmp_path, 1) as worker:
+        with WorkerProcess("pocketbert", tmp_path, tmp_path, 1) as worker:
             worker._process.kill()
-            worker.ask("load")
+            worker.ask("load", length=8, depth=2)

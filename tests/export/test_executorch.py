@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.export.executorch import (
     Lowered,
     export_executorch,
+    export_monolith,
     export_program,
     lower,
     structure_of,
@@ -161,3 +162,16 @@ def test_export_reports_its_steps_and_prints_nothing(tmp_path, capfd):
 def test_a_length_without_positions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"export.max_length: 25 is longer than the model's 24 positions"):
         export_executorch(Programs.of(exit_model()), tmp_path / "model.pte", POSITIONS + 1, "fp32")
+
+
+def test_as_one_program_the_exits_say_what_they_say_in_segments(tmp_path):
+    programs = Programs.of(exit_model())
+    export_monolith(programs, tmp_path / "whole.pte", POSITIONS)
+    program = methods(tmp_path / "whole.pte")["forward"]
+    for length in (2, 11, POSITIONS):
+        ids, bias = torch.randint(5, 100, (1, length)), torch.zeros(1, 1, length)
+        bias[..., length // 2 :] = -1e4
+        expected = [output for segment in programs(ids, bias) for output in segment[1:]]
+        assert largest_difference(program.execute([ids, bias]), expected) < 1e-5
+    with pytest.raises(UserError, match="longer than the model's 24 positions"):
+        export_monolith(programs, tmp_path / "longer.pte", POSITIONS + 1)

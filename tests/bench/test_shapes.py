@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.bench import shapes
+from pipeline.bench.shapes import letters, shape_bundle
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.model.checkpoint import load_model
+from pipeline.model.encoder import EncoderConfig
+from pipeline.runtime.bundle import Bundle
+from pipeline.runtime.runner import Runner
+
+
+def test_a_shape_is_a_bundle_that_answers_with_its_weights_beside_it(monkeypatch):
+    small = EncoderConfig(vocab_size=200, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=32)
+    monkeypatch.setitem(shapes.SHAPES, "small", small)
+    folder = shape_bundle("small")
+    opened = Bundle.open(folder / "bundle")
+    assert opened.manifest.provenance["weights"] == "random, seed 0" and opened.manifest.scheme == "int8"
+    assert Runner(opened).classify("An outstanding hotel.", None, "0").label in ("negative", "positive")
+    assert load_model(folder / "exits").config == small
+    monkeypatch.setattr(shapes, "write_bundle", lambda *_, **__: pytest.fail("made again"))
+    assert shape_bundle("small") == folder
+
+
+def test_an_unknown_shape_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="--shape.*'bert'.*distilbert or minilm"):
+        shape_bundle("bert")
+
+
+def test_the_vocabulary_spells_any_word(tmp_path: Path):
+    tokens = letters(30522)
+    assert len(tokens) == len(set(tokens)) == 30522
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    tokenizer = WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt", True)
+    assert [tokens[at] for at in tokenizer.encode("Hi, 9!").ids] == ["h", "##i", ",", "9", "!"]
