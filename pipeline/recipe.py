@@ -141,10 +141,11 @@ class Exits(Section):
 
 
 class Quantize(Section):
-    scheme: Literal["fp32", "int8", "int8-a16"] = Field(
-        "int8", description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long"
+    scheme: Literal["fp32", "fp16", "int8-weight-only", "int8", "int8-a16", "int4"] = Field(
+        "int8",
+        description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long; int8-weight-only keeps them whole",
     )
-    embeddings: Literal["fp32", "int8"] = "int8"
+    embeddings: Literal["fp32", "fp16", "int8", "int4"] = "int8"
 
 
 class Export(Section):
