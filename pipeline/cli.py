@@ -89,6 +89,27 @@ def quantize(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> 
     console.print(f"quantize: {run_stage(recipe, settings, out, 'quantize').path('quantize')}")
 
 
+@app.command()
+def sensitivity(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    out: Out = None,
+    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix.")] = "int8,int4",
+    as_json: AsJson = False,
+) -> None:
+    """What each matrix loses by fewer bits when it alone has them, on the calibration split. Stages that it needs run first."""
+    from pipeline.stages import sensitivity as measure
+    from pipeline.summary import sensitivity_table
+
+    finished = run_stage(recipe, settings, out, "exits")
+    with progress() as on_step:
+        result, _ = measure(finished, [part.strip() for part in schemes.split(",") if part.strip()], on_step)
+    if as_json:
+        emit(result)
+    else:
+        output().print(sensitivity_table(result))
+
+
 stage_command("export", "Writes the bundle.")
 stage_command("report", "Writes the report.")
 

@@ -146,6 +146,7 @@ class Quantize(Section):
         description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long; int8-weight-only keeps them whole",
     )
     embeddings: Literal["fp32", "fp16", "int8", "int4"] = "int8"
+    sensitivity_examples: int = Field(256, ge=16, description="at most so many of the calibration split, to compare each matrix on")
 
 
 class Export(Section):

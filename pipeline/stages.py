@@ -396,7 +396,6 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
 
 def exits(run: Run, place: Place, on_step: OnStep) -> None:
     """The student with its exit heads trained, and every exit's score on dev."""
-    from pipeline.exits.calibrate import split_rows
     from pipeline.exits.predictions import predict, run_model
     from pipeline.exits.self_distill import self_distill
     from pipeline.exits.temperature import calibrate_heads
@@ -411,14 +410,20 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
         return
     student.uncertainty = recipe.exits.uncertainty
     if recipe.exits.temperature_scaling:
-        calibration = run.examples("calibration")
-        draft = [calibration[row] for row in split_rows(len(calibration), recipe.seed)[0]]
-        report = calibrate_heads(student, make_items(draft, tokenizer, labels, recipe), on_step)
+        report = calibrate_heads(student, make_items(draft_examples(run), tokenizer, labels, recipe), on_step)
         write_text(place.out / "temperatures.json", json.dumps(report, indent=2))
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
     metrics = predictions.metrics() | {"exits": [predictions.metrics(at) for at in range(predictions.exits)]}
     write_text(place.out / "metrics.json", json.dumps(metrics))
+
+
+def draft_examples(run: Run, limit: int | None = None) -> list[Example]:
+    """The part of the calibration split that no threshold is tested on: what else is fitted to examples is fitted to these."""
+    from pipeline.exits.calibrate import split_rows
+
+    calibration = run.examples("calibration")
+    return [calibration[row] for row in split_rows(len(calibration), run.recipe.seed)[0][:limit]]
 
 
 def some_of(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
@@ -454,6 +459,16 @@ def quantized_programs(run: Run):
     from quantize.schemes import apply_scheme
 
     return apply_scheme(Programs.of(run.model("exits")), run.recipe.quantize.scheme, run.recipe.quantize.embeddings)
+
+
+def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
+    """How much the trained student minds each matrix in fewer bits, on the recipe's calibration split; and the judge of it."""
+    from pipeline.model.segments import Programs
+    from quantize.sensitivity import measure_sensitivity
+
+    recipe = run.recipe
+    examples = draft_examples(run, recipe.quantize.sensitivity_examples)
+    return measure_sensitivity(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step)
 
 
 def export(run: Run, place: Place, on_step: OnStep) -> None:

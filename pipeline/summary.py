@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
+    from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
 
 MEGABYTE = 1e6
@@ -102,6 +103,23 @@ def size_table(bundle: Path, report: SizeReport) -> Table:
     table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
     for row in report.rows():
         table.add_row(row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE))
+    return table
+
+
+def sensitivity_table(result: Sensitivity) -> Table:
+    """A row for each matrix; for every scheme its size, the divergence from float32, and the score lost, in points."""
+    schemes = list(dict.fromkeys(entry.scheme for entry in result.entries))
+    columns = [f"{scheme}: {what}" for scheme in schemes for what in ("KB", "nats", "points")]
+    table = Table("matrix", *columns, title=f"{result.examples} examples", title_justify="left")
+    for matrix in dict.fromkeys(entry.matrix for entry in result.entries):
+        row, entries = [], result.of(matrix)
+        for scheme in schemes:
+            entry = entries.get(scheme)
+            if entry is None:
+                row += ["", "", ""]
+            else:
+                row += [f"{entry.bytes / 1000:.0f}", f"{entry.divergence:.2e}", "" if entry.loss is None else f"{100 * entry.loss:+.2f}"]
+        table.add_row(matrix, *row)
     return table
 
 

@@ -146,6 +146,12 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
     return quantized.requires_grad_(False)
 
 
+def apply_schemes(programs: Programs, schemes: Mapping[str, str]) -> Programs:
+    """`apply_scheme` with a scheme for each matrix, the word table, `EMBEDDINGS_MATRIX`, among them; who is not named stays float32."""
+    linears = {matrix: scheme for matrix, scheme in schemes.items() if matrix != EMBEDDINGS_MATRIX}
+    return apply_scheme(programs, linears, schemes.get(EMBEDDINGS_MATRIX, "fp32"))
+
+
 def check_groups(matrix: str, inputs: int, name: str, scheme: Scheme | EmbeddingScheme, field: str) -> None:
     """UserError unless a matrix of so many inputs is made of whole groups."""
     if inputs % scheme.group:
