@@ -258,7 +258,7 @@ def executorch_stored(model: ExitModel, manifest: Manifest) -> Parts:
     """The bytes of a bundle's ExecuTorch programs, by its manifest's schemes. KeyError for one that this version does not know."""
     with torch.device("meta"):
         programs = Programs.of(model)
-    return executorch_parts(programs, manifest.scheme, manifest.embeddings_scheme)
+    return executorch_parts(programs, manifest.matrix_schemes or manifest.scheme, manifest.embeddings_scheme)
 
 
 def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embeddings: str) -> Parts:

@@ -16,7 +16,7 @@ FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
 # that two correct implementations differ where int8 and float32 do. Measured on SQuAD: 0.978 and 0.986 for two trainings; an int8 model
 # whose embeddings move by a millionth agrees with itself on 0.95 to 0.976. Schemes with finer inputs do not have that.
 FLOOR_INT8_SPANS = 0.97
-INT8_INPUTS = ("int8", "int4")
+INT8_INPUTS = ("int8", "int4", "mixed")
 ENOUGH = {"classification": 2000, "regression": 2000, "qa": 500}
 CLOSE = 0.02  # as a share of the label range: predictions that are nearer to each other are the same; measured on STS-B, 0.01
 

@@ -169,8 +169,8 @@ def test_groups_that_do_not_fit_are_refused():
 
 def test_recipes_know_the_schemes_there_are():
     fields = Quantize.model_fields
-    assert get_args(fields["scheme"].annotation) == tuple(SCHEMES)
-    assert get_args(fields["embeddings"].annotation) == tuple(EMBEDDINGS)
+    assert get_args(fields["scheme"].annotation) == (*SCHEMES, "mixed")
+    assert get_args(fields["embeddings"].annotation) == (*EMBEDDINGS, "mixed")
 
 
 @pytest.mark.parametrize(("scheme", "embeddings", "field"), [("int7", "fp32", "quantize.scheme"), ("fp32", "int7", "quantize.embeddings")])
