@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
+    from pipeline.standalone import Quantized
     from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
 
@@ -120,6 +121,24 @@ def sensitivity_table(result: Sensitivity) -> Table:
             else:
                 row += [f"{entry.bytes / 1000:.0f}", f"{entry.divergence:.2e}", "" if entry.loss is None else f"{100 * entry.loss:+.2f}"]
         table.add_row(matrix, *row)
+    return table
+
+
+def quantized_table(result: Quantized) -> Table:
+    """What a quantized checkpoint weighs, and how far it is from float32."""
+    table = Table("", "", title=result.bundle, title_justify="left", show_header=False)
+    scheme = result.scheme if result.scheme == result.embeddings else f"{result.scheme}, embeddings {result.embeddings}"
+    table.add_row("scheme", scheme)
+    table.add_row("MB", f"{result.file_bytes / MEGABYTE:.2f} ({result.fp32_bytes / MEGABYTE:.2f} in fp32)")
+    for part, size in result.parts.items():
+        if size:
+            table.add_row(f"MB, {part}", f"{size / MEGABYTE:.2f}")
+    table.add_row("texts", str(result.texts))
+    table.add_row("relative error", f"{result.relative_error:.4f}")
+    table.add_row("divergence, nats", f"{result.divergence:.2e}")
+    table.add_row("same answer", f"{result.same_answer:.4f}")
+    table.add_row(f"{result.metric} lost, points", cell(result.loss, "+.2f", 0.01))
+    table.add_row("ExecuTorch as in PyTorch, dB", f"{result.parity_db:.0f}")
     return table
 
 

@@ -50,6 +50,15 @@ class Sensitivity(Strict):
         return {entry.scheme: entry for entry in self.entries if entry.matrix == matrix}
 
 
+class Comparison(Strict):
+    """A classifier or a model that answers questions, held against itself in float32; see `Judge.compare`."""
+
+    relative_error: float
+    divergence: float
+    same_answer: float
+    loss: float | None
+
+
 class Judge:
     """Float32's answers to some examples, which other programs' are held against.
 
@@ -101,19 +110,37 @@ class Judge:
         return float(np.mean(apart)), None if scores is None else float(self.scores[exit] - scores[exit])
 
 
+    def compare(self, programs: Programs) -> Comparison:
+        """The last exit of other programs in four numbers.
+
+        Relative error of the logits (root mean square of the difference over theirs, of tokens that may be an answer), mean divergence in nats,
+        the share of inputs with float32's answer (the label; of a window, the best start and the best end), and the score lost.
+        """
+        logits, _, scores = self._run(programs)
+        rows = [(each[-1], got[-1]) if mask is None else (each[-1][mask], got[-1][mask]) for each, got, mask in zip(self.logits, logits, self.masks)]
+        error = sum(float(np.square(got - each).sum()) for each, got in rows) / sum(float(np.square(each).sum()) for each, _ in rows)
+        return Comparison(
+            relative_error=error**0.5,
+            divergence=float(np.mean([divergence(self.recipe.task, each, got) for each, got in rows])),
+            same_answer=float(np.mean([(each.argmax(axis=0) == got.argmax(axis=0)).all() for each, got in rows])),
+            loss=None if scores is None else float(self.scores[-1] - scores[-1]),
+        )
+
+
 def divergence(task: Task, reference: np.ndarray, logits: np.ndarray, answer_mask: np.ndarray | None = None) -> float:
     """The Kullback-Leibler divergence of an answer from the reference's, in nats.
 
     Args:
         reference, logits: [labels]; for question answering [length, 2], start and end, whose mean it is; for regression [1].
-        answer_mask: [length], the tokens that may be in an answer; others have no part in the distributions.
+        answer_mask: [length], the tokens that may be in an answer, all where it is None; others have no part in the distributions.
 
     A regression has no distribution: its number stands for a normal one, as wide as the label range, around it.
     """
     if task == "regression":
         return float(np.square(logits - reference).sum() / 2)
     if task == "qa":
-        reference, logits = reference[answer_mask].T, logits[answer_mask].T  # [2, allowed]
+        allowed = slice(None) if answer_mask is None else answer_mask
+        reference, logits = reference[allowed].T, logits[allowed].T  # [2, allowed]
     expected, got = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)
     return float((np.exp(expected) * (expected - got)).sum(axis=-1).mean())
 
