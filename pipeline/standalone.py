@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe, apply_settings, check_recipe
 from pipeline.stages import check_window, read_source, some_of
+from pipeline.workspace import write_text
 
 LONGEST = 512  # tokens, the most that a recipe asks a program to take
 ENOUGH = 256  # texts to compare on, where the settings do not say
@@ -40,7 +42,9 @@ class Quantized(BaseModel):
     fp32_bytes: int = Field(description="of the same model's parameters in float32")
     parts: dict[str, int] = Field(description="bytes of the bundle by what they hold")
     texts: int
-    relative_error: float = Field(description="of the logits against float32's: the root mean square of the difference over theirs")
+    relative_error: float = Field(
+        description="of the logits against float32's: the root mean square of the difference over theirs; a mix was chosen on these very texts"
+    )
     divergence: float = Field(description="of the answers from float32's, mean over the texts, in nats")
     same_answer: float = Field(description="share of texts that get float32's answer; of questions, of windows with its best start and end")
     metric: Metric
@@ -62,6 +66,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
             texts, a budget that cannot be met, a folder that is there already, or programs out of tolerance.
     """
     from pipeline.export.bundle import EXECUTORCH_FILE, write_bundle
+    from pipeline.verify.checks import to_json
     from pipeline.verify.stage import require, verify_bundle
     from quantize.mixed import choose
     from quantize.schemes import apply_scheme, apply_schemes
@@ -105,7 +110,10 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
             on_step=on_step,
         )
         checks = verify_bundle(partial, on_step)
-        require(checks, out)
+        failed = out.with_name(out.name + ".failed.json")
+        if not all(check.passed for check in checks):
+            write_text(failed, json.dumps(to_json(checks), indent=2))
+        require(checks, failed)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
