@@ -89,9 +89,48 @@ stage_command("exits", "Trains the exit heads on the frozen student.")
 
 
 @app.command()
-def quantize(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
-    """Quantizes, and calibrates the named speeds on the quantized model. Stages that it needs run first, unless they are done."""
-    console.print(f"quantize: {run_stage(recipe, settings, out, 'quantize').path('quantize')}")
+def quantize(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|CHECKPOINT", help="A recipe, or a fine-tuned BERT or DistilBERT: a folder, or a hub name.")
+    ],
+    settings: Settings = None,
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Results of the recipe; or the checkpoint's bundle, a new folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of a checkpoint: print JSON alone on stdout.")] = False,
+) -> None:
+    """Quantizes the student and calibrates the named speeds on it; stages that it needs run first. Or writes a checkpoint's bundle as it stands."""
+    if Path(target).suffix == ".toml":
+        console.print(f"quantize: {run_stage(Path(target), settings, out, 'quantize').path('quantize')}")
+        return
+    from pipeline.standalone import quantize_checkpoint
+    from pipeline.summary import quantized_table
+
+    with progress() as on_step:
+        result = quantize_checkpoint(target, settings or [], out, on_step)
+    if as_json:
+        emit(result)
+    else:
+        output().print(quantized_table(result))
+
+
+@app.command()
+def sensitivity(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    out: Out = None,
+    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix.")] = "int8,int4",
+    as_json: AsJson = False,
+) -> None:
+    """What each matrix loses by fewer bits when it alone has them, on the calibration split. Stages that it needs run first."""
+    from pipeline.stages import sensitivity as measure
+    from pipeline.summary import sensitivity_table
+
+    finished = run_stage(recipe, settings, out, "exits")
+    with progress() as on_step:
+        result, _ = measure(finished, [part.strip() for part in schemes.split(",") if part.strip()], on_step)
+    if as_json:
+        emit(result)
+    else:
+        output().print(sensitivity_table(result))
 
 
 stage_command("export", "Writes the bundle.")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from pipeline.data.examples import Task
 from pipeline.errors import UserError
@@ -176,11 +176,20 @@ class Manifest(Strict):
     qa: QAOptions | None = None
     scheme: str
     embeddings_scheme: str
+    matrix_schemes: dict[str, str] = Field(
+        default_factory=dict, description="Of a mixed scheme, that of each matrix by its name; a reader need not know it to run the programs."
+    )
     programs: list[Program]
     exits: ExitOptions = ExitOptions()
     speeds: dict[str, Speed]
     files: list[File]
     provenance: dict[str, str] = Field(description="Where weights and data came from, and the versions of the tools that wrote this.")
+
+    @model_serializer(mode="wrap")
+    def without_empty_mix(self, serialize) -> dict:
+        """`matrix_schemes` is written where there are any: readers that do not know the field read every other bundle."""
+        raw = serialize(self)
+        return raw if self.matrix_schemes else {name: value for name, value in raw.items() if name != "matrix_schemes"}
 
     @property
     def segments(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -145,10 +146,19 @@ class Exits(Section):
 
 
 class Quantize(Section):
-    scheme: Literal["fp32", "int8", "int8-a16"] = Field(
-        "int8", description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long"
+    scheme: Literal["fp32", "fp16", "int8-weight-only", "int8", "int8-a16", "int4", "mixed"] = Field(
+        "int8",
+        description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long; int8-weight-only keeps them whole; "
+        "mixed gives each matrix int4, int8 or fp32, by its sensitivity, to meet a budget",
     )
-    embeddings: Literal["fp32", "int8"] = "int8"
+    embeddings: Literal["fp32", "fp16", "int8", "int4", "mixed"] = Field(
+        "int8", description="of the word table; mixed, only with that scheme, lets the budget decide about it, too"
+    )
+    budget_mb: float | None = Field(None, gt=0, description="of a mix: the most megabytes (1e6) that the weights in the .pte may take")
+    budget_points: float | None = Field(
+        None, ge=0, description="of a mix: the most points (hundredths of accuracy, F1 or label range) that the last exit may lose"
+    )
+    sensitivity_examples: int = Field(256, ge=16, description="at most so many of the calibration split, to compare each matrix on")
 
 
 class Export(Section):
@@ -220,6 +230,12 @@ class Recipe(Section):
         weights = (distill.soft_weight, distill.hard_weight, distill.hidden_weight, distill.attention_weight, distill.training.exit_weight)
         if distill.training.epochs and not any(weights):
             raise ValueError("distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0")
+        mix, budgets = self.quantize, (self.quantize.budget_mb, self.quantize.budget_points)
+        if mix.scheme == "mixed" and budgets == (None, None):
+            raise ValueError("quantize.scheme: mixed needs a budget to meet; set quantize.budget_mb or quantize.budget_points")
+        if mix.scheme != "mixed" and (budgets != (None, None) or mix.embeddings == "mixed"):
+            wrong = "embeddings" if mix.embeddings == "mixed" else "budget_mb" if mix.budget_mb is not None else "budget_points"
+            raise ValueError(f"quantize.{wrong}: is for the scheme mixed, this one is {mix.scheme}; set quantize.scheme to mixed")
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")
@@ -248,15 +264,25 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     except ValueError as error:
         raise UserError(f"is not TOML ({error})", file=path) from None
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    apply_settings(raw, overrides)
+    return check_recipe(raw, path)
+
+
+def apply_settings(raw: dict, settings: Sequence[str]) -> None:
+    """Sets `key=value` in nested tables, see `load_recipe`. UserError for one that is not of that form."""
+    for setting in settings:
+        key, equals, value = setting.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {override!r} is not key=value, for example --set data.train=train.tsv")
+            raise UserError(f"--set {setting!r} is not key=value, for example --set data.train=train.tsv")
         set_value(raw, key.strip(), parse_value(value.strip()))
+
+
+def check_recipe(raw: dict, file: Path) -> Recipe:
+    """The recipe that nested tables spell. UserError naming the file they are from and the key."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(explain(error), file=path) from None
+        raise UserError(explain(error), file=file) from None
 
 
 def parse_value(text: str):

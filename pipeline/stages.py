@@ -26,6 +26,7 @@ from pipeline.recipe import Recipe
 from pipeline.workspace import Place, Workspace, fingerprint, write_text
 
 SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
+MIX = "mix.json"  # of a mixed scheme: what each matrix got, and why
 CURVE = "losses.json"  # beside what a training left: its mean loss at every step
 
 
@@ -271,9 +272,11 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
 
 
 def check_calibration(recipe: Recipe) -> None:
-    """UserError if no calibration split of the recipe's size could show what a named speed promises."""
+    """UserError if no calibration split of the recipe's size could show what a named speed promises, or if its mix could not be chosen."""
     from pipeline.exits.calibrate import examples_needed
 
+    if recipe.quantize.scheme == "mixed":
+        check_draft(recipe)
     for name in SPEEDS:
         needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task])
         if recipe.data.calibration < needed:
@@ -282,6 +285,20 @@ def check_calibration(recipe: Recipe) -> None:
                 f"confidence {1 - recipe.exits.delta:g}; that takes at least {needed} (better three times as many); or raise exits.{name}",
                 field="data.calibration",
             )
+
+
+def check_draft(recipe: Recipe) -> None:
+    """UserError if the part of the calibration split that drafts thresholds is too small to compare matrices on."""
+    from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
+    from quantize.sensitivity import FEWEST
+
+    left = len(split_rows(recipe.data.calibration, recipe.seed)[0])
+    if left < FEWEST:
+        raise UserError(
+            f"{recipe.data.calibration} examples leave {left} to compare matrices on, at least {FEWEST} are needed; "
+            f"set it to {round(FEWEST / DRAFT_SHARE)} or more",
+            field="data.calibration",
+        )
 
 
 def finetune(run: Run, place: Place, on_step: OnStep) -> None:
@@ -396,7 +413,6 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
 
 def exits(run: Run, place: Place, on_step: OnStep) -> None:
     """The student with its exit heads trained, and every exit's score on dev."""
-    from pipeline.exits.calibrate import split_rows
     from pipeline.exits.predictions import predict, run_model
     from pipeline.exits.self_distill import self_distill
     from pipeline.exits.temperature import calibrate_heads
@@ -411,14 +427,20 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
         return
     student.uncertainty = recipe.exits.uncertainty
     if recipe.exits.temperature_scaling:
-        calibration = run.examples("calibration")
-        draft = [calibration[row] for row in split_rows(len(calibration), recipe.seed)[0]]
-        report = calibrate_heads(student, make_items(draft, tokenizer, labels, recipe), on_step)
+        report = calibrate_heads(student, make_items(draft_examples(run), tokenizer, labels, recipe), on_step)
         write_text(place.out / "temperatures.json", json.dumps(report, indent=2))
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
     metrics = predictions.metrics() | {"exits": [predictions.metrics(at) for at in range(predictions.exits)]}
     write_text(place.out / "metrics.json", json.dumps(metrics))
+
+
+def draft_examples(run: Run, limit: int | None = None) -> list[Example]:
+    """The part of the calibration split that no threshold is tested on: what else is fitted to examples is fitted to these."""
+    from pipeline.exits.calibrate import split_rows
+
+    calibration = run.examples("calibration")
+    return [calibration[row] for row in split_rows(len(calibration), run.recipe.seed)[0][:limit]]
 
 
 def some_of(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
@@ -435,7 +457,9 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
 
     recipe = run.recipe
     check_calibration(recipe)  # again: the split stands, and this runs, when only the speeds have changed
-    programs = quantized_programs(run)
+    if recipe.quantize.scheme == "mixed":
+        write_text(place.out / MIX, chosen_mix(run, on_step).model_dump_json(indent=2))
+    programs = quantized_programs(run, place.out)
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
     speeds = {
@@ -448,12 +472,45 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     write_text(place.out / "answers.json", json.dumps([answers[-1] for answers in dev.answers]))
 
 
-def quantized_programs(run: Run):
-    """The quantized model in PyTorch: made from the student again, since quantizing takes a second and saving it more code."""
-    from pipeline.model.segments import Programs
-    from quantize.schemes import apply_scheme
+def quantized_programs(run: Run, folder: Path | None = None):
+    """The quantized model in PyTorch: made from the student again, since quantizing takes a second and saving it more code.
 
-    return apply_scheme(Programs.of(run.model("exits")), run.recipe.quantize.scheme, run.recipe.quantize.embeddings)
+    `folder` holds the stage's result where it is not finished yet.
+    """
+    from pipeline.model.segments import Programs
+    from quantize.schemes import apply_scheme, apply_schemes
+
+    programs, options = Programs.of(run.model("exits")), run.recipe.quantize
+    if options.scheme == "mixed":
+        return apply_schemes(programs, mixed_schemes(run, folder))
+    return apply_scheme(programs, options.scheme, options.embeddings)
+
+
+def mixed_schemes(run: Run, folder: Path | None = None) -> dict[str, str]:
+    """Which scheme each matrix got, see `quantized_programs`; empty unless the recipe's scheme is mixed."""
+    if run.recipe.quantize.scheme != "mixed":
+        return {}
+    return json.loads(((folder or run.path("quantize")) / MIX).read_text())["schemes"]
+
+
+def chosen_mix(run: Run, on_step: OnStep):
+    """The scheme of each matrix by the recipe's budget."""
+    from pipeline.model.segments import Programs
+    from quantize.mixed import choose
+
+    examples = draft_examples(run, run.recipe.quantize.sensitivity_examples)
+    return choose(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), run.recipe, on_step)
+
+
+def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
+    """How much the trained student minds each matrix in fewer bits, on the recipe's calibration split; and the judge of it."""
+    from pipeline.model.segments import Programs
+    from quantize.sensitivity import measure_sensitivity
+
+    recipe = run.recipe
+    check_draft(recipe)
+    examples = draft_examples(run, recipe.quantize.sensitivity_examples)
+    return measure_sensitivity(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step)
 
 
 def export(run: Run, place: Place, on_step: OnStep) -> None:
@@ -467,6 +524,7 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         place.out,
         model=run.model("exits"),
         quantized=quantized_programs(run),
+        matrix_schemes=mixed_schemes(run),
         recipe=recipe,
         tokenizer_vocab=run.path("finetune") / "vocab.txt",
         lowercase=options["lowercase"],

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from pipeline.exits.study import Study
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.stages import Run
+    from pipeline.standalone import Quantized
     from pipeline.verify.checks import Check
     from pipeline.verify.neural_engine import EngineWarning
     from pipeline.verify.package import PackageReport
+    from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
 
 MEGABYTE = 1e6
@@ -154,6 +156,41 @@ def warning_lines(warnings: Sequence[EngineWarning]) -> list[str]:
         lines.append(f"warning, Neural Engine: {REASONS[reason].text} ({REASONS[reason].source})")
         lines += [f"  {each.package} {each.function}: {each.operator} {each.name}, {each.detail}" for each in named]
     return lines
+
+
+def sensitivity_table(result: Sensitivity) -> Table:
+    """A row for each matrix; for every scheme its size, the divergence from float32, and the score lost, in points."""
+    schemes = list(dict.fromkeys(entry.scheme for entry in result.entries))
+    columns = [f"{scheme}: {what}" for scheme in schemes for what in ("KB", "nats", "points")]
+    table = Table("matrix", *columns, title=f"{result.examples} examples", title_justify="left")
+    for matrix in dict.fromkeys(entry.matrix for entry in result.entries):
+        row, entries = [], result.of(matrix)
+        for scheme in schemes:
+            entry = entries.get(scheme)
+            if entry is None:
+                row += ["", "", ""]
+            else:
+                row += [f"{entry.bytes / 1000:.0f}", f"{entry.divergence:.2e}", "" if entry.loss is None else f"{100 * entry.loss:+.2f}"]
+        table.add_row(matrix, *row)
+    return table
+
+
+def quantized_table(result: Quantized) -> Table:
+    """What a quantized checkpoint weighs, and how far it is from float32."""
+    table = Table("", "", title=result.bundle, title_justify="left", show_header=False)
+    scheme = result.scheme if result.scheme == result.embeddings else f"{result.scheme}, embeddings {result.embeddings}"
+    table.add_row("scheme", scheme)
+    table.add_row("MB", f"{result.file_bytes / MEGABYTE:.2f} ({result.fp32_bytes / MEGABYTE:.2f} in fp32)")
+    for part, size in result.parts.items():
+        if size:
+            table.add_row(f"MB, {part}", f"{size / MEGABYTE:.2f}")
+    table.add_row("texts", str(result.texts))
+    table.add_row("relative error", f"{result.relative_error:.4f}")
+    table.add_row("divergence, nats", f"{result.divergence:.2e}")
+    table.add_row("same answer", f"{result.same_answer:.4f}")
+    table.add_row(f"{result.metric} lost, points", cell(result.loss, "+.2f", 0.01))
+    table.add_row("ExecuTorch as in PyTorch, dB", f"{result.parity_db:.0f}")
+    return table
 
 
 def print_summary(run: Run) -> None:

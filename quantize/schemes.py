@@ -1,23 +1,25 @@
-"""The quantization schemes, and the pass that puts one on the programs of a model."""
+"""The quantization schemes, and the pass that puts them on the programs of a model."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging
-from quantize.two_term import TwoTermLinear
+from quantize.embeddings import GROUP, HalfEmbedding, Int4Embedding, Int8Embedding
+from quantize.float_inputs import HalfLinear, WeightOnlyLinear
+from quantize.two_term import GRID_ENDS, TwoTermLinear
 
 # A head's linear layer with fewer parameters stays float: it is under 0.2 % of a model, its answer is the one people see, and
 # quantizing its input at run time costs about what int8 saves.
 SMALLEST_HEAD_LINEAR = 32_768
+EMBEDDINGS_MATRIX = "embeddings.word"  # the word table's name among the matrices
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,28 @@ class Scheme:
 
     Args:
         summary: one line for people.
-        config: makes the torchao configuration, `quantize_`'s second argument; None leaves the layers as they are. A function, so
-            that torchao is imported by those who quantize alone.
-        two_terms: whether the layers get their inputs in two terms (`TwoTermLinear`).
+        stored: bytes that a weight of so many outputs and inputs takes in an ExecuTorch program, scales included, the bias not.
+        replacement: makes the module that takes a layer's place; None leaves the layer itself there.
+        config: makes the torchao configuration, `quantize_`'s second argument, for the layer, or for the one within its replacement; None
+            leaves it as it is. A function, so that torchao is imported by those who quantize alone.
+        group: how many inputs share a scale; a layer's inputs must be a multiple.
     """
 
     summary: str
+    stored: Callable[[int, int], int]
+    replacement: Callable[[nn.Linear], nn.Module] | None = None
     config: Callable[[], object] | None = None
-    two_terms: bool = False
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class EmbeddingScheme:
+    """How the word table is stored; the fields are as those of `Scheme`, with a row for an output."""
+
+    summary: str
+    stored: Callable[[int, int], int]
+    replacement: Callable[[Tensor], nn.Module] | None = None
+    group: int = 1
 
 
 def int8_dynamic() -> object:
@@ -45,85 +61,133 @@ def int8_dynamic() -> object:
     )
 
 
-SCHEMES: dict[str, Scheme] = {
-    "fp32": Scheme("linear layers in float32"),
-    "int8": Scheme("int8 weights per output channel, int8 activations per token at run time", int8_dynamic),
-    "int8-a16": Scheme("int8 weights per output channel, activations of 16 bits as two int8 terms", int8_dynamic, two_terms=True),
-}
-EMBEDDINGS: tuple[str, ...] = ("fp32", "int8")
+def int4_dynamic() -> object:
+    """int4 weights with a scale per `GROUP` inputs of an output channel, activations quantized per token at run time.
 
-
-class Int8Embedding(nn.Module):
-    """An embedding table as int8 rows with a float scale each.
-
-    Two plain lookups and a product, not torchao's quantized embedding: that one leaves an operator that ExecuTorch cannot run.
+    The scales are bfloat16 because XNNPACK's are: with float32 ones, PyTorch and the program are 0.003 apart after a layer, not 2e-7.
     """
+    torchao = import_quietly("torchao.quantization")
+    granularity = import_quietly("torchao.quantization.granularity")
+    return torchao.Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=granularity.PerGroup(GROUP), weight_scale_dtype=torch.bfloat16
+    )
 
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        # The smallest normal number keeps a row of zeros (padding) at 0 instead of 0 / 0.
-        scale = (weight.abs().amax(dim=1, keepdim=True) / 127.0).clamp(min=torch.finfo(weight.dtype).tiny)
-        self.register_buffer("table", torch.round(weight / scale).to(torch.int8))  # [vocabulary, hidden_size]
-        self.register_buffer("scale", scale)  # [vocabulary, 1]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids: [batch, length] integers. Returns [batch, length, hidden_size] float32."""
-        return F.embedding(ids, self.table).to(self.scale.dtype) * F.embedding(ids, self.scale)
+SCHEMES: dict[str, Scheme] = {
+    "fp32": Scheme("linear layers in float32", lambda outputs, inputs: 4 * outputs * inputs),
+    "fp16": Scheme("weights and products in float16", lambda outputs, inputs: 2 * outputs * inputs, HalfLinear),
+    "int8-weight-only": Scheme(
+        "int8 weights per output channel, computed in float32", lambda outputs, inputs: outputs * (inputs + 4), WeightOnlyLinear
+    ),
+    "int8": Scheme(
+        "int8 weights per output channel, int8 activations per token at run time",
+        lambda outputs, inputs: outputs * (inputs + 4),
+        config=int8_dynamic,
+    ),
+    "int8-a16": Scheme(
+        "int8 weights per output channel, activations of 16 bits as two int8 terms",
+        lambda outputs, inputs: outputs * (inputs + GRID_ENDS + 4),
+        TwoTermLinear,
+        int8_dynamic,
+    ),
+    "int4": Scheme(
+        f"int4 weights in groups of {GROUP}, int8 activations per token at run time",
+        lambda outputs, inputs: outputs * (inputs // 2 + 2 * (inputs // GROUP)),
+        config=int4_dynamic,
+        group=GROUP,
+    ),
+}
+EMBEDDINGS: dict[str, EmbeddingScheme] = {
+    "fp32": EmbeddingScheme("rows in float32", lambda rows, width: 4 * rows * width),
+    "fp16": EmbeddingScheme("rows in float16", lambda rows, width: 2 * rows * width, HalfEmbedding),
+    "int8": EmbeddingScheme("int8 rows with a scale each", lambda rows, width: rows * (width + 4), Int8Embedding),
+    "int4": EmbeddingScheme(
+        f"int4 rows in groups of {GROUP}, two values to a byte",
+        lambda rows, width: rows * (width // 2 + 2 * (width // GROUP)),
+        Int4Embedding,
+        GROUP,
+    ),
+}
 
 
 @torch.no_grad()
-def apply_scheme(programs: Programs, scheme: str, embeddings: str) -> Programs:
+def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings: str) -> Programs:
     """A quantized copy of the programs: the quantized model in PyTorch, which every exported program is held against.
 
-    All linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
+    The linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
     eagerly and can be exported; it shares no memory with `programs`.
 
     Args:
-        scheme: a name in `SCHEMES`.
-        embeddings: "fp32", or "int8" for the word table as `Int8Embedding`.
+        scheme: a name in `SCHEMES` for all of them, or one for each by its name in `named_linears`; who is not named stays float32.
+        embeddings: a name in `EMBEDDINGS`, for the word table.
 
     Raises:
-        UserError: an unknown scheme.
+        UserError: an unknown scheme, or one whose groups do not fit a layer's inputs.
     """
-    if scheme not in SCHEMES:
-        raise UserError(f"{scheme!r} is no scheme; take one of {', '.join(SCHEMES)}", field="quantize.scheme")
+    quantized = copy.deepcopy(programs).eval()
+    linears = named_linears(quantized)
+    schemes = dict.fromkeys(linears, scheme) if isinstance(scheme, str) else scheme
+    for each in {scheme} if isinstance(scheme, str) else sorted(set(schemes.values())):
+        if each not in SCHEMES:
+            raise UserError(f"{each!r} is no scheme; take one of {', '.join(SCHEMES)}", field="quantize.scheme")
     if embeddings not in EMBEDDINGS:
         raise UserError(
             f"{embeddings!r} is no scheme for embeddings; take one of {', '.join(EMBEDDINGS)}", field="quantize.embeddings"
         )
-    quantized = copy.deepcopy(programs).eval()
-    if SCHEMES[scheme].config is not None:
-        chosen = {id(module) for module in linears_to_quantize(quantized)}
-        if SCHEMES[scheme].two_terms:
-            chosen = {id(module.linear) for module in replaced_by_two_terms(quantized, chosen)}
-        quantize_ = import_quietly("torchao.quantization").quantize_
-        with quiet_logging():
-            quantize_(quantized, SCHEMES[scheme].config(), filter_fn=lambda module, name: id(module) in chosen)
-    if embeddings == "int8":
-        table = quantized.embed.embeddings
-        table.word = Int8Embedding(table.word.weight.detach())
+    for name, each in SCHEMES.items():
+        chosen = {matrix: linear for matrix, linear in linears.items() if schemes.get(matrix) == name}
+        for matrix, linear in chosen.items():
+            check_groups(matrix, linear.in_features, name, each, "quantize.scheme")
+        put(each, quantized, list(chosen.values()))
+    word, table = quantized.embed.embeddings.word, EMBEDDINGS[embeddings]
+    check_groups(EMBEDDINGS_MATRIX, word.embedding_dim, embeddings, table, "quantize.embeddings")
+    if table.replacement is not None:
+        quantized.embed.embeddings.word = table.replacement(word.weight.detach())
     return quantized.requires_grad_(False)
 
 
-def replaced_by_two_terms(programs: Programs, chosen: set[int]) -> list[TwoTermLinear]:
-    """Puts a `TwoTermLinear` in the place of each chosen layer (by identity), and returns them."""
-    replacements = []
-    for parent in list(programs.modules()):
-        for name, module in list(parent.named_children()):
-            if id(module) in chosen:
-                replacements.append(TwoTermLinear(module))
-                setattr(parent, name, replacements[-1])
-    return replacements
+def apply_schemes(programs: Programs, schemes: Mapping[str, str]) -> Programs:
+    """`apply_scheme` with a scheme for each matrix, the word table, `EMBEDDINGS_MATRIX`, among them; who is not named stays float32."""
+    linears = {matrix: scheme for matrix, scheme in schemes.items() if matrix != EMBEDDINGS_MATRIX}
+    return apply_scheme(programs, linears, schemes.get(EMBEDDINGS_MATRIX, "fp32"))
 
 
-def linears_to_quantize(programs: Programs) -> list[nn.Linear]:
-    """The linear layers that a scheme applies to: all in the encoder's layers, and the heads' large ones."""
-    chosen = []
-    for segment in programs.segments:
-        chosen += [module for module in segment.layers.modules() if isinstance(module, nn.Linear)]
-        chosen += [
-            module
-            for module in segment.head.modules()
-            if isinstance(module, nn.Linear) and module.weight.numel() >= SMALLEST_HEAD_LINEAR
-        ]
-    return chosen
+def check_groups(matrix: str, inputs: int, name: str, scheme: Scheme | EmbeddingScheme, field: str) -> None:
+    """UserError unless a matrix of so many inputs is made of whole groups."""
+    if inputs % scheme.group:
+        raise UserError(f"{name} has groups of {scheme.group}, and {matrix} is {inputs} wide, no multiple of it; take int8", field=field)
+
+
+def put(scheme: Scheme, programs: Programs, linears: list[nn.Linear]) -> None:
+    """Puts a scheme on some linear layers of the programs, in place."""
+    modules: list[nn.Module] = linears
+    if scheme.replacement is not None:
+        replacements = {id(linear): scheme.replacement(linear) for linear in linears}
+        for parent in list(programs.modules()):
+            for name, module in list(parent.named_children()):
+                if id(module) in replacements:
+                    setattr(parent, name, replacements[id(module)])
+        modules = list(replacements.values())
+    if scheme.config is not None and modules:
+        chosen = {id(part) for module in modules for part in module.modules() if isinstance(part, nn.Linear)}
+        quantize_ = import_quietly("torchao.quantization").quantize_
+        with quiet_logging():
+            quantize_(programs, scheme.config(), filter_fn=lambda module, name: id(module) in chosen)
+
+
+def named_linears(programs: Programs) -> dict[str, nn.Linear]:
+    """The linear layers that schemes apply to: `layers.0.qkv`, `layers.0.attention_out`, ... and the heads' large ones, `exits.0.value`.
+
+    Layers are counted through all segments, exits are the segments.
+    """
+    named: dict[str, nn.Module] = {}
+    layers = [layer for segment in programs.segments for layer in segment.layers]
+    for index, layer in enumerate(layers):
+        named.update((f"layers.{index}.{name}", module) for name, module in layer.named_modules())
+    for index, segment in enumerate(programs.segments):
+        named.update((f"exits.{index}.{name}", module) for name, module in segment.head.named_modules())
+    return {
+        name: module
+        for name, module in named.items()
+        if isinstance(module, nn.Linear) and (name.startswith("layers.") or module.weight.numel() >= SMALLEST_HEAD_LINEAR)
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,7 @@ from pipeline.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from quantize.schemes import SCHEMES, linears_to_quantize
-from quantize.two_term import GRID_ENDS
+from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
 
 # What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
 TARGET_BYTES = 207_000_000
@@ -143,7 +142,7 @@ def size_of(bundle: str | Path) -> SizeReport:
         if backend not in backends:
             continue
         size = sum(file.bytes for file in files if owner[file.path] == backend)
-        programs = executorch_parts(model, manifest) if backend == "executorch" else coreml_parts(model, manifest)
+        programs = executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest)
         programs += Parts(overhead=size - programs.total)
         parts += programs
         shipped = programs + shared
@@ -255,32 +254,28 @@ def bert_base_parts() -> Parts:
 # What a target stores.
 
 
-def executorch_parts(model: ExitModel, manifest: Manifest) -> Parts:
-    """Weights as `quantize.schemes.apply_scheme` leaves them: int8 and a float32 scale per output channel, all else float32."""
-    scheme = SCHEMES[manifest.scheme]
+def executorch_stored(model: ExitModel, manifest: Manifest) -> Parts:
+    """The bytes of a bundle's ExecuTorch programs, by its manifest's schemes. KeyError for one that this version does not know."""
     with torch.device("meta"):
-        quantized = linears_to_quantize(Programs.of(model)) if scheme.config else []
-    # `Programs.of` copies the layers and shares the heads: a layer's linear modules are all quantized, a head's by identity.
-    in_heads = {id(module) for module in model.heads.modules()}
-    chosen = {id(module) for module in quantized if id(module) in in_heads}
-    if quantized:
-        chosen |= {id(module) for module in model.encoder.layers.modules() if isinstance(module, nn.Linear)}
-    if manifest.embeddings_scheme == "int8":
-        chosen.add(id(model.encoder.embeddings.word))
+        programs = Programs.of(model)
+    return executorch_parts(programs, manifest.matrix_schemes or manifest.scheme, manifest.embeddings_scheme)
 
-    def bytes_of(weight: nn.Parameter, module: nn.Module) -> int:
-        if id(module) not in chosen or weight.ndim != 2:
-            return 4 * weight.numel()
-        ends = GRID_ENDS if scheme.two_terms and isinstance(module, nn.Linear) else 0
-        return weight.numel() + (4 + ends) * weight.shape[0]
 
-    def stored(modules: Iterable[nn.Module]) -> int:
-        return sum(bytes_of(weight, module) for module in modules for weight in module.parameters(recurse=False))
+def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embeddings: str) -> Parts:
+    """Weights as `apply_scheme` with the same arguments leaves them in an ExecuTorch program; the programs may be on the meta device."""
+    linears = named_linears(programs)
+    schemes = dict.fromkeys(linears, scheme) if isinstance(scheme, str) else scheme
+    stored = {id(linear.weight): SCHEMES[schemes[name]].stored for name, linear in linears.items() if name in schemes}
+    stored[id(programs.embed.embeddings.word.weight)] = EMBEDDINGS[embeddings].stored
+
+    def bytes_of(modules: Iterable[nn.Module]) -> int:
+        weights = [weight for module in modules for weight in module.parameters()]
+        return sum(stored[id(weight)](*weight.shape) if id(weight) in stored else 4 * weight.numel() for weight in weights)
 
     return Parts(
-        embeddings=stored(model.encoder.embeddings.modules()),
-        layers=stored(model.encoder.layers.modules()),
-        heads=stored(model.heads.modules()),
+        embeddings=bytes_of([programs.embed]),
+        layers=bytes_of(segment.layers for segment in programs.segments),
+        heads=bytes_of(segment.head for segment in programs.segments),
     )
 
 

@@ -287,12 +287,12 @@ def test_small_files_are_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     write_text(path, json.dumps("old"))
 
-    def broken(self, text, **_):
-        with open(self, "w") as stream:
-            stream.write(text[:2])
+    def broken(self, data):
+        with open(self, "wb") as stream:
+            stream.write(data[:2])
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Path, "write_text", broken)
+    monkeypatch.setattr(Path, "write_bytes", broken)
     with pytest.raises(OSError):
         write_text(path, json.dumps("new content"))
     assert path.read_text() == '"old"'

@@ -36,6 +36,7 @@ from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
 from pipeline.workspace import is_full_disk, write_text
+from quantize.schemes import EMBEDDINGS_MATRIX
 
 VOCAB_FILE = "vocab.txt"
 EXECUTORCH_FILE = "model.pte"
@@ -56,6 +57,7 @@ def write_bundle(
     conformance_examples: Sequence[Example],
     provenance: Mapping[str, str],
     label_range: LabelRange | None = None,
+    matrix_schemes: Mapping[str, str] | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
     """Writes all files of a bundle into `folder`, the manifest last; the same arguments give the same bytes.
@@ -70,6 +72,7 @@ def write_bundle(
         conformance_examples: about 16, see `make_vectors`.
         provenance: where weights and data came from; the tools' versions are added.
         label_range: for regression, that of the labels in train.
+        matrix_schemes: where the recipe's scheme is mixed, that of each matrix in `quantized`.
         on_step: told as the work goes on.
 
     Raises:
@@ -79,7 +82,7 @@ def write_bundle(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tokenizer_vocab, folder / VOCAB_FILE)
         tokenizer = WordPieceTokenizer.from_vocab(folder / VOCAB_FILE, lowercase)
-        manifest = describe(model, recipe, tokenizer, label_values, speeds, provenance, label_range)
+        manifest = describe(model, recipe, tokenizer, label_values, speeds, provenance, label_range, matrix_schemes)
         vectors = make_vectors(
             quantized,
             Programs.of(model),
@@ -125,6 +128,7 @@ def describe(
     speeds: Mapping[str, Speed],
     provenance: Mapping[str, str],
     label_range: LabelRange | None = None,
+    matrix_schemes: Mapping[str, str] | None = None,
 ) -> Manifest:
     """The manifest, its programs and files still to be filled in. Raises UserError where the parts do not fit each other."""
     labels = list(recipe.data.label_names or label_values) if recipe.task == "classification" else []
@@ -137,7 +141,7 @@ def describe(
         raise UserError(
             f"the vocabulary has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; give the model's own", field=VOCAB_FILE
         )
-    config, qa = model.config, recipe.qa
+    config, qa, matrix_schemes = model.config, recipe.qa, matrix_schemes or {}
     return Manifest(
         name=recipe.name,
         task=recipe.task,
@@ -174,7 +178,8 @@ def describe(
             allow_no_answer=qa.allow_no_answer,
         ),
         scheme=recipe.quantize.scheme,
-        embeddings_scheme=recipe.quantize.embeddings,
+        embeddings_scheme=matrix_schemes.get(EMBEDDINGS_MATRIX, recipe.quantize.embeddings),
+        matrix_schemes=dict(matrix_schemes),
         programs=[],
         exits=ExitOptions(
             uncertainty=model.uncertainty,

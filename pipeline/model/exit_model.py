@@ -45,6 +45,9 @@ class ExitModel(nn.Module):
         # the programs, and thresholds are chosen for it. A regression's is computed from one exit to the next, by the host.
         self.uncertainty = "change" if task == "regression" else "entropy"
 
+        # The id of [SEP], for a model with token types whose programs are to tell a second text by it; None takes every token for type 0.
+        self.separator: int | None = None
+
     @property
     def config(self) -> EncoderConfig:
         return self.encoder.config

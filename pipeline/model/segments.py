@@ -12,14 +12,24 @@ from pipeline.model.uncertainty import MEASURES
 
 
 class EmbedProgram(nn.Module):
-    """input_ids [1, length] -> hidden [1, length, hidden_size]. Token types are 0: a student has none."""
+    """input_ids [1, length] -> hidden [1, length, hidden_size].
 
-    def __init__(self, embeddings: Embeddings):
+    Token types are 0, as a student has none, unless there is a separator: then they are 1 from the token after the first one on, as BERT's
+    tokenizer gives them to the second of two texts.
+
+    Args:
+        separator: the id of [SEP].
+    """
+
+    def __init__(self, embeddings: Embeddings, separator: int | None = None):
         super().__init__()
-        self.embeddings = embeddings
+        self.embeddings, self.separator = embeddings, separator
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.embeddings(input_ids)
+        if self.separator is None:
+            return self.embeddings(input_ids)
+        ends = (input_ids == self.separator).to(torch.int64)
+        return self.embeddings(input_ids, (torch.cumsum(ends, dim=1) - ends).clamp(max=1))
 
 
 class SegmentProgram(nn.Module):
@@ -71,7 +81,7 @@ class Programs(nn.Module):
             layers = [ExportLayer.of(layer) for layer in model.encoder.layers[start:exit_layer]]
             segments.append(SegmentProgram(model.task, layers, head, temperature, model.uncertainty))
             start = exit_layer
-        return cls(model.task, EmbedProgram(model.encoder.embeddings), segments, model.uncertainty).eval()
+        return cls(model.task, EmbedProgram(model.encoder.embeddings, model.separator), segments, model.uncertainty).eval()
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> list[tuple[Tensor, ...]]:

@@ -109,7 +109,7 @@ def test_the_faster_variant_of_a_contender_is_reported(tiny_classifier, tmp_path
     report = bench_host(
         tiny_classifier.path, [8, 16], repeats=3, threads=1, reference="none", weights=tmp_path, peers=contenders
     )
-    assert [each.length for each in report.of("torch-eager")] == [8, 16]
+    assert sorted(each.length for each in report.of("torch-eager")) == [8, 16]
     assert all(each.difference == 0 for each in report.of("torch-eager"))
     ours = {each.depth: each.difference for each in report.of("pocketbert")}
     assert ours[1] is None and ours[2] > 0.01, "other weights give other answers"

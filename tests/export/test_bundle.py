@@ -139,6 +139,7 @@ def exporters(monkeypatch):
 
     monkeypatch.setattr(bundle_module, "export_executorch", exporter("executorch", "model.pte"))
     monkeypatch.setattr("pipeline.export.coreml.export_coreml", exporter("coreml", "coreml/embed.bin"))
+    monkeypatch.setattr(bundle_module, "make_fingerprints", lambda *arguments: [])
 
 
 def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_vocab):

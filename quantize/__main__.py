@@ -1,0 +1,9 @@
+"""`python -m quantize TARGET ...` is `pocketbert quantize TARGET ...`."""
+
+import sys
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "quantize")
+    main()

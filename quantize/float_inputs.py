@@ -1,0 +1,51 @@
+"""Linear layers whose weights alone take fewer bits: in int8 with float32 arithmetic, and in float16."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WeightOnlyLinear(nn.Module):
+    """A linear layer with int8 weights, a scale per output channel, and float32 inputs, sums and outputs.
+
+    The weights become floats each time the layer runs: it is small in the file, not faster. XNNPACK has a kernel for such weights, but
+    ExecuTorch hands it none whose inputs are not quantized, too; a batched product with the table as its second input it does hand over.
+
+    Args:
+        linear: is copied.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        scale = (weight.abs().amax(dim=1) / 127.0).clamp(min=torch.finfo(weight.dtype).tiny)
+        self.outputs = linear.out_features
+        # [1, in_features, out_features]: as the product takes it.
+        self.register_buffer("table", torch.round(weight / scale[:, None]).to(torch.int8).t().contiguous().unsqueeze(0))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", linear.bias.detach().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: [..., in_features]. Returns [..., out_features]."""
+        rows = inputs.reshape(1, -1, inputs.shape[-1])
+        outputs = torch.bmm(rows, self.table.to(torch.float32)) * self.scale + self.bias
+        return outputs.reshape(*inputs.shape[:-1], self.outputs)
+
+
+class HalfLinear(nn.Module):
+    """A linear layer in float16, its inputs rounded to it; the bias is added in float32, and that is what it returns.
+
+    Args:
+        linear: is copied.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().to(torch.float16))
+        self.register_buffer("bias", linear.bias.detach().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: [..., in_features]. Returns [..., out_features]."""
+        return F.linear(inputs.to(torch.float16), self.weight).to(torch.float32) + self.bias

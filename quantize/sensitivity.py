@@ -1,0 +1,201 @@
+"""What each matrix loses by fewer bits when it alone has them: divergence from float32, and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import log_softmax
+
+from pipeline.data.examples import Example, QAExample, Task
+from pipeline.data.items import Item, make_items
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.exits.predictions import predict, run_programs
+from pipeline.manifest import SCORE, LabelRange, Metric
+from pipeline.model.segments import Programs
+from pipeline.progress import OnStep, silent
+from pipeline.recipe import Recipe
+from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schemes, named_linears
+
+FEWEST = 16  # examples; on fewer, what one text says would decide about a matrix
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(Strict):
+    """One matrix in one scheme, all others float32."""
+
+    matrix: str = Field(description="a name of `quantize.schemes.named_linears`, or embeddings.word")
+    scheme: str
+    bytes: int = Field(description="what the matrix takes in a program")
+    divergence: float = Field(description="of its exit from float32's, mean over the inputs, in nats; see `divergence`")
+    loss: float | None = Field(description="score lost at that exit, a fraction of 1; null without labels")
+
+
+class Sensitivity(Strict):
+    """What `pocketbert sensitivity --json` prints."""
+
+    task: Task
+    metric: Metric
+    examples: int
+    score: float | None = Field(description="of the last exit in float32; null without labels")
+    entries: list[Entry]
+
+    def of(self, matrix: str) -> dict[str, Entry]:
+        """A matrix's entries by scheme."""
+        return {entry.scheme: entry for entry in self.entries if entry.matrix == matrix}
+
+
+class Comparison(Strict):
+    """A classifier or a model that answers questions, held against itself in float32; see `Judge.compare`."""
+
+    relative_error: float
+    divergence: float
+    same_answer: float
+    loss: float | None
+
+
+class Judge:
+    """Float32's answers to some examples, which other programs' are held against.
+
+    Args:
+        programs: in float32.
+        examples: with labels or without, at least `FEWEST`.
+        labels: see `make_items`.
+
+    Raises:
+        UserError: there are too few examples.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        examples: Sequence[Example],
+        tokenizer: WordPieceTokenizer,
+        labels: Sequence[str] | LabelRange,
+        recipe: Recipe,
+    ):
+        if len(examples) < FEWEST:
+            raise UserError(f"{len(examples)} texts to compare on, at least {FEWEST} are needed; give more")
+        self.examples, self.tokenizer, self.labels, self.recipe = examples, tokenizer, labels, recipe
+        self.labelled = all(isinstance(example, QAExample) or example.label is not None for example in examples)
+        self.logits, self.masks, self.scores = self._run(programs)
+
+    def _run(self, programs: Programs) -> tuple[list[np.ndarray], list[np.ndarray | None], np.ndarray | None]:
+        """Every input's logits [exits, ...] and answer mask, and the examples' mean score at each exit."""
+        logits: list[np.ndarray] = []
+        masks: list[np.ndarray | None] = []
+
+        def run(programs: Programs, items: Sequence[Item], on_step: OnStep):
+            outputs = run_programs(programs, items, on_step)
+            logits.extend(output.logits.astype(np.float64) for output in outputs)
+            masks.extend(item.answer_mask for item in items)
+            return outputs
+
+        if not self.labelled:
+            run(programs, make_items(self.examples, self.tokenizer, self.labels, self.recipe), silent)
+            return logits, masks, None
+        predictions = predict(run, programs, self.examples, self.tokenizer, self.labels, self.recipe)
+        return logits, masks, predictions.score.mean(axis=0)
+
+    def judge(self, programs: Programs, exit: int = -1) -> tuple[float, float | None]:
+        """The mean divergence of an exit of other programs, in nats, and the score that it loses, None without labels."""
+        logits, _, scores = self._run(programs)
+        task = self.recipe.task
+        apart = [divergence(task, *(each[exit] for each in pair), mask) for *pair, mask in zip(self.logits, logits, self.masks)]
+        return float(np.mean(apart)), None if scores is None else float(self.scores[exit] - scores[exit])
+
+
+    def compare(self, programs: Programs) -> Comparison:
+        """The last exit of other programs in four numbers.
+
+        Relative error of the logits (root mean square of the difference over theirs, of tokens that may be an answer), mean divergence in nats,
+        the share of inputs with float32's answer (the label; of a window, the best start and the best end), and the score lost.
+        """
+        logits, _, scores = self._run(programs)
+        rows = [(each[-1], got[-1]) if mask is None else (each[-1][mask], got[-1][mask]) for each, got, mask in zip(self.logits, logits, self.masks)]
+        error = sum(float(np.square(got - each).sum()) for each, got in rows) / sum(float(np.square(each).sum()) for each, _ in rows)
+        return Comparison(
+            relative_error=error**0.5,
+            divergence=float(np.mean([divergence(self.recipe.task, each, got) for each, got in rows])),
+            same_answer=float(np.mean([(each.argmax(axis=0) == got.argmax(axis=0)).all() for each, got in rows])),
+            loss=None if scores is None else float(self.scores[-1] - scores[-1]),
+        )
+
+
+def divergence(task: Task, reference: np.ndarray, logits: np.ndarray, answer_mask: np.ndarray | None = None) -> float:
+    """The Kullback-Leibler divergence of an answer from the reference's, in nats.
+
+    Args:
+        reference, logits: [labels]; for question answering [length, 2], start and end, whose mean it is; for regression [1].
+        answer_mask: [length], the tokens that may be in an answer, all where it is None; others have no part in the distributions.
+
+    A regression has no distribution: its number stands for a normal one, as wide as the label range, around it.
+    """
+    if task == "regression":
+        return float(np.square(logits - reference).sum() / 2)
+    if task == "qa":
+        allowed = slice(None) if answer_mask is None else answer_mask
+        reference, logits = reference[allowed].T, logits[allowed].T  # [2, allowed]
+    expected, got = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)
+    return float((np.exp(expected) * (expected - got)).sum(axis=-1).mean())
+
+
+def measure_sensitivity(
+    programs: Programs,
+    examples: Sequence[Example],
+    tokenizer: WordPieceTokenizer,
+    labels: Sequence[str] | LabelRange,
+    recipe: Recipe,
+    schemes: Sequence[str] = ("int8", "int4"),
+    on_step: OnStep = silent,
+) -> tuple[Sensitivity, Judge]:
+    """Quantizes each matrix alone by each scheme, and says how far the answers move; the judge knows float32's.
+
+    That is every linear layer that schemes apply to and the word table, where their width allows the scheme. Layers and table are judged by
+    the last exit; a head's matrices by its own, the only one that they touch.
+
+    Args:
+        programs: in float32.
+        examples: of a split that nothing is promised about: thresholds that were tested on what chose the model would promise too much.
+
+    Raises:
+        UserError: an unknown scheme, or too few examples.
+    """
+    for scheme in schemes:
+        if scheme not in SCHEMES:
+            raise UserError(f"{scheme!r} is no scheme; take one of {', '.join(SCHEMES)}", field="--schemes")
+    judge = Judge(programs, examples, tokenizer, labels, recipe)
+    shapes = shapes_of(programs)
+    pairs = [(matrix, scheme) for matrix in shapes for scheme in schemes if fits(matrix, scheme, shapes[matrix][1])]
+    entries = []
+    for done, (matrix, scheme) in enumerate(pairs):
+        on_step(f"{matrix} in {scheme}", done, len(pairs))
+        alone = apply_schemes(programs, {matrix: scheme})
+        exit = int(matrix.split(".")[1]) if matrix.startswith("exits.") else -1
+        apart, loss = judge.judge(alone, exit)
+        entries.append(Entry(matrix=matrix, scheme=scheme, bytes=stored(matrix, scheme, shapes[matrix]), divergence=apart, loss=loss))
+    on_step("sensitivity", len(pairs), len(pairs))
+    score = None if judge.scores is None else float(judge.scores[-1])
+    return Sensitivity(task=recipe.task, metric=SCORE[recipe.task], examples=len(examples), score=score, entries=entries), judge
+
+
+def shapes_of(programs: Programs) -> dict[str, tuple[int, int]]:
+    """Every matrix that has a scheme, the word table last: its outputs and inputs, or rows and width."""
+    matrices = {name: linear.weight for name, linear in named_linears(programs).items()}
+    return {name: tuple(weight.shape) for name, weight in (*matrices.items(), (EMBEDDINGS_MATRIX, programs.embed.embeddings.word.weight))}
+
+
+def fits(matrix: str, scheme: str, width: int) -> bool:
+    """Whether a matrix so wide can have the scheme."""
+    registry = EMBEDDINGS if matrix == EMBEDDINGS_MATRIX else SCHEMES
+    return scheme in registry and width % registry[scheme].group == 0
+
+
+def stored(matrix: str, scheme: str, shape: tuple[int, int]) -> int:
+    """The bytes that a matrix takes in a program."""
+    return (EMBEDDINGS if matrix == EMBEDDINGS_MATRIX else SCHEMES)[scheme].stored(*shape)

@@ -1,0 +1,235 @@
+"""A mix meets its budget, gives up what costs least, and says so where none can."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import stages
+from pipeline.data.examples import ClassificationExample
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.export.bundle import write_bundle
+from pipeline.manifest import read_manifest
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.recipe import Recipe
+from pipeline.stages import Run
+from pipeline.verify.stage import verify_bundle
+from pipeline.workspace import Place
+from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
+from quantize.schemes import apply_schemes, named_linears
+from quantize.size import executorch_parts, size_of
+
+
+def recipe_of(**quantize) -> Recipe:
+    options = {"scheme": "mixed", "embeddings": "mixed", **quantize}
+    return Recipe.model_validate({"name": "tiny", "task": "classification", "data": {"max_length": 64}, "quantize": options})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_vocab) -> WordPieceTokenizer:
+    return WordPieceTokenizer.from_vocab(tiny_vocab, True)
+
+
+@pytest.fixture(scope="module")
+def inputs(tokenizer) -> dict[str, torch.Tensor]:
+    """The ids of some texts."""
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) for _ in range(60)]
+    return {text: torch.tensor([[tokenizer.cls_id, *tokenizer.encode(text).ids, tokenizer.sep_id]]) for text in texts}
+
+
+def last_logits(programs: Programs, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[texts, labels]"""
+    return torch.cat([programs(ids, torch.zeros(1, 1, ids.shape[1]))[-1][1] for ids in inputs.values()])
+
+
+@pytest.fixture(scope="module")
+def programs(tokenizer, inputs) -> Programs:
+    """Two layers, of which the second's ffn_out matters most and cannot bear four bits: weights of 100 on inputs that are always 0.
+
+    No label is the favourite of the last exit, so that some texts are near a tie.
+    """
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64
+    )
+    model = ExitModel("classification", config, 3, "linear", (1, 2)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+        layer = model.encoder.layers[1]
+        layer.ffn_in.weight[::32], layer.ffn_in.bias[::32], layer.ffn_out.weight[:, ::32] = 0.0, 0.0, 100.0
+        layer.ffn_out.weight[:, 1::32] *= 3.0
+        model.heads[-1].out.bias -= last_logits(Programs.of(model), inputs).mean(dim=0)
+    return Programs.of(model)
+
+
+@pytest.fixture(scope="module")
+def examples(programs, inputs) -> list[ClassificationExample]:
+    """Labelled as the float32 model does, so that it scores 1."""
+    return [ClassificationExample(text, None, str(int(each.argmax()))) for text, each in zip(inputs, last_logits(programs, inputs))]
+
+
+def chosen(programs, examples, tokenizer, **quantize):
+    return choose(programs, examples, tokenizer, ("0", "1", "2"), recipe_of(**quantize))
+
+
+def test_the_path_takes_what_is_cheapest_per_byte_first():
+    """Against all orders of two matrices: each step of the path is the least loss per byte among those that are left."""
+    choices = {
+        "a": {"fp32": Choice(400, 0.0), "int8": Choice(100, 0.03), "int4": Choice(50, 0.5)},
+        "b": {"fp32": Choice(800, 0.0), "int8": Choice(200, 0.006), "int4": Choice(100, 0.03)},
+        "c": {"fp32": Choice(40, 0.0), "int8": Choice(10, 0.0)},
+    }
+    path = greedy_path(choices)
+    assert path == [("c", "int8"), ("b", "int8"), ("a", "int8"), ("b", "int4"), ("a", "int4")]
+    current, slopes = dict.fromkeys(choices, "fp32"), []
+    for matrix, scheme in path:
+        then, now = choices[matrix][scheme], choices[matrix][current[matrix]]
+        slopes.append((then.divergence - now.divergence) / (now.bytes - then.bytes))
+        current[matrix] = scheme
+    assert slopes == sorted(slopes)
+
+
+def test_bisection_finds_the_last_that_fits():
+    for last, answer in itertools.combinations_with_replacement(range(12), 2):
+        answer, last = sorted((last, answer))
+        assert furthest(last, lambda at, answer=answer: at <= answer) == answer
+
+
+def test_a_budget_of_bytes_is_met_and_the_weakest_matrix_spared(programs, examples, inputs, tokenizer):
+    full, smallest = executorch_parts(programs, "fp32", "fp32").total, executorch_parts(programs, "int4", "int4").total
+    budget = smallest + 5_000  # room for ffn_out, 8,192 values, in eight bits
+    mix = chosen(programs, examples, tokenizer, budget_mb=budget / 1e6)
+    assert smallest < mix.bytes <= budget < full
+    assert mix.bytes == executorch_parts(programs, mix.schemes, mix.schemes["embeddings.word"]).total
+    assert set(mix.schemes) == {*named_linears(programs), "embeddings.word"}
+    assert mix.schemes["layers.1.ffn_out"] == "int8" and list(mix.schemes.values()).count("int4") >= 6
+    together = apply_schemes(programs, mix.schemes)
+    alike = apply_schemes(programs, dict.fromkeys(mix.schemes, "int4"))
+    expected, got, worse = (last_logits(each, inputs) for each in (programs, together, alike))
+    assert float((got - expected).norm()) < 0.7 * float((worse - expected).norm())
+
+
+def test_a_budget_of_points_is_kept_and_used(programs, examples, tokenizer):
+    mix = chosen(programs, examples, tokenizer, budget_points=2.0)
+    assert mix.sensitivity.score == 1.0 and mix.loss <= 0.02
+    assert mix.bytes < executorch_parts(programs, "int8", "int8").total * 1.5
+
+
+def test_fixed_embeddings_stay(programs, examples, tokenizer):
+    mix = chosen(programs, examples, tokenizer, embeddings="fp16", budget_mb=10)
+    assert mix.schemes["embeddings.word"] == "fp16" and mix.loss == 0.0
+    assert {scheme for matrix, scheme in mix.schemes.items() if matrix != "embeddings.word"} == {"fp32"}  # 10 MB ask for nothing
+
+
+def test_a_budget_that_no_mix_meets_says_the_smallest(programs, examples, tokenizer):
+    smallest = executorch_parts(programs, "int4", "int4").total / 1e6
+    with pytest.raises(UserError, match=rf"quantize.budget_mb: 0.01 MB cannot be met: the smallest mix is {smallest:.2f} MB"):
+        chosen(programs, examples, tokenizer, budget_mb=0.01)
+
+
+def test_a_loss_takes_labels_to_be_measured(programs, examples, tokenizer):
+    unlabelled = [ClassificationExample(each.text, None, None) for each in examples]
+    with pytest.raises(UserError, match=r"quantize.budget_points: needs labelled texts"):
+        chosen(programs, unlabelled, tokenizer, budget_points=1.0)
+    assert chosen(programs, unlabelled, tokenizer, budget_mb=0.1).loss is None
+
+
+def test_bytes_and_points_that_cannot_be_had_together(programs, examples, tokenizer):
+    smallest = executorch_parts(programs, "int4", "int4").total / 1e6 + 1e-6
+    with pytest.raises(UserError, match=r"quantize.budget_points: 0 points cannot be met in .* MB: the least loss reached is \d"):
+        chosen(programs, examples, tokenizer, budget_mb=smallest, budget_points=0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "mixed"}, "quantize.scheme: mixed needs a budget"),
+        ({"budget_mb": 20}, "quantize.budget_mb: is for the scheme mixed"),
+        ({"budget_points": 1}, "quantize.budget_points: is for the scheme mixed"),
+        ({"embeddings": "mixed"}, "quantize.embeddings: is for the scheme mixed"),
+    ],
+)
+def test_budgets_and_mixes_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate({"name": "tiny", "task": "classification", "quantize": options})
+
+
+class Ready(Run):
+    """A run whose stages before `quantize` are done: a model, its vocabulary and its data."""
+
+    def __init__(self, recipe: Recipe, out: Path, model: ExitModel, vocab: Path, examples: list[ClassificationExample]):
+        super().__init__(recipe, out)
+        self.given, self.vocab, self.data, self.out = model, vocab, examples, out
+
+    def model(self, stage: str) -> ExitModel:
+        return self.given
+
+    def examples(self, part: str) -> list[ClassificationExample]:
+        return self.data
+
+    def labels(self) -> tuple[str, ...]:
+        return ("0", "1", "2")
+
+    def tokenizer(self) -> WordPieceTokenizer:
+        return WordPieceTokenizer.from_vocab(self.vocab, True)
+
+    def path(self, stage: str) -> Path:
+        return self.out
+
+
+def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, tokenizer, examples):
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64
+    )
+    model = ExitModel("classification", config, 3, "linear", (1,)).eval()
+    recipe = recipe_of(budget_mb=0.06)
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"coreml": False, "max_length": 64})})
+    examples = examples * 2
+    run = Ready(recipe, tmp_path / "quantized", model, tiny_vocab, examples)
+    (tmp_path / "quantized").mkdir(exist_ok=True)
+    stages.quantize(run, Place(tmp_path / "quantized", tmp_path), lambda *step: None)
+    mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
+    assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 60_000
+    assert mix.sensitivity.examples == len(stages.draft_examples(run)) < len(examples)  # thresholds are tested on the others
+    manifest = write_bundle(
+        tmp_path / "bundle",
+        model=model,
+        quantized=stages.quantized_programs(run),
+        recipe=recipe,
+        tokenizer_vocab=tiny_vocab,
+        lowercase=True,
+        label_values=("0", "1", "2"),
+        matrix_schemes=stages.mixed_schemes(run),
+        speeds={},
+        conformance_examples=examples[:4],
+        provenance={},
+    )
+    assert read_manifest(tmp_path / "bundle") == manifest and manifest.matrix_schemes == mix.schemes
+    assert (manifest.scheme, manifest.embeddings_scheme) == ("mixed", mix.schemes["embeddings.word"])
+    assert all(check.passed for check in verify_bundle(tmp_path / "bundle"))
+    target = size_of(tmp_path / "bundle").targets[0]
+    assert target.parts.embeddings + target.parts.layers + target.parts.heads == mix.bytes
+    assert 20_000 < target.parts.overhead < 60_000
+
+
+def test_a_split_too_small_to_choose_on_is_refused_before_anything_is_trained():
+    recipe = recipe_of(budget_mb=1)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"calibration": 79})})
+    with pytest.raises(UserError, match=r"data.calibration: 79 examples leave 15 to compare matrices on, at least 16 .* set it to 80 or more"):
+        stages.check_calibration(recipe)
+
+
+def test_a_bundle_of_one_scheme_has_no_field_for_a_mix(tiny_classifier):
+    assert "matrix_schemes" not in json.loads((tiny_classifier.path / "manifest.json").read_bytes())
