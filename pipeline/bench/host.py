@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +81,8 @@ class WorkerProcess:
         return answer
 
     def __exit__(self, *exception) -> None:
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # closing writes what a request to a dead process has left in the buffer
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=10)

@@ -94,4 +94,5 @@ def test_a_process_that_dies_is_told_from_an_answer(tmp_path):
     with pytest.raises(UserError):
         with WorkerProcess("pocketbert", tmp_path, tmp_path, 1) as worker:
             worker._process.kill()
+            worker._process.wait()  # the request then finds nobody, every time
             worker.ask("load", length=8, depth=2)
