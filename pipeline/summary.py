@@ -79,8 +79,10 @@ def study_tables(study: Study) -> list[Table]:
     columns = [f"loss <= {point.max_loss:g}" for point in study.own.within]
     measures = Table("measure: depth, speed-up", *columns, "AUROC")
     for each in study.measures:
-        cells = [f"{point.mean_depth:.2f}, {point.speed_up:.2f}" for point in each.within]
-        measures.add_row(each.measure + (" (own)" if each.own else ""), *cells, cell(each.mean_auroc, ".3f"))
+        name = each.measure + (" (own)" if each.own else "")
+        for how, points in ((", one threshold", each.within), (", one an exit", each.fitted)):
+            cells = [f"{point.mean_depth:.2f}, {point.speed_up:.2f}" for point in points]
+            measures.add_row(name + how, *cells, cell(each.mean_auroc, ".3f"))
     return [exits, speeds, measures] if study.speeds else [exits, measures]
 
 

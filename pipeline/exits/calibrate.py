@@ -17,14 +17,13 @@ import numpy as np
 from pipeline.exits.bound import losses_needed, shows_less
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.rule import exits_taken
+from pipeline.exits.stopping import stopping_path
 from pipeline.manifest import Speed
 
 # Of the calibration split, for drawing up the candidates. The rest is for the bound, which costs far more examples.
 DRAFT_SHARE = 0.2
 # The same threshold for all exits, FastBERT's speed: few candidates, of no bias, beside those fitted to few examples.
 UNIFORM = np.round(np.arange(0.02, 1.0, 0.02), 4)
-# Above every uncertainty: all inputs leave.
-ALWAYS = 1.01
 
 
 def examples_needed(max_loss: float, delta: float, metric: str) -> int:
@@ -37,52 +36,6 @@ def split_rows(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(examples)
     cut = int(examples * DRAFT_SHARE)
     return order[:cut], order[cut:]
-
-
-def isotonic(values: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence closest to `values` in the mean square, by pooling neighbours that are out of order (Barlow et al. 1972)."""
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values:
-        mean, count = float(value), 1
-        while means and means[-1] >= mean:
-            mean = (mean * count + means[-1] * counts[-1]) / (count + counts[-1])
-            count += counts.pop()
-            means.pop()
-        means.append(mean)
-        counts.append(count)
-    return np.repeat(means, counts)
-
-
-def threshold_path(score: np.ndarray, uncertainty: np.ndarray) -> list[list[float]]:
-    """Thresholds for every exit from one dial: at each step, inputs leave where leaving is expected to lose at most so much.
-
-    For each exit, the loss of stopping there is fitted as a non-decreasing function of the uncertainty. An exit that is as good as the
-    last one so gets a high threshold, a weak one a low threshold, from the same tolerated loss.
-
-    Args:
-        score, uncertainty: [examples, exits].
-
-    Returns:
-        Steps of one threshold per exit, from the most careful to the boldest.
-    """
-    exits = score.shape[1]
-    fits = []
-    for exit in range(exits - 1):
-        order = np.argsort(uncertainty[:, exit], kind="stable")
-        fits.append((uncertainty[order, exit].astype(np.float64), isotonic((score[:, -1] - score[:, exit])[order])))
-    tolerances = np.unique(np.concatenate([fit for _, fit in fits])) if fits else []
-    path = []
-    for tolerance in tolerances:
-        step = []
-        for values, fit in fits:
-            leaving = int(np.searchsorted(fit, tolerance, side="right"))
-            if leaving == len(values):
-                step.append(ALWAYS)
-            else:  # half way to the first that stays, if it is not the same number
-                step.append(float(values[leaving - 1] + values[leaving]) / 2 if leaving else 0.0)
-        path.append([round(threshold, 4) for threshold in (*step, 0.0)])
-    return path
 
 
 def losses_and_depths(score: np.ndarray, uncertainty: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +57,7 @@ def candidates(score: np.ndarray, uncertainty: np.ndarray, max_loss: float) -> l
         return -(max_loss - max(0.0, losses.mean())) / math.sqrt(variance), -depths.mean()
 
     uniform = [[float(threshold)] * (score.shape[1] - 1) + [0.0] for threshold in UNIFORM]
-    return sorted(threshold_path(score, uncertainty) + uniform, key=order)
+    return sorted(stopping_path(score, uncertainty) + uniform, key=order)
 
 
 def speed_at(predictions: Predictions, thresholds: Sequence[float], metric: str, max_loss: float | None, delta: float | None) -> Speed:

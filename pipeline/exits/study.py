@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.data.examples import Task
 from pipeline.exits.ranking import auroc, spearman
 from pipeline.exits.rule import exits_taken
+from pipeline.exits.stopping import PRICES, stopping_thresholds
 from pipeline.manifest import SCORE, Metric, Speed
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
@@ -69,6 +70,22 @@ class WithinLoss(Point):
     max_loss: float
 
 
+class Fitted(Strict):
+    """What a threshold of its own for each exit gives (`pipeline.exits.stopping`): each half of the examples at those fitted to the other.
+
+    The boldest price of a segment whose loss, like that of every lower price, is at most `max_loss`; fields as of `Point`. Nothing is
+    measured on what it was fitted to, so it is what such thresholds would give on new examples.
+    """
+
+    max_loss: float
+    score: float
+    loss: float
+    mean_depth: float
+    flops: float
+    speed_up: float
+    exits: list[int]
+
+
 class Curve(Strict):
     """A sweep over thresholds, one for all exits (FastBERT's speed, section 3.3), from full depth to the first exit; see `Point`."""
 
@@ -94,6 +111,7 @@ class MeasureStudy(Strict):
     own: bool
     curve: Curve
     within: list[WithinLoss]
+    fitted: list[Fitted]
     rankings: list[Ranking]
 
     @property
@@ -193,6 +211,7 @@ def study(
                 own=name == measure,
                 curve=sweep.curve(),
                 within=[WithinLoss(max_loss=loss, **sweep.point([sweep.within(loss)] * len(layers))) for loss in LOSSES],
+                fitted=sweep.fitted(),
                 rankings=sweep.rankings(),
             )
             for name, sweep in sweeps.items()
@@ -230,19 +249,40 @@ class Sweep:
         over = np.flatnonzero(self.full - self.scores > max_loss + ROUNDING)
         return float(self.thresholds[max(0, over[0] - 1) if len(over) else -1])
 
-    def point(self, thresholds: Sequence[float]) -> dict:
-        """The fields of `Point`."""
-        exits = exits_taken(self.uncertainty, thresholds)
-        score, losses = self.score[self.rows, exits], self.score[:, -1] - self.score[self.rows, exits]
+    def fitted(self) -> list[Fitted]:
+        """An entry for each of `LOSSES`."""
+        halves = np.array_split(np.random.default_rng(0).permutation(len(self.score)), 2)
+        best = {loss: np.full(len(self.score), self.score.shape[1] - 1) for loss in LOSSES}
+        safe = set(LOSSES)
+        for price in PRICES:
+            exits = np.zeros(len(self.score), int)
+            for here, there in (halves, halves[::-1]):
+                exits[here] = exits_taken(self.uncertainty[here], stopping_thresholds(self.score[there], self.uncertainty[there], price))
+            lost = self.full - self.score[self.rows, exits].mean()
+            safe = {loss for loss in safe if lost <= loss + ROUNDING}
+            best |= dict.fromkeys(safe, exits)
+        return [Fitted(max_loss=loss, **self.means(best[loss])) for loss in LOSSES]
+
+    def means(self, exits: np.ndarray) -> dict:
+        """What `Point` says of the examples together, given the exit (from 0) that each takes, [examples]."""
+        score = self.score[self.rows, exits].mean()
         flops = self.costs.flops[self.rows, exits].mean() / self.full_flops
         return {
-            "thresholds": list(thresholds),
-            "score": short(score.mean()),
-            "loss": short(losses.mean()),
+            "score": short(score),
+            "loss": short(self.full - score),
             "mean_depth": short((exits + 1).mean()),
             "flops": short(flops),
             "speed_up": short(1 / flops),
             "exits": np.bincount(exits, minlength=self.score.shape[1]).tolist(),
+        }
+
+    def point(self, thresholds: Sequence[float]) -> dict:
+        """The fields of `Point`."""
+        exits = exits_taken(self.uncertainty, thresholds)
+        losses = self.score[:, -1] - self.score[self.rows, exits]
+        return {
+            "thresholds": list(thresholds),
+            **self.means(exits),
             "thirds": [
                 Third(
                     examples=len(third),

@@ -18,7 +18,7 @@ from pipeline.exits.bound import (
     paired_score,
     shows_less,
 )
-from pipeline.exits.calibrate import DRAFT_SHARE, calibrate, examples_needed, isotonic, speed_at, threshold_path
+from pipeline.exits.calibrate import DRAFT_SHARE, calibrate, examples_needed, speed_at
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.rule import exits_taken
 
@@ -145,25 +145,6 @@ def test_what_is_drafted_is_not_what_is_tested(monkeypatch):
     for seed in (0, 1):
         calibrate(Predictions(score, score, uncertainty, [[0]]), 0.02, DELTA, "accuracy", seed)
     assert all(len(part) == count * DRAFT_SHARE for part in seen) and not np.array_equal(*seen)
-
-
-def test_a_path_of_thresholds_follows_the_expected_loss():
-    score = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 1, 1]], float)
-    uncertainty = np.array([[0.1, 0.9, 0], [0.2, 0.1, 0], [0.5, 0.5, 0], [0.8, 0.3, 0]])
-    path = threshold_path(score, uncertainty)
-    # Expecting no loss: exit 1 up to half way between 0.2 and 0.5, exit 2 always. Then all.
-    assert path == [[0.35, 1.01, 0.0], [1.01, 1.01, 0.0]]
-
-
-def test_isotonic_is_the_closest_sequence_in_order():
-    assert isotonic(np.array([1.0, 3.0, 2.0, 2.0, 5.0])).tolist() == pytest.approx([1, 7 / 3, 7 / 3, 7 / 3, 5])
-    random = np.random.default_rng(8)
-    values = random.standard_normal(40)
-    fitted = isotonic(values)
-    assert (np.diff(fitted) >= 0).all() and fitted.mean() == pytest.approx(values.mean())
-    # The definition by the largest of the smallest means (Barlow et al. 1972, theorem 1.4).
-    expected = [max(min(values[low : high + 1].mean() for high in range(at, 40)) for low in range(at + 1)) for at in range(40)]
-    assert fitted.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
