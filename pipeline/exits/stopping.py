@@ -13,14 +13,15 @@ from pipeline.exits.rule import FULL_DEPTH, exits_taken
 ALWAYS = 1.01  # a threshold above every uncertainty: all inputs leave
 # Score for a segment, a fraction of 1: from what no exit of a good model is worth to what sends everything out at the first exit.
 PRICES = np.geomspace(1e-4, 1.0, 56)
-ROUNDS = 3  # of fitting each exit to what the others let through; a fourth has changed no threshold that was looked at
+GAIN = 0.5  # of a gain is counted, see `stopping_thresholds`
 
 
 def stopping_thresholds(score: np.ndarray, uncertainty: np.ndarray, price: float) -> list[float]:
     """The thresholds at which the mean of loss + price * segments is smallest, found exit by exit.
 
     From the last exit but one to the first, each gets the threshold that is best given those behind it: what an input costs that stays is
-    known then (dynamic programming; Bellman's principle). Which inputs come to an exit depends on those before it, so this is repeated.
+    known then (dynamic programming; Bellman's principle). Where leaving early turns a wrong answer into a right one, by chance as a rule,
+    a part of that counts: thresholds drawn around the few examples that gain hold for those alone.
 
     Args:
         score, uncertainty: [examples, exits].
@@ -31,17 +32,12 @@ def stopping_thresholds(score: np.ndarray, uncertainty: np.ndarray, price: float
     """
     examples, exits = score.shape
     loss = score[:, -1:] - score
+    loss = np.where(loss < 0, GAIN * loss, loss)
     thresholds = [FULL_DEPTH] * exits
-    for _ in range(ROUNDS):
-        before = list(thresholds)
-        for exit in range(exits - 2, -1, -1):
-            later = exits_taken(uncertainty, [FULL_DEPTH] * (exit + 1) + thresholds[exit + 1 :])
-            # In the first round, nobody leaves earlier: the thresholds before this one are still 0.
-            here = (uncertainty[:, :exit] >= np.array(thresholds[:exit])).all(axis=1)
-            stay = loss[np.arange(examples), later] + price * (later - exit)
-            thresholds[exit] = best_threshold(uncertainty[here, exit], (loss[:, exit] - stay)[here])
-        if thresholds == before:
-            break
+    for exit in range(exits - 2, -1, -1):
+        later = exits_taken(uncertainty, thresholds)  # nobody leaves before this exit: the thresholds there are still 0
+        stay = loss[np.arange(examples), later] + price * (later - exit)
+        thresholds[exit] = best_threshold(uncertainty[:, exit], loss[:, exit] - stay)
     return thresholds
 
 

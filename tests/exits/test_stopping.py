@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline.exits.rule import exit_taken, exits_taken
-from pipeline.exits.stopping import ALWAYS, PRICES, best_threshold, stopping_path, stopping_thresholds
+from pipeline.exits.stopping import ALWAYS, GAIN, PRICES, best_threshold, stopping_path, stopping_thresholds
 
 
 def cost(score, uncertainty, thresholds, price: float) -> float:
-    """Mean of loss + price * segments, example by example."""
+    """Mean of loss + price * segments, example by example; a part of a gain counts."""
     exits = [exit_taken(row, thresholds) for row in uncertainty]
-    return float(np.mean([row[-1] - row[exit] + price * (exit + 1) for row, exit in zip(score, exits)]))
+    losses = [row[-1] - row[exit] for row, exit in zip(score, exits)]
+    return float(np.mean([(loss if loss > 0 else GAIN * loss) + price * (exit + 1) for loss, exit in zip(losses, exits)]))
 
 
 def drawn(count: int, exits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
