@@ -20,7 +20,7 @@ from pipeline.data.items import make_items
 from pipeline.data.splits import label_range, label_values, split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
-from pipeline.manifest import SCORE, LabelRange, Speed, read_manifest, sha256_of
+from pipeline.manifest import APPLE_BACKENDS, SCORE, LabelRange, Speed, read_manifest, sha256_of
 from pipeline.progress import OnStep, console, progress
 from pipeline.recipe import Recipe
 from pipeline.workspace import Place, Workspace, fingerprint, write_text
@@ -565,10 +565,12 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
 
     bundle = run.path("export")
     checks = verify_bundle(bundle, on_step)
-    if run.recipe.export.coreml:
+    manifest = read_manifest(bundle, check_files=False)
+    backends = {program.backend for program in manifest.programs}
+    for backend in (each for each in APPLE_BACKENDS if each in backends):
         from pipeline.verify.coreml_parity import check_against_model
 
-        checks += check_against_model(run.model("exits"), bundle, read_manifest(bundle), on_step)
+        checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
     checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
     report = json.dumps(to_json(checks, lint_bundle(bundle)), indent=2)

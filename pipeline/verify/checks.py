@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.examples import Task
+from pipeline.manifest import Backend
 
 if TYPE_CHECKING:
     from pipeline.verify.neural_engine import EngineWarning
@@ -25,7 +26,7 @@ class Check:
     """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is. `note` says where it failed."""
 
     program: str
-    backend: Literal["executorch", "coreml"]
+    backend: Backend
     metric: str
     value: float
     floor: float
