@@ -174,9 +174,10 @@ def verify(
 
     Exits with 1 when a program is out of tolerance, or a package's output is not finite.
     """
-    from pipeline.summary import checks_table, warning_lines
+    from pipeline.summary import checks_table, mac_lines, warning_lines
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
+    from pipeline.verify.on_mac import verify_on_mac
     from pipeline.verify.stage import failure, verify_bundle
 
     if target.suffix == ".mlpackage":
@@ -187,12 +188,15 @@ def verify(
     bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
     with progress() as on_step:
         checks = verify_bundle(bundle, on_step)
+        of_mac, mac = verify_on_mac(bundle, on_step)
+        checks += of_mac
     warnings = lint_bundle(bundle)
     if as_json:
-        emit(to_json(checks, warnings))
+        emit(to_json(checks, warnings, mac))
     else:
         output().print(checks_table(checks))
         print_lines(warning_lines(warnings))
+        print_lines(mac_lines(mac))
     if said := failure(checks):
         print(said, file=sys.stderr)
         raise typer.Exit(1)
