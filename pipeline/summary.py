@@ -165,7 +165,7 @@ def mac_lines(mac: MacReport) -> list[str]:
         return [f"Core ML itself has not run: {mac.reason}"]
     lines = [f"Core ML itself ran on {mac.machine}"]
     for plan in mac.plans:
-        devices = ", ".join(f"{count} on {device}" for device, count in plan.devices.items())
+        devices = ", ".join(f"{count} on {device}" for device, count in plan.devices.items()) or f"none, {plan.reason}"
         lines.append(f"  plan of {plan.program}, {plan.length} tokens: {devices}")
     return lines
 

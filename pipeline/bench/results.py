@@ -71,13 +71,14 @@ class PlannedOperator(Strict):
 
 
 class ProgramPlan(Strict):
-    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators."""
+    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
 
     program: str
     backend: str
     length: int
     operators: list[PlannedOperator]
     devices: dict[str, int]
+    reason: str = ""
 
 
 class MacResults(Strict):

@@ -101,7 +101,7 @@ def load_delegate_file(path: str | Path) -> DelegateFile:
             methods[plan.name] = method_of(plan, arguments, function, *models[key])
         except UserError as error:
             raise UserError(str(error), file=path, field=plan.name) from None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"what the delegate holds is cut or altered ({error}); {AGAIN}", file=path, field=plan.name) from None
     return DelegateFile(path, max(package.specification_version for package, _ in models.values()), methods)
 

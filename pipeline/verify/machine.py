@@ -31,7 +31,7 @@ class Machine:
         if self.macos < needed:
             return f"macOS {dotted(self.macos)} is older than {dotted(needed)}, the first that can run {'these' if specification_version else 'and plan'} programs"
         if not self.native:
-            return "coremltools is installed without its bridge to Core ML (libcoremlpython); install its wheel for macOS"
+            return "coremltools is not installed, or without its bridge to Core ML (libcoremlpython); install its wheel for macOS"
         return None
 
 
@@ -44,5 +44,7 @@ def this_machine() -> Machine:
     if platform.system() != "Darwin":
         return Machine(platform.system())
     macos = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
+    if find_spec("coremltools") is None:
+        return Machine("Darwin", macos)
     import_quietly("coremltools")
     return Machine("Darwin", macos, find_spec("coremltools.libcoremlpython") is not None)

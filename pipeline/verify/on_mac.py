@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from pipeline.data.examples import Task
+from pipeline.errors import UserError
 from pipeline.export.fingerprints import fingerprint_inputs
 from pipeline.manifest import APPLE_BACKENDS, Backend, Manifest, Program, read_manifest
 from pipeline.progress import OnStep, silent
@@ -52,12 +54,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where Core ML means to run one program, with all processors allowed."""
+    """Where Core ML means to run one program, with all processors allowed; `reason` says why there is no plan, if there is none."""
 
     program: str
     backend: Backend
     length: int
     operators: tuple[Placed, ...]
+    reason: str = ""
 
     @property
     def devices(self) -> dict[str, int]:
@@ -83,7 +86,7 @@ class MacReport:
 
 
 class Device(Protocol):
-    """The border to Apple's runtime."""
+    """The border to Apple's runtime. A UserError from it says, in one line, that a program does not load or run there."""
 
     def predict(self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A package's function, run by Core ML on some processors."""
@@ -126,6 +129,8 @@ def check_on_mac(bundle: Path, manifest: Manifest, device: Device, on_step: OnSt
         `WHERE_snr_db_LENGTH`: the evaluator's output over the difference, the worst of the outputs but the uncertainty.
         `WHERE_uncertainty_LENGTH`: 1 - the greatest difference (where there is an `uncertainty`).
 
+    A program that does not load or run there fails by name, with the reason as the note.
+
     Returns:
         the checks, and the plan of every package's function.
     """
@@ -133,19 +138,37 @@ def check_on_mac(bundle: Path, manifest: Manifest, device: Device, on_step: OnSt
     evaluate = {backend: runner(bundle, backend) for backend in APPLE_BACKENDS}
     checks, plans = [], []
     for done, program in enumerate(programs, start=1):
-        path, inputs = bundle / program.file, fingerprint_inputs(program, manifest.model.vocab_size)[:RUNS]
+        inputs = fingerprint_inputs(program, manifest.model.vocab_size)[:RUNS]
         expected = [evaluate[program.backend](program, each, "float32").outputs for each in inputs]
+        for where in UNITS if program.backend == "coreml" else ("delegate",):
+            try:
+                got = [run(device, bundle / program.file, program, where, each) for each in inputs]
+            except UserError as error:
+                metric = f"{where}_snr_db_{program.lengths[0]}"
+                checks.append(Check(program.name, program.backend, metric, -MOST_DB, FLOOR_DB, False, str(error)))
+            else:
+                checks += compare(program, manifest.task, where, expected, got)
         if program.backend == "coreml":
-            for units in UNITS:
-                got = [device.predict(path, program.method, units, each) for each in inputs]
-                checks += compare(program, manifest.task, units, expected, got)
-            plans.append(Plan(program.name, program.backend, program.lengths[0], device.plan(path, program.method)))
-        else:
-            ran = [device.run_method(path, program.method, [each[tensor.name] for tensor in program.inputs]) for each in inputs]
-            got = [{tensor.name: value for tensor, value in zip(program.outputs, values)} for values in ran]
-            checks += compare(program, manifest.task, "delegate", expected, got)
+            plans.append(plan_of(device, bundle / program.file, program))
         on_step("Core ML itself", done, len(programs))
     return checks, plans
+
+
+def run(device: Device, path: Path, program: Program, where: Units | Literal["delegate"], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One run of a program; its outputs by the manifest's names."""
+    if where != "delegate":
+        return device.predict(path, program.method, where, inputs)
+    outputs = device.run_method(path, program.method, [inputs[tensor.name] for tensor in program.inputs])
+    return {tensor.name: value for tensor, value in zip(program.outputs, outputs)}
+
+
+def plan_of(device: Device, path: Path, program: Program) -> Plan:
+    """The plan of one package's function."""
+    try:
+        operators, reason = device.plan(path, program.method), ""
+    except UserError as error:
+        operators, reason = (), str(error)
+    return Plan(program.name, program.backend, program.lengths[0], operators, reason)
 
 
 def compare(
@@ -173,6 +196,19 @@ def compare(
 # Apple's side.
 
 
+@contextmanager
+def one_line(file: Path, method: str) -> Iterator[None]:
+    """Whatever Apple's frameworks or their bindings raise, RuntimeError for the most part, as a UserError that names the program."""
+    try:
+        with quiet_stderr(), quiet_logging():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"Core ML does not run it ({said})", file=file, field=method) from None
+
+
 class AppleCoreML:
     """`Device` of this Mac."""
 
@@ -181,18 +217,16 @@ class AppleCoreML:
 
     def predict(self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ct, key = import_quietly("coremltools"), (package, function, units)
-        if self._loaded is None or self._loaded[0] != key:
-            with quiet_stderr(), quiet_logging():
-                model = ct.models.MLModel(
-                    str(package), compute_units=ct.ComputeUnit[UNITS[units]], function_name=None if function == "main" else function
-                )
-            self._loaded = (key, model)
-        return {name: np.asarray(value) for name, value in self._loaded[1].predict(dict(inputs)).items()}
+        with one_line(package, function):
+            if self._loaded is None or self._loaded[0] != key:
+                name = None if function == "main" else function
+                self._loaded = (key, ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[UNITS[units]], function_name=name))
+            return {name: np.asarray(value) for name, value in self._loaded[1].predict(dict(inputs)).items()}
 
     def plan(self, package: Path, function: str) -> tuple[Placed, ...]:
         ct = import_quietly("coremltools")
         plans = import_quietly("coremltools.models.compute_plan")
-        with tempfile.TemporaryDirectory() as folder, quiet_stderr(), quiet_logging():
+        with tempfile.TemporaryDirectory() as folder, one_line(package, function):
             single = single_function(package, function, Path(folder))
             compiled = ct.models.utils.compile_model(str(single), str(Path(folder) / "plan.mlmodelc"))
             plan = plans.MLComputePlan.load_from_path(path=str(compiled), compute_units=ct.ComputeUnit.ALL)
@@ -204,11 +238,12 @@ class AppleCoreML:
         from pipeline.runtime.programs import MethodFile
 
         key = (file, method)
-        if self._loaded is None or self._loaded[0] != key:
-            loaded = MethodFile(file)
-            loaded.load(method)
-            self._loaded = (key, loaded)
-        return [output.numpy() for output in self._loaded[1].run(method, [torch.from_numpy(each) for each in inputs])]
+        with one_line(file, method):
+            if self._loaded is None or self._loaded[0] != key:
+                loaded = MethodFile(file)
+                loaded.load(method)
+                self._loaded = (key, loaded)
+            return [output.numpy() for output in self._loaded[1].run(method, [torch.from_numpy(each) for each in inputs])]
 
 
 def single_function(package: Path, function: str, folder: Path) -> Path:

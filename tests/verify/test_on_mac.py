@@ -11,6 +11,7 @@ import torch
 
 from pipeline import doctor
 from pipeline.bench.results import MacResults
+from pipeline.errors import UserError
 from pipeline.export.coreml import export_coreml
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
@@ -31,6 +32,7 @@ from pipeline.verify.on_mac import (
     Plan,
     check_on_mac,
     compare,
+    one_line,
     placed,
     single_function,
     verify_on_mac,
@@ -174,6 +176,46 @@ def test_a_processor_that_computes_something_else_is_named(exported, fault, wher
     failed = {(check.program, check.metric) for check in checks if not check.passed}
     assert failed == {("segment_0", f"{where}_snr_db_{length}") for length in ((16,) if where == "delegate" else (8, 16))}
     assert all(check.note.startswith("output ") for check in checks if not check.passed)
+
+
+@pytest.mark.parametrize("where", ["cpu_ne", "delegate"])
+def test_a_program_that_does_not_run_somewhere_fails_there_with_the_reason(exported, where):
+    folder, manifest = exported
+
+    def refusing(place, outputs):
+        if place == where:
+            raise UserError("Core ML does not run it (no such luck)", file="embed.mlpackage", field="length_8")
+        return outputs
+
+    device = Rounding(folder, refusing)
+    device.plan = lambda package, function: refusing(where, None)
+    checks, plans = check_on_mac(folder, manifest, device)
+    failed = [check for check in checks if not check.passed]
+    assert {check.metric.split("_snr")[0] for check in failed} == {where}
+    assert all(check.note == "embed.mlpackage: length_8: Core ML does not run it (no such luck)" for check in failed)
+    assert all(plan.operators == () and "no such luck" in plan.reason for plan in plans)
+    assert "none, embed.mlpackage" in mac_lines(MacReport(True, machine="macOS 15.1", plans=tuple(plans)))[1]
+
+
+def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
+    """Here that is coremltools' own refusal to load a model elsewhere than on a Mac, and ExecuTorch's to load one for a delegate that it lacks."""
+    folder, manifest = exported
+    package, method = manifest.programs[0], manifest.programs[-1]
+    if OBSTACLE is None:
+        pytest.skip("Core ML runs here")
+    device, inputs = AppleCoreML(), {"input_ids": np.zeros((1, 8), dtype=np.int32)}
+    calls = [
+        (package, lambda: device.predict(folder / package.file, package.method, "cpu", inputs)),
+        (package, lambda: device.plan(folder / package.file, package.method)),
+        (method, lambda: device.run_method(folder / method.file, method.method, [])),
+    ]
+    for program, call in calls:
+        with pytest.raises(UserError) as caught:
+            call()
+        line = str(caught.value)
+        assert line.startswith(f"{folder / program.file}: {program.method}: ") and "\n" not in line
+    with pytest.raises(UserError, match="a.pte: forward: Core ML does not run it .RuntimeError.$"), one_line(Path("a.pte"), "forward"):
+        raise RuntimeError
 
 
 def test_an_uncertainty_that_is_off_fails_by_itself():
