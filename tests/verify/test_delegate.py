@@ -158,19 +158,22 @@ def test_a_transposed_matrix(exported, copy, monkeypatch, capsys):
 
 
 def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
-    """The delegate gives its results in the order of a list beside the model: two names change places there."""
-    if len(exported.buckets) == 1:
-        pytest.skip("a classifier's outputs differ in shape, which is found when the file is read")
+    """The delegate gives its results in the order of a list beside the model: there start and end of a span change places, or states and logits."""
     file = exported.file(copy)
     data = file.read_bytes()
-    at = data.rindex(b'"segment_1_16": {"inputNames"')
-    start = data.index(b'"outputNames": [', at)
+    span = len(exported.buckets) == 2
+    start = data.index(b'"outputNames": [', data.rindex(b'"segment_1_16": {"inputNames"')) if span else data.rindex(b'"outputNames": [')
     end = data.index(b"]", start)
-    hidden, first, second, *others = json.loads(data[start + len(b'"outputNames": ') : end + 1])
-    swapped = b'"outputNames": ' + json.dumps([hidden, second, first, *others]).encode()
+    names = json.loads(data[start + len(b'"outputNames": ') : end + 1])
+    first = 1 if span else 0
+    names[first : first + 2] = reversed(names[first : first + 2])
+    swapped = b'"outputNames": ' + json.dumps(names).encode()
     assert len(swapped) == end + 1 - start
-    file.write_bytes(data[:start] + swapped + data[end + 1 :])
-    expect(verify(copy, monkeypatch, capsys), "segment_1", (16,))
+    put(file, start, swapped)
+    if span:
+        expect(verify(copy, monkeypatch, capsys), "segment_1", (16,))
+    else:
+        assert "is float16 [1, 2] in the delegate's model, float32 [1, 16, 64] in the method" in refused(file)
 
 
 def test_outputs_of_another_shape_or_order_are_refused(exported, copy, monkeypatch, capsys):
