@@ -158,7 +158,7 @@ def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_js
 @app.command()
 def verify(
     target: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|RECIPE|PACKAGE", help="A bundle folder, a recipe whose bundle to check, or an .mlpackage.")
+        Path, typer.Argument(metavar="BUNDLE|RECIPE|PACKAGE", help="A bundle, a recipe whose bundle to check, an .mlpackage, or a .pte for Core ML.")
     ],
     settings: Settings = None,
     out: Out = None,
@@ -172,27 +172,31 @@ def verify(
 ) -> None:
     """Checks every program of a bundle against the model it came from, or evaluates one Core ML package, without Core ML.
 
-    Exits with 1 when a program is out of tolerance, or a package's output is not finite.
+    On a Mac a bundle's programs run in Core ML itself, too. Exits with 1 when a program is out of tolerance, or a package's output is not finite.
     """
-    from pipeline.summary import checks_table, warning_lines
+    from pipeline.summary import checks_table, mac_lines, warning_lines
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
+    from pipeline.verify.on_mac import verify_on_mac
     from pipeline.verify.stage import failure, verify_bundle
 
-    if target.suffix == ".mlpackage":
+    if target.suffix in (".mlpackage", ".pte"):
         return verify_package(target, inputs, function, precision, outputs, as_json)
     for name, value in (("--inputs", inputs), ("--function", function), ("--outputs", outputs)):
         if value is not None:
-            raise UserError("goes with a Core ML package; give the .mlpackage itself", file=target, field=name)
+            raise UserError("goes with a Core ML package; give the .mlpackage or .pte itself", file=target, field=name)
     bundle = target if target.suffix != ".toml" else run_stage(target, settings, out, "export").path("export")
     with progress() as on_step:
         checks = verify_bundle(bundle, on_step)
+        of_mac, mac = verify_on_mac(bundle, on_step)
+        checks += of_mac
     warnings = lint_bundle(bundle)
     if as_json:
-        emit(to_json(checks, warnings))
+        emit(to_json(checks, warnings, mac))
     else:
         output().print(checks_table(checks))
         print_lines(warning_lines(warnings))
+        print_lines(mac_lines(mac))
     if said := failure(checks):
         print(said, file=sys.stderr)
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pipeline.data.examples import Task
-from pipeline.manifest import Strict
+from pipeline.manifest import Backend, Strict
 
 CONFORMANCE_FILE = "conformance.json"
 
@@ -54,9 +54,10 @@ class Case(Strict):
 
 
 class ProgramVector(Strict):
-    """A fingerprint for each output of one Core ML program at one length, see `pipeline.export.fingerprints`. Runners pass over it."""
+    """A fingerprint for each output of one program that Core ML computes, at one length, see `pipeline.export.fingerprints`. Runners pass over it."""
 
     program: str
+    backend: Backend = "coreml"
     length: int
     outputs: dict[str, list[float]]
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.model.checkpoint import MINILM_PACKAGE
+from pipeline.verify.machine import Machine, dotted, this_machine
 
 # package -> what needs it
 REQUIRED = {
@@ -68,17 +69,20 @@ def examine() -> list[Finding]:
     findings += accelerator()
     findings.append(Finding("device: host (this computer)", installed("executorch") is not None, platform.machine()))
     findings.append(tool("adb", "device: android", "install Android's platform tools and connect a phone with USB debugging"))
-    mac = platform.system() == "Darwin"
-    findings.append(
-        Finding(
-            "Core ML programs run here",
-            mac,
-            platform.system(),
-            "only macOS runs them; elsewhere `pocketbert verify` evaluates them in coremltools' own semantics",
-        )
-    )
+    findings.append(core_ml(this_machine()))
     findings.append(tool("xcrun", "device: ios (Xcode)", "needs a Mac with Xcode"))
     return findings
+
+
+def core_ml(machine: Machine) -> Finding:
+    """Whether `pocketbert verify` can run Core ML itself, on CPU, GPU and Neural Engine, beside the evaluator."""
+    obstacle = machine.obstacle()
+    return Finding(
+        "Core ML programs run here",
+        obstacle is None,
+        obstacle or f"macOS {dotted(machine.macos)}: verify runs them on CPU, GPU and Neural Engine, and records the plan",
+        "here `pocketbert verify` evaluates them in coremltools' own semantics alone",
+    )
 
 
 def accelerator() -> list[Finding]:

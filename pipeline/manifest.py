@@ -26,6 +26,11 @@ EXIT_OUTPUTS: dict[Task, tuple[str, ...]] = {
     "qa": ("start_logits", "end_logits"),
 }
 
+# What runs a program: ExecuTorch with its own kernels, Core ML, or ExecuTorch that hands the whole program to Core ML.
+Backend = Literal["executorch", "coreml", "executorch-coreml"]
+# Those whose programs Core ML computes: they have fixed lengths, and run on Apple's systems alone.
+APPLE_BACKENDS: tuple[Backend, ...] = ("coreml", "executorch-coreml")
+
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
@@ -56,11 +61,12 @@ class Program(Strict):
     """One program: `embed` or `segment_k`, for one backend.
 
     `file` names an entry of `files`; for a package that is a folder, the folder. `method` is the method in a `.pte` or the function in
-    an `.mlpackage`. `lengths` are the bucket sizes of a program with fixed shapes; null means any length from 2 to `max_length`.
+    an `.mlpackage`. `lengths` are the bucket sizes of a program with fixed shapes; null means any length from 2 to `max_length`. A method takes
+    and gives its tensors in the order of `inputs` and `outputs`.
     """
 
     name: str
-    backend: Literal["executorch", "coreml"]
+    backend: Backend
     file: str
     method: str
     precision: str

@@ -165,6 +165,11 @@ class Export(Section):
     """Which programs are written. Core ML programs have fixed lengths (buckets); ExecuTorch's take any length up to `max_length`."""
 
     coreml: bool = Field(True, description="write Core ML packages too")
+    executorch_coreml: bool = Field(
+        False,
+        description="write a .pte for ExecuTorch's Core ML delegate too, float16, with the lengths, target and layout of the Core ML packages; "
+        "before iOS18 a .pte for each length, each with all weights",
+    )
     max_length: int = Field(512, ge=16, le=512)
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"

@@ -20,7 +20,7 @@ from pipeline.data.items import make_items
 from pipeline.data.splits import label_range, label_values, split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
-from pipeline.manifest import SCORE, LabelRange, Speed, read_manifest, sha256_of
+from pipeline.manifest import APPLE_BACKENDS, SCORE, LabelRange, Speed, read_manifest, sha256_of
 from pipeline.progress import OnStep, console, progress
 from pipeline.recipe import Recipe
 from pipeline.workspace import Place, Workspace, fingerprint, write_text
@@ -561,17 +561,22 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
     from pipeline.verify.agreement import check_agreement
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
+    from pipeline.verify.on_mac import verify_on_mac
     from pipeline.verify.stage import require, verify_bundle
 
     bundle = run.path("export")
     checks = verify_bundle(bundle, on_step)
-    if run.recipe.export.coreml:
+    of_mac, mac = verify_on_mac(bundle, on_step)
+    checks += of_mac
+    manifest = read_manifest(bundle, check_files=False)
+    backends = {program.backend for program in manifest.programs}
+    for backend in (each for each in APPLE_BACKENDS if each in backends):
         from pipeline.verify.coreml_parity import check_against_model
 
-        checks += check_against_model(run.model("exits"), bundle, read_manifest(bundle), on_step)
+        checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
     checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
-    report = json.dumps(to_json(checks, lint_bundle(bundle)), indent=2)
+    report = json.dumps(to_json(checks, lint_bundle(bundle), mac), indent=2)
     write_text(place.scratch / "failed.json", report)
     require(checks, place.scratch / "failed.json")
     write_text(place.out / "checks.json", report)
@@ -637,6 +642,7 @@ def run_results(run: Run):
         size=size_of(bundle),
         checks=verified["checks"],
         warnings=verified["warnings"],
+        mac=verified["mac"],
         stage_seconds=seconds,
         provenance=read_manifest(bundle, check_files=False).provenance | {"machine": platform.platform()},
     )
@@ -657,7 +663,7 @@ STAGES: dict[str, Stage] = {
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=3),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export, version=2),
-        Stage("verify", "verification", ("export",), (), verify, version=3),
+        Stage("verify", "verification", ("export",), (), verify, version=4),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),
         Stage("report", "report", ("verify", "bench"), (), report),
     )

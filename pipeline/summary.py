@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.standalone import Quantized
     from pipeline.verify.checks import Check
     from pipeline.verify.neural_engine import EngineWarning
+    from pipeline.verify.on_mac import MacReport
     from pipeline.verify.package import PackageReport
     from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
@@ -157,6 +158,17 @@ def warning_lines(warnings: Sequence[EngineWarning]) -> list[str]:
     for reason, named in by_reason(warnings).items():
         lines.append(f"warning, Neural Engine: {REASONS[reason].text} ({REASONS[reason].source})")
         lines += [f"  {each.package} {each.function}: {each.operator} {each.name}, {each.detail}" for each in named]
+    return lines
+
+
+def mac_lines(mac: MacReport) -> list[str]:
+    """Whether Core ML itself ran, and where it means to run each program's operators."""
+    if not mac.ran:
+        return [f"Core ML itself has not run: {mac.reason}"]
+    lines = [f"Core ML itself ran on {mac.machine}"]
+    for plan in mac.plans:
+        devices = ", ".join(f"{count} on {device}" for device, count in plan.devices.items()) or f"none, {plan.reason}"
+        lines.append(f"  plan of {plan.program}, {plan.length} tokens: {devices}")
     return lines
 
 

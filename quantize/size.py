@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
+from pipeline.manifest import MANIFEST_FILE, Backend, Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -65,9 +65,9 @@ class Parts(Strict):
 
 
 class TargetSize(Strict):
-    """What an app for one target ships: the bundle without the other target's programs."""
+    """What an app for one target ships: the bundle without the other targets' programs."""
 
-    backend: Literal["executorch", "coreml"]
+    backend: Backend
     scheme: str
     bytes: int
     program_bytes: int
@@ -76,7 +76,7 @@ class TargetSize(Strict):
 
 
 class SizeReport(Strict):
-    """What `pocketbert size --json` prints. `parts` is of the whole bundle, both targets together, and adds up to `total_bytes`."""
+    """What `pocketbert size --json` prints. `parts` is of the whole bundle, all targets together, and adds up to `total_bytes`."""
 
     name: str
     files: list[FileSize]
@@ -138,11 +138,11 @@ def size_of(bundle: str | Path) -> SizeReport:
         other=sum(file.bytes for file in files if owner[file.path] is None and file.path != manifest.tokenizer.vocab_file),
     )
     targets, parts = [], shared
-    for backend in ("executorch", "coreml"):
+    for backend in get_args(Backend):
         if backend not in backends:
             continue
         size = sum(file.bytes for file in files if owner[file.path] == backend)
-        programs = executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest)
+        programs = executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest, backend)
         programs += Parts(overhead=size - programs.total)
         parts += programs
         shipped = programs + shared
@@ -279,11 +279,11 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
     )
 
 
-def coreml_parts(model: ExitModel, manifest: Manifest) -> Parts:
+def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "coreml") -> Parts:
     """Weights as coremltools stores them: float16, or int8 and a float16 scale per output channel beyond 2,048 values.
 
-    Buckets of one package share their weights but for the position embeddings, of which each bucket has as many as it is long; where
-    buckets are packages of their own, each has everything.
+    Buckets in one package, or one `.pte`, share their weights but for the position embeddings, of which each bucket has as many as it is long; where
+    buckets have packages or files of their own, each has everything.
     """
 
     def stored(weight: nn.Parameter, precision: str, rows: int) -> int:
@@ -293,19 +293,19 @@ def coreml_parts(model: ExitModel, manifest: Manifest) -> Parts:
         return size * numbers
 
     def packages(name: str) -> int:
-        return len({program.file for program in manifest.programs if program.backend == "coreml" and program.name == name})
+        return len({program.file for program in manifest.programs if program.backend == backend and program.name == name})
 
     def whole(module: nn.Module, name: str) -> int:
-        precision = manifest.program(name, "coreml").precision
+        precision = manifest.program(name, backend).precision
         return packages(name) * sum(stored(weight, precision, weight.shape[0]) for weight in module.parameters())
 
     buckets = {
         length
         for program in manifest.programs
-        if program.backend == "coreml" and program.name == "embed"
+        if program.backend == backend and program.name == "embed"
         for length in program.lengths or [manifest.max_length]
     }
-    position, precision = model.encoder.embeddings.position.weight, manifest.program("embed", "coreml").precision
+    position, precision = model.encoder.embeddings.position.weight, manifest.program("embed", backend).precision
     positions = sum(stored(position, precision, min(length, position.shape[0])) for length in buckets)
     all_positions = packages("embed") * stored(position, precision, position.shape[0])
     return Parts(

@@ -91,6 +91,12 @@ def test_a_valid_manifest_is_read_and_written_the_same(bundle):
     assert read_manifest(bundle) == manifest
 
 
+def test_a_program_may_be_executorchs_for_core_ml(bundle):
+    put(bundle, "programs", 1, "backend", value="executorch-coreml")
+    jsonschema.validate(raw_of(bundle), json_schema())
+    assert read_manifest(bundle).program("segment_0", "executorch-coreml").lengths == [32]
+
+
 def test_files_are_described_but_for_the_manifest(bundle):
     assert [entry.path for entry in describe_files(bundle)] == ["coreml/model.mlpackage/Manifest.json", "model.pte", "vocab.txt"]
     entry = describe_files(bundle)[1]

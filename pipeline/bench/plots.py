@@ -229,7 +229,7 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
     return svg.getvalue()
 
 
-BACKENDS = {"executorch": "ExecuTorch", "coreml": "Core ML"}
+BACKENDS = {"executorch": "ExecuTorch", "coreml": "Core ML", "executorch-coreml": "ExecuTorch, Core ML delegate"}
 TASK_NAMES = {"classification": "Text classification", "regression": "Text regression", "qa": "Question answering"}
 METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "one_minus_nmae": "1 − NMAE"}
 HEADLINES = {"classification": "accuracy", "regression": "pearson", "qa": "f1"}  # what `Score.headline` is

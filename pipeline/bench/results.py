@@ -60,6 +60,36 @@ class PackageWarning(Strict):
     source: str
 
 
+class PlannedOperator(Strict):
+    """One entry of `operators` in a plan there: the processor that Core ML prefers for it, and all that it could take."""
+
+    operator: str
+    name: str
+    device: str
+    supported: list[str]
+    cost: float | None
+
+
+class ProgramPlan(Strict):
+    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
+
+    program: str
+    backend: str
+    length: int
+    operators: list[PlannedOperator]
+    devices: dict[str, int]
+    reason: str = ""
+
+
+class MacResults(Strict):
+    """`mac` there: whether Core ML itself ran, else why not; its checks are among the others."""
+
+    ran: bool
+    reason: str
+    machine: str
+    plans: list[ProgramPlan]
+
+
 class RunResults(Strict):
     """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
 
@@ -76,5 +106,6 @@ class RunResults(Strict):
     size: SizeReport
     checks: list[ParityCheck]
     warnings: list[PackageWarning] = []
+    mac: MacResults | None = None
     stage_seconds: dict[str, float]
     provenance: dict[str, str]

@@ -18,6 +18,7 @@ from pipeline.export.executorch import export_executorch
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
 from pipeline.manifest import (
+    APPLE_BACKENDS,
     MANIFEST_FILE,
     ExitOptions,
     LabelRange,
@@ -97,7 +98,7 @@ def write_bundle(
         )
         write_text(folder / SCHEMA_FILE, json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
         programs = export_programs(folder, model, quantized, recipe, on_step)
-        if recipe.export.coreml:
+        if any(program.backend in APPLE_BACKENDS for program in programs):
             vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, recipe.export.coreml_layout)})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
@@ -110,13 +111,17 @@ def write_bundle(
 
 
 def export_programs(folder: Path, model: ExitModel, quantized: Programs, recipe: Recipe, on_step: OnStep) -> list[Program]:
-    """Writes ExecuTorch's programs, and Core ML's where the recipe asks for them."""
+    """Writes ExecuTorch's programs, and Core ML's and those for ExecuTorch's Core ML delegate where the recipe asks for them."""
     length = min(recipe.export.max_length, model.config.max_positions)
     programs = export_executorch(quantized, folder / EXECUTORCH_FILE, length, recipe.quantize.scheme, on_step)
     if recipe.export.coreml:
         from pipeline.export.coreml import export_coreml  # coremltools takes seconds to import
 
         programs += export_coreml(model, folder, recipe, on_step)
+    if recipe.export.executorch_coreml:
+        from pipeline.export.executorch_coreml import export_executorch_coreml
+
+        programs += export_executorch_coreml(model, folder, recipe, on_step)
     return programs
 
 

@@ -96,6 +96,20 @@ def sources(model: ExitModel, layout: str = "standard") -> list[Source]:
     return [embed, *segments]
 
 
+def bucket_lengths(recipe: Recipe, positions: int) -> list[int]:
+    """The recipe's buckets that the programs may have, ascending. UserError when there is none."""
+    options = recipe.export
+    longest = min(options.max_length, positions)
+    lengths = sorted({length for length in options.coreml_buckets if 2 <= length <= longest})
+    if not lengths:
+        asked = "coreml" if options.coreml else "executorch_coreml"
+        raise UserError(
+            f"no bucket of {options.coreml_buckets} is from 2 to export.max_length, {options.max_length}; add one, or set export.{asked}=false",
+            field="export.coreml_buckets",
+        )
+    return lengths
+
+
 def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnStep | None = None) -> list[manifest.Program]:
     """Writes `folder/coreml`, one package per program, and describes the programs for the manifest.
 
@@ -111,14 +125,7 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
         UserError: when no bucket is left at or below `export.max_length`.
     """
     options, on_step = recipe.export, on_step or silent
-    longest = min(options.max_length, model.config.max_positions)
-    lengths = sorted({length for length in options.coreml_buckets if 2 <= length <= longest})
-    if not lengths:
-        raise UserError(
-            f"no bucket of {options.coreml_buckets} is from 2 to export.max_length, {options.max_length}; "
-            "add one, or set export.coreml=false",
-            field="export.coreml_buckets",
-        )
+    lengths = bucket_lengths(recipe, model.config.max_positions)
     partial = folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)

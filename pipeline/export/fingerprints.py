@@ -1,4 +1,4 @@
-"""What every Core ML program must give for inputs that anyone can make again, in a few numbers: enough to tell one altered weight.
+"""What every program that Core ML computes must give for inputs that anyone can make again, in a few numbers: enough to tell one altered weight.
 
 The reference is the model in PyTorch in float32, with its weights rounded as the package has them. So a package and its fingerprint
 come from the same model by two ways, which agree up to the order of float32 sums.
@@ -16,7 +16,7 @@ from pipeline.conformance import ProgramVector
 from pipeline.data.inputs import MASKED
 from pipeline.export.coreml import Source, sources
 from pipeline.export.vectors import rounded
-from pipeline.manifest import Program
+from pipeline.manifest import APPLE_BACKENDS, Program
 from pipeline.model.exit_model import ExitModel
 from quantize.size import COREML_SMALLEST
 
@@ -66,11 +66,11 @@ def fingerprint_inputs(program: Program, vocab_size: int) -> list[dict[str, np.n
 
 @torch.no_grad()
 def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "standard") -> list[ProgramVector]:
-    """The reference for each Core ML program among `programs`, in their order; `layout` as of `pipeline.export.coreml.sources`."""
+    """The reference for each program among `programs` that Core ML computes, in their order; `layout` as of `pipeline.export.coreml.sources`."""
     by_name = {source.name: source for source in sources(model, layout)}
     vectors = []
     for program in programs:
-        if program.backend == "coreml":
+        if program.backend in APPLE_BACKENDS:
             source, (length,) = by_name[program.name], program.lengths
             module = as_saved(source, length, program.precision)
             runs = []
@@ -79,7 +79,7 @@ def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "
                 runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
             arrays = [np.concatenate([each.numpy() for each in of]) for of in zip(*runs)]
             numbers = {tensor.name: rounded(fingerprint(array)) for tensor, array in zip(source.outputs, arrays, strict=True)}
-            vectors.append(ProgramVector(program=program.name, length=length, outputs=numbers))
+            vectors.append(ProgramVector(program=program.name, backend=program.backend, length=length, outputs=numbers))
     return vectors
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.examples import Task
+from pipeline.manifest import Backend
 
 if TYPE_CHECKING:
     from pipeline.verify.neural_engine import EngineWarning
+    from pipeline.verify.on_mac import MacReport
 
 # What a regression's noise is held against, as shares of the label range: the deviation of labels spread evenly over it. Its predictions'
 # own size says nothing, a 0 is an answer like any other.
@@ -25,7 +27,7 @@ class Check:
     """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is. `note` says where it failed."""
 
     program: str
-    backend: Literal["executorch", "coreml"]
+    backend: Backend
     metric: str
     value: float
     floor: float
@@ -41,12 +43,16 @@ class Check:
         return f"{self.backend} {self.program}: {self.metric} is {self.value:.4g}, at least {self.floor:.4g} is needed{said}"
 
 
-def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = ()) -> dict:
-    """What `pocketbert verify --json` prints. No checks at all have not passed; warnings fail nothing."""
+def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = (), mac: MacReport | None = None) -> dict:
+    """What `pocketbert verify --json` prints. No checks at all have not passed; warnings fail nothing.
+
+    `mac` says whether Core ML itself ran; its checks are among the others.
+    """
     return {
         "passed": bool(checks) and all(check.passed for check in checks),
         "checks": [check.to_json() for check in checks],
         "warnings": [warning.to_json() for warning in warnings],
+        **({} if mac is None else {"mac": mac.to_json()}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Core ML's programs one by one against the fingerprints in the bundle: which program of which bucket differs from its model, and by how much."""
+"""The programs that Core ML computes, one by one against the fingerprints in the bundle: which program of which bucket differs from its model, and by how much."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.conformance import CONFORMANCE_FILE, ProgramVector
 from pipeline.errors import UserError
 from pipeline.export.fingerprints import fingerprint, fingerprint_inputs
-from pipeline.manifest import Manifest, Program
+from pipeline.manifest import Backend, Manifest, Program
 from pipeline.progress import OnStep, silent
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.mil_evaluator import Evaluation, Precision
@@ -23,8 +23,10 @@ UNCERTAINTY_FLOOR = 0.998
 Run = Callable[[Program, dict[str, np.ndarray], Precision], Evaluation]
 
 
-def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run: Run, on_step: OnStep = silent) -> list[Check]:
-    """Runs every Core ML program that has a fingerprint on the inputs it was made with, in float32.
+def check_fingerprints(
+    manifest: Manifest, vectors: Sequence[ProgramVector], run: Run, on_step: OnStep = silent, backend: Backend = "coreml"
+) -> list[Check]:
+    """Runs every program of a backend on the inputs its fingerprint was made with, in float32.
 
     No program sees another's outputs, so that each fails for itself. For every program and bucket, better when higher:
         `fingerprint_snr_db_LENGTH`: the fingerprint over the difference, the worst of its outputs but the uncertainty.
@@ -36,12 +38,15 @@ def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run
     Raises:
         UserError: when programs and fingerprints are not of one bundle: none may pass for lack of a fingerprint.
     """
-    coreml = [program for program in manifest.programs if program.backend == "coreml"]
-    programs = {(program.name, length): program for program in coreml for length in program.lengths or ()}
+    of_backend = [program for program in manifest.programs if program.backend == backend]
+    programs = {(program.name, length): program for program in of_backend for length in program.lengths or ()}
+    vectors = [vector for vector in vectors if vector.backend == backend]
     expected_outputs = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
     if expected_outputs != {(vector.program, vector.length): set(vector.outputs) for vector in vectors}:
         raise UserError(
-            "are not of the manifest's Core ML programs and their outputs; export the bundle again", file=CONFORMANCE_FILE, field="programs"
+            f"are not of the manifest's {backend} programs and their outputs; export the bundle again",
+            file=CONFORMANCE_FILE,
+            field="programs",
         )
     checks = []
     for done, vector in enumerate(vectors, start=1):
@@ -54,15 +59,15 @@ def check_fingerprints(manifest: Manifest, vectors: Sequence[ProgramVector], run
                 value = 1.0 - abs(got[0] - expected[0])
                 value = value if np.isfinite(value) else -1.0  # JSON has no NaN
                 uncertainty = Check(
-                    program.name, "coreml", f"fingerprint_uncertainty_{vector.length}", value, UNCERTAINTY_FLOOR, value >= UNCERTAINTY_FLOOR
+                    program.name, backend, f"fingerprint_uncertainty_{vector.length}", value, UNCERTAINTY_FLOOR, value >= UNCERTAINTY_FLOOR
                 )
             else:
                 ratios[name] = signal_to_noise_db(np.array(expected), np.array(got)) if len(expected) == len(got) else -MOST_DB
         worst = min(ratios, key=ratios.__getitem__)
         passed = ratios[worst] >= FINGERPRINT_FLOOR_DB
         note = "" if passed else f"output {worst}"
-        checks.append(Check(program.name, "coreml", f"fingerprint_snr_db_{vector.length}", ratios[worst], FINGERPRINT_FLOOR_DB, passed, note))
+        checks.append(Check(program.name, backend, f"fingerprint_snr_db_{vector.length}", ratios[worst], FINGERPRINT_FLOOR_DB, passed, note))
         if "uncertainty" in vector.outputs:
             checks.append(uncertainty)
-        on_step("Core ML's fingerprints", done, len(vectors))
+        on_step("fingerprints", done, len(vectors))
     return checks

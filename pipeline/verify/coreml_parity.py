@@ -1,4 +1,5 @@
-"""Core ML's programs against the model they came from: the saved packages, evaluated in coremltools' semantics on any machine.
+"""Core ML's programs against the model they came from: what was saved, packages or ExecuTorch files with Core ML's delegate, evaluated in coremltools'
+semantics on any machine.
 
 Two checks. `check_coreml` needs the bundle alone. The logits in its conformance vectors come from the model quantized for ExecuTorch, so that two
 ways of rounding are compared and the floors are low; the fingerprints in them are of each program by itself, and strict
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,16 @@ from pipeline.data.inputs import MASKED
 from pipeline.data.spans import best_span
 from pipeline.errors import UserError
 from pipeline.exits.rule import change_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, Manifest, Program, Tensor
+from pipeline.manifest import EXIT_OUTPUTS, Backend, Manifest, Program, Tensor
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
-from pipeline.verify.coreml_fingerprints import check_fingerprints
+from pipeline.verify.coreml_fingerprints import Run, check_fingerprints
+from pipeline.verify.delegate import DelegateFile, load_delegate_file
 from pipeline.verify.mil_evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
-
-BACKEND = "coreml"
 
 # Against the conformance vectors, int8 of two makes. Measured with MiniLM's six layers, least over segments and buckets: exits trained on
 # SST-2 26 dB, 0.984 and every label the same; random heads, whose logits are nearly equal, 23 dB.
@@ -51,17 +50,19 @@ FLOORS_DB: dict[tuple[str, Precision], float] = {
 }
 MODEL_UNCERTAINTY_FLOOR = {"fp32": 0.9999, "fp16": 0.99, "int8": 0.95}
 
+NAMES: dict[Backend, str] = {"coreml": "Core ML", "executorch-coreml": "ExecuTorch's Core ML"}
+
 
 class CoreMLPrograms:
-    """The Core ML programs of a bundle for one length, loaded when they are first run."""
+    """The programs of a bundle for one length that Core ML computes, of one backend; `evaluate` runs one of them."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, length: int, packages: dict[str, Package]):
-        self.bundle, self.length, self.packages, self.change = bundle, length, packages, manifest.uncertainty == "change"
-        entries = {p.name: p for p in manifest.programs if p.backend == BACKEND and length in (p.lengths or ())}
+    def __init__(self, bundle: Path, manifest: Manifest, length: int, evaluate: Run, backend: Backend = "coreml"):
+        self.evaluate, self.change = evaluate, manifest.uncertainty == "change"
+        entries = {p.name: p for p in manifest.programs if p.backend == backend and length in (p.lengths or ())}
         names = ["embed", *(f"segment_{index}" for index in range(manifest.segments))]
         if missing := [name for name in names if name not in entries]:
             raise UserError(
-                f"no Core ML program {missing[0]} for length {length}; export the bundle again", file=bundle, field="programs"
+                f"no {NAMES[backend]} program {missing[0]} for length {length}; export the bundle again", file=bundle, field="programs"
             )
         self.embed, *self.segments = [entries[name] for name in names]
         self.faults: dict[str, list[Fault | None]] = {}  # of a program's runs so far, those whose inputs were finite
@@ -71,8 +72,9 @@ class CoreMLPrograms:
 
         Hidden states go in and come out as [1, length, hidden_size], whatever the layout of the program.
         """
-        evaluation = run_program(self.bundle, self.packages, program, inputs, precision)
-        if all(np.isfinite(inputs[tensor.name]).all() for tensor in program.inputs):
+        inputs = {tensor.name: in_layout(inputs[tensor.name], tensor) for tensor in program.inputs}
+        evaluation = self.evaluate(program, inputs, precision)
+        if all(np.isfinite(value).all() for value in inputs.values()):
             self.faults.setdefault(program.name, []).append(next(iter(evaluation.faults), None))
         return {name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value for name, value in evaluation.outputs.items()}
 
@@ -98,22 +100,26 @@ def in_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
     return value.reshape(tensor.shape)
 
 
-def run_program(
-    bundle: Path, packages: dict[str, Package], program: Program, inputs: dict[str, np.ndarray], precision: Precision
-) -> Evaluation:
-    """Runs a program of a bundle on those of the inputs that it takes.
+def runner(bundle: Path, backend: Backend) -> Run:
+    """What runs a bundle's programs of a backend from their files; each file is read once, when it is first needed.
 
-    Args:
-        packages: those loaded before, by file; the program's is added.
-
-    Raises:
-        UserError: when the package cannot be read or evaluated, or its function is not the manifest's program.
+    It raises UserError when a file cannot be read or evaluated, or what is in it is not the manifest's program.
     """
-    if program.file not in packages:
-        packages[program.file] = load_package(bundle / program.file)
-    package = packages[program.file]
-    check_signature(package, program)
-    return watch(package, program.method, {tensor.name: in_layout(inputs[tensor.name], tensor) for tensor in program.inputs}, precision)
+    packages: dict[str, Package] = {}
+    files: dict[str, DelegateFile] = {}
+
+    def run_package(program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> Evaluation:
+        if program.file not in packages:
+            packages[program.file] = load_package(bundle / program.file)
+        check_signature(packages[program.file], program)
+        return watch(packages[program.file], program.method, inputs, precision)
+
+    def run_method(program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> Evaluation:
+        if program.file not in files:
+            files[program.file] = load_delegate_file(bundle / program.file)
+        return files[program.file].run(program, inputs, precision)
+
+    return {"coreml": run_package, "executorch-coreml": run_method}[backend]
 
 
 def check_signature(package: Package, program: Program) -> None:
@@ -130,9 +136,9 @@ def check_signature(package: Package, program: Program) -> None:
                 )
 
 
-def lengths_of(manifest: Manifest) -> list[int]:
-    """The buckets of the bundle's Core ML programs, ascending."""
-    return sorted({length for program in manifest.programs if program.backend == BACKEND for length in program.lengths or ()})
+def lengths_of(manifest: Manifest, backend: Backend = "coreml") -> list[int]:
+    """The buckets of the bundle's programs of that backend, ascending."""
+    return sorted({length for program in manifest.programs if program.backend == backend for length in program.lengths or ()})
 
 
 def padded_inputs(
@@ -154,9 +160,14 @@ def padded_inputs(
 
 
 def check_coreml(
-    bundle: str | Path, manifest: Manifest, conformance: Conformance, on_step: OnStep = silent, windows: int = WINDOWS
+    bundle: str | Path,
+    manifest: Manifest,
+    conformance: Conformance,
+    on_step: OnStep = silent,
+    windows: int = WINDOWS,
+    backend: Backend = "coreml",
 ) -> list[Check]:
-    """Runs conformance inputs through the bundle's Core ML programs of every bucket, in simulated float16.
+    """Runs conformance inputs through the bundle's programs of every bucket that Core ML computes, in simulated float16.
 
     `check_fingerprints` comes first, for bundles that have them, and names the program that is at fault. Then the programs are chained, `embed`
     first, so that a fault shows in what follows, too. For every program and bucket, better when higher:
@@ -173,40 +184,40 @@ def check_coreml(
 
     Args:
         windows: so many inputs a bucket, from the shortest that fits to the longest.
+        backend: "coreml" for the packages, "executorch-coreml" for the methods that ExecuTorch hands to Core ML.
 
     Raises:
-        UserError: when a package cannot be read or evaluated, or no input fits any bucket.
+        UserError: when a file cannot be read or evaluated, or no input fits any bucket.
     """
     bundle = Path(bundle)
     every = sorted((window for case in conformance.cases for window in case.windows), key=lambda window: len(window.input_ids))
-    buckets = {length: spread([w for w in every if len(w.input_ids) <= length], windows) for length in lengths_of(manifest)}
+    buckets = {length: spread([w for w in every if len(w.input_ids) <= length], windows) for length in lengths_of(manifest, backend)}
     total = sum(len(chosen) for chosen in buckets.values())
     if total == 0:
         raise UserError("no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle)
-    done, packages = 0, {}
-    run = partial(run_program, bundle, packages)
-    checks = [] if conformance.programs is None else check_fingerprints(manifest, conformance.programs, run, on_step)
+    done, run, step = 0, runner(bundle, backend), f"{NAMES[backend]} against the model"
+    checks = [] if conformance.programs is None else check_fingerprints(manifest, conformance.programs, run, on_step, backend)
     for length, chosen in buckets.items():
         if not chosen:  # nothing in the bundle is as short as that
             continue
-        programs = CoreMLPrograms(bundle, manifest, length, packages)
+        programs = CoreMLPrograms(bundle, manifest, length, run, backend)
         outputs = []
         for window in chosen:
             inputs = padded_inputs(window.input_ids, window.answer_mask, length, manifest.tokenizer.pad_id)
             outputs.append(programs.run_all(inputs, "float16"))
             done += 1
-            on_step("Core ML against the model", done, total)
-        checks += [check_finite(name, length, faults) for name, faults in programs.faults.items()]
+            on_step(step, done, total)
+        checks += [check_finite(name, backend, length, faults) for name, faults in programs.faults.items()]
         for index, program in enumerate(programs.segments):
             checks += check_segment(program, manifest, length, chosen, index, [each[index] for each in outputs])
     return checks
 
 
-def check_finite(program: str, length: int, faults: list[Fault | None]) -> Check:
+def check_finite(program: str, backend: Backend, length: int, faults: list[Fault | None]) -> Check:
     """The share of runs without a fault; the note has the first run's that has one."""
     share = faults.count(None) / len(faults)
     note = next((str(fault) for fault in faults if fault), "")
-    return Check(program, BACKEND, f"finite_float16_{length}", share, 1.0, share == 1.0, note)
+    return Check(program, backend, f"finite_float16_{length}", share, 1.0, share == 1.0, note)
 
 
 def spread(windows: list[WindowVector], count: int) -> list[WindowVector]:
@@ -232,9 +243,9 @@ def check_segment(
     same = [same_answer(manifest, *each, slack) for each in zip(windows, expected, got)]
     difference = [abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty) for window, output in zip(windows, outputs)]
     return [
-        at_least(program.name, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), LOGITS_FLOOR_DB),
-        at_least(program.name, f"same_answer_{length}", float(np.mean(same)), SAME_ANSWER_FLOOR),
-        at_least(program.name, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), UNCERTAINTY_FLOOR),
+        at_least(program, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), LOGITS_FLOOR_DB),
+        at_least(program, f"same_answer_{length}", float(np.mean(same)), SAME_ANSWER_FLOOR),
+        at_least(program, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), UNCERTAINTY_FLOOR),
     ]
 
 
@@ -254,8 +265,8 @@ def same_answer(manifest: Manifest, window: WindowVector, expected: list[np.ndar
     return best.score - float(expected[0][span.start_token] + expected[1][span.end_token]) <= slack
 
 
-def at_least(program: str, metric: str, value: float, floor: float) -> Check:
-    return Check(program, BACKEND, metric, value, floor, passed=value >= floor)
+def at_least(program: Program, metric: str, value: float, floor: float) -> Check:
+    return Check(program.name, program.backend, metric, value, floor, passed=value >= floor)
 
 
 def finite(value: float) -> float:
@@ -265,9 +276,9 @@ def finite(value: float) -> float:
 
 @torch.no_grad()
 def check_against_model(
-    model: ExitModel, bundle: str | Path, manifest: Manifest, on_step: OnStep = silent, seed: int = 0
+    model: ExitModel, bundle: str | Path, manifest: Manifest, on_step: OnStep = silent, seed: int = 0, backend: Backend = "coreml"
 ) -> list[Check]:
-    """Compares every Core ML program with the module it was converted from, in float32 and in simulated float16.
+    """Compares every program that Core ML computes with the module it was converted from, in float32 and in simulated float16.
 
     Each program is given the module's own inputs (hidden states from torch in float32), so that its number is its own. The inputs are
     seeded random tokens that fill the bucket, half of it, and a quarter. For every program, bucket and precision of evaluation:
@@ -276,14 +287,15 @@ def check_against_model(
 
     Args:
         model: the trained model that the bundle was exported from.
+        backend: as of `check_coreml`.
 
     Raises:
-        UserError: when a package cannot be read or evaluated.
+        UserError: when a file cannot be read or evaluated.
     """
     bundle, reference, random = Path(bundle), Programs.of(model), np.random.default_rng(seed)
-    lengths, checks, done, packages = lengths_of(manifest), [], 0, {}
+    lengths, checks, done, run = lengths_of(manifest, backend), [], 0, runner(bundle, backend)
     for length in lengths:
-        programs = CoreMLPrograms(bundle, manifest, length, packages)
+        programs = CoreMLPrograms(bundle, manifest, length, run, backend)
         runs = [reference_run(reference, manifest, length, size, random) for size in (length, length // 2, max(length // 4, 2))]
         for at, program in enumerate((programs.embed, *programs.segments)):
             steps = [run[at] for run in runs]
@@ -292,7 +304,7 @@ def check_against_model(
                 floor = FLOORS_DB[program.precision, precision]
                 checks += check_program(program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task))
             done += 1
-            on_step("Core ML against its modules", done, len(lengths) * (1 + len(programs.segments)))
+            on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
     return checks
 
 
@@ -334,10 +346,10 @@ def check_program(
             expected = [each[:, : step.size] for each, step in zip(expected, steps)]
             got = [each[:, : step.size] for each, step in zip(got, steps)]
         ratios.append(signal_to_noise_db(flat(expected), flat(got), level if tensor.name == "logits" else None))
-    checks = [at_least(program.name, f"snr_db_{suffix}", min(ratios), floor)]
+    checks = [at_least(program, f"snr_db_{suffix}", min(ratios), floor)]
     if difference is not None:
         least = MODEL_UNCERTAINTY_FLOOR[program.precision]
-        checks.append(at_least(program.name, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
+        checks.append(at_least(program, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
     return checks
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import read_manifest
+from pipeline.manifest import APPLE_BACKENDS, read_manifest
 from pipeline.verify.mil_evaluator import Function, Package, is_constant, load_package, shape_of
 
 MOST_RANK = 5
@@ -88,10 +88,14 @@ class EngineWarning:
 
 
 def lint_bundle(bundle: str | Path) -> list[EngineWarning]:
-    """The warnings of every Core ML package of a bundle. Raises UserError when one cannot be read."""
-    manifest = read_manifest(bundle, check_files=False)
-    files = dict.fromkeys(program.file for program in manifest.programs if program.backend == "coreml")
-    return [warning for file in files for warning in lint(load_package(Path(bundle) / file))]
+    """The warnings of every Core ML package of a bundle, and of what its ExecuTorch files hand to Core ML. Raises UserError when one cannot be read."""
+    from pipeline.verify.delegate import load_delegate_file
+
+    manifest, warnings = read_manifest(bundle, check_files=False), []
+    for file, backend in dict.fromkeys((program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS):
+        path = Path(bundle) / file
+        warnings += lint(load_package(path) if backend == "coreml" else load_delegate_file(path).package)
+    return warnings
 
 
 def lint(package: Package) -> list[EngineWarning]:

@@ -1,4 +1,4 @@
-"""One saved package, looked at without its bundle: what it computes in float32 and in simulated float16, on given or on random inputs."""
+"""One saved package, or a `.pte` for ExecuTorch's Core ML delegate, looked at without its bundle: what it computes in float32 and in simulated float16, on given or on random inputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.verify.checks import signal_to_noise_db
+from pipeline.verify.delegate import load_delegate_file
 from pipeline.verify.mil_evaluator import Function, Package, Precision, check_inputs, is_constant, load_package, watch
 from pipeline.workspace import write_bytes
 
@@ -92,7 +93,7 @@ def jsonable(value: np.ndarray) -> list:
 def examine_package(
     path: str | Path, inputs: str | Path | None = None, function: str | None = None, precision: Precision = "float32"
 ) -> tuple[PackageReport, Package]:
-    """Evaluates a package's functions in both precisions.
+    """Evaluates in both precisions a package's functions, or the methods of a `.pte` that ExecuTorch hands to Core ML.
 
     Args:
         inputs: an `.npz` or `.json` file with an array for each input; random ones of the declared shapes and types without it.
@@ -100,9 +101,9 @@ def examine_package(
         precision: whose outputs are shown.
 
     Raises:
-        UserError: in one line, for a package that cannot be read or evaluated, an unknown function, and inputs that do not fit.
+        UserError: in one line, for a file that cannot be read or evaluated, an unknown function, and inputs that do not fit.
     """
-    package = load_package(path)
+    package = load_delegate_file(path).package if Path(path).suffix == ".pte" else load_package(path)
     names = [package.function(function).name] if function else list(package.functions)
     if inputs is not None and len(names) > 1:
         raise UserError(f"the package has {', '.join(names)}; say with --function which one the inputs are for", file=path)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.conformance import CONFORMANCE_FILE, Conformance
 from pipeline.errors import UserError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import APPLE_BACKENDS, read_manifest
 from pipeline.progress import OnStep, silent
 from pipeline.verify.checks import Check
 
@@ -29,7 +29,7 @@ def read_conformance(bundle: Path) -> Conformance:
 def verify_bundle(bundle: str | Path, on_step: OnStep = silent) -> list[Check]:
     """Runs every program of a bundle, from its saved files, and compares it with the model it came from.
 
-    ExecuTorch programs run in ExecuTorch; Core ML programs, which only a Mac can run, in coremltools' own operator semantics.
+    ExecuTorch programs run in ExecuTorch; those that Core ML computes, which only a Mac can run, in coremltools' own operator semantics.
 
     Raises:
         UserError: if the bundle or a file of it cannot be read. A check out of tolerance is returned, not raised.
@@ -43,10 +43,11 @@ def verify_bundle(bundle: str | Path, on_step: OnStep = silent) -> list[Check]:
         from pipeline.verify.executorch_parity import check_executorch
 
         checks += check_executorch(bundle, manifest, conformance, on_step)
-    if "coreml" in backends:
-        from pipeline.verify.coreml_parity import check_coreml
+    for backend in APPLE_BACKENDS:
+        if backend in backends:
+            from pipeline.verify.coreml_parity import check_coreml
 
-        checks += check_coreml(bundle, manifest, conformance, on_step)
+            checks += check_coreml(bundle, manifest, conformance, on_step, backend=backend)
     return checks
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.bench.measurements import BenchReport, Device, Measurement
 from pipeline.bench.report import render, write_report
-from pipeline.bench.results import PackageWarning, ParityCheck, RunResults, Score
+from pipeline.bench.results import MacResults, PackageWarning, ParityCheck, RunResults, Score
 from pipeline.exits.predictions import Predictions
 from pipeline.exits.study import Costs, Study, study
 from pipeline.manifest import Speed
@@ -163,6 +163,19 @@ def test_a_regression_has_correlations_and_an_error_which_are_no_percentages():
     assert "Text regression" in text and "Pearson Spearman MAE" in text and "0.8945 0.7945 11.36" in text
     assert "89.5 %" not in text and "1 − NMAE alone" in text
     assert "speed fast 0.8945 at 1.40" in " ".join(image["alt"] for image in page.images)
+
+
+def test_where_core_ml_runs_is_shown_where_it_ran():
+    operators = [
+        {"operator": kind, "name": "y", "device": device, "supported": [device], "cost": None}
+        for kind, device in (("gather", "CPU"), ("linear", "Neural Engine"), ("matmul", "Neural Engine"))
+    ]
+    plan = {"program": "embed", "backend": "coreml", "length": 32, "operators": operators, "devices": {"Neural Engine": 2, "CPU": 1}}
+    mac = {"ran": True, "reason": "", "machine": "macOS 15.1 on a chip", "plans": [plan]}
+    text = " ".join(Page(render(results(mac=MacResults.model_validate(mac)))).text.split())
+    assert "macOS 15.1 on a chip" in text and "2 Neural Engine, 1 CPU" in text and "gather" in text and "matmul" not in text
+    for without in (None, MacResults(ran=False, reason="only macOS has Core ML", machine="", plans=[])):
+        assert "plan" not in Page(render(results(mac=without))).ids
 
 
 def test_warnings_of_the_packages_are_grouped_by_reason():

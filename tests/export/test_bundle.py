@@ -139,6 +139,8 @@ def exporters(monkeypatch):
 
     monkeypatch.setattr(bundle_module, "export_executorch", exporter("executorch", "model.pte"))
     monkeypatch.setattr("pipeline.export.coreml.export_coreml", exporter("coreml", "coreml/embed.bin"))
+    delegated = exporter("executorch-coreml", "model-coreml.bin")
+    monkeypatch.setattr("pipeline.export.executorch_coreml.export_executorch_coreml", delegated)
     monkeypatch.setattr(bundle_module, "make_fingerprints", lambda *arguments: [])
 
 
@@ -157,12 +159,14 @@ def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_voc
 
 
 @pytest.mark.parametrize("coreml", [True, False])
-def test_the_recipe_says_whether_core_ml_is_written(tmp_path, tiny_vocab, exporters, coreml):
-    recipe = {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml}}
-    manifest = write_small(tmp_path / "bundle", tiny_vocab, recipe)
-    assert [program.backend for program in manifest.programs] == ["executorch", "coreml"][: 1 + coreml]
+@pytest.mark.parametrize("delegate", [True, False, None])
+def test_the_recipe_says_whether_core_ml_is_written(tmp_path, tiny_vocab, exporters, coreml, delegate):
+    asked = {} if delegate is None else {"executorch_coreml": delegate}
+    manifest = write_small(tmp_path / "bundle", tiny_vocab, {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml, **asked}})
+    expected = ["executorch", *(["coreml"] if coreml else []), *(["executorch-coreml"] if delegate else [])]
+    assert [program.backend for program in manifest.programs] == expected
     files = {entry.path for entry in manifest.files}
-    assert ("model.pte" in files, "coreml/embed.bin" in files) == (True, coreml)
+    assert ("model.pte" in files, "coreml/embed.bin" in files, "model-coreml.bin" in files) == (True, coreml, bool(delegate))
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path, tiny_vocab, monkeypatch):

@@ -83,6 +83,30 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
     assert coreml.parts.total == coreml.bytes
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier, tmp_path, files):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    programs = list(read_manifest(bundle).programs)
+    for length in (8, 16):
+        file = f"model-coreml-{length}.pte" if files == 2 else "model-coreml.pte"
+        (bundle / file).write_bytes(b"0" * 300_000)
+        programs += [
+            Program(
+                name=name, backend="executorch-coreml", file=file, method=f"{name}_{length}", precision="fp16", inputs=[], outputs=[],
+                lengths=[length],
+            )
+            for name in ("embed", "segment_0", "segment_1")
+        ]  # fmt: skip
+    rewrite(bundle, programs=programs)
+    report = size_of(bundle)
+    executorch, delegate = report.targets
+    assert (delegate.backend, delegate.scheme, delegate.program_bytes) == ("executorch-coreml", "fp16", files * 300_000)
+    assert executorch.program_bytes == size_of(tiny_classifier.path).targets[0].program_bytes
+    assert delegate.parts.layers == files * report.fp32_parts.layers / 2  # a file has all weights once, whatever its lengths
+    assert report.total_bytes == report.parts.total
+
+
 def test_json_is_that_of_the_design(tiny_classifier):
     raw = json.loads(size_of(tiny_classifier.path).model_dump_json())
     assert raw["target_bytes"] == 207_000_000

@@ -143,6 +143,20 @@ def test_a_method_that_the_file_lacks_is_named(copy):
         Runner(Bundle.open(copy)).prewarm()
 
 
+def test_programs_for_core_ml_are_passed_over(tiny_classifier, copy):
+    """The reference runner has no Core ML: it neither loads nor is misled by what other targets run."""
+    (copy / "model-coreml.pte").write_bytes(b"for ExecuTorch on a phone")
+
+    def add(raw):
+        others = [{**each, "backend": "executorch-coreml", "file": "model-coreml.pte", "lengths": [8]} for each in raw["programs"]]
+        raw["programs"] = [*others, *raw["programs"]]
+
+    edit(copy, add)
+    text = "ba be bi."
+    answers = [Runner(Bundle.open(path)).classify(text) for path in (tiny_classifier.path, copy)]
+    assert answers[0].uncertainty == answers[1].uncertainty and answers[0].label == answers[1].label
+
+
 def test_a_speed_is_a_name_or_a_number(tiny_classifier):
     manifest = tiny_classifier.manifest
     assert speed_thresholds(manifest, "exact") == manifest.speeds["exact"].thresholds

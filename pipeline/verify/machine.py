@@ -1,0 +1,50 @@
+"""Whether Core ML itself can run on this machine."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from pipeline.quiet import import_quietly
+
+# The first macOS that reads a specification version; compute plans came with 14.4.
+MACOS_OF: dict[int, tuple[int, ...]] = {7: (13,), 8: (14,), 9: (15,), 10: (26,)}
+MACOS_OF_PLANS = (14, 4)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides whether Core ML runs here. `macos` is empty on other systems; `native` is whether coremltools brings its bridge to Core ML."""
+
+    system: str
+    macos: tuple[int, ...] = ()
+    native: bool = False
+
+    def obstacle(self, specification_version: int = 0) -> str | None:
+        """Why programs of that version cannot run here; None if they can."""
+        if self.system != "Darwin":
+            return f"only macOS has Core ML, this is {self.system}"
+        needed = max(MACOS_OF_PLANS, MACOS_OF.get(specification_version, ()))
+        if specification_version > max(MACOS_OF):
+            return f"it is not known which macOS reads specification version {specification_version}"
+        if self.macos < needed:
+            return f"macOS {dotted(self.macos)} is older than {dotted(needed)}, the first that can run {'these' if specification_version else 'and plan'} programs"
+        if not self.native:
+            return "coremltools is not installed, or without its bridge to Core ML (libcoremlpython); install its wheel for macOS"
+        return None
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def this_machine() -> Machine:
+    """The machine this runs on."""
+    if platform.system() != "Darwin":
+        return Machine(platform.system())
+    macos = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
+    if find_spec("coremltools") is None:
+        return Machine("Darwin", macos)
+    import_quietly("coremltools")
+    return Machine("Darwin", macos, find_spec("coremltools.libcoremlpython") is not None)
