@@ -7,7 +7,7 @@ weights take their places, in the form that a scheme stores them in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,16 +115,16 @@ def put(function, place: Place, weight: Weight, name: str, target: str, dtype: t
         function.replace_uses_of_var_after_op(
             anchor_op=old, old_var=old.outputs[0], new_var=place.var, no_check_var_types=True, force_replace=True
         )
-        for operation in (place.var.op, *parts_of(place.var.op)):
+        for operation in (place.var.op, *parts_of(place.var.op).values()):
             operation.scopes.update(old.scopes)  # where in the module it came from, which coremltools asks every operator
-        parts = parts_of(old)
+        parts = parts_of(old).values()
         function.remove_ops([old])
-        function.remove_ops(parts)
+        function.remove_ops(list(parts))
 
 
-def parts_of(operation) -> list:
-    """The constants that a weight is decompressed from; none of a constant itself."""
-    return [var.op for var in operation.inputs.values() if var is not None and var.op is not None]
+def parts_of(operation) -> dict[str, object]:
+    """The constants that a weight is decompressed from, by their names in its operator; none of a constant itself."""
+    return {name: var.op for name, var in operation.inputs.items() if var is not None and var.op is not None}
 
 
 def build(weight: Weight, place: Place, name: str, target: str, dtype: type, before):
@@ -158,8 +158,8 @@ def build(weight: Weight, place: Place, name: str, target: str, dtype: type, bef
             indices = weight.indices.astype(types.nptype_from_builtin(types.string_to_builtin(f"uint{weight.bits}")))
             table = weight.table.reshape(groups, *[1] * (weight.indices.ndim - 1), values, 1)
             var = Builder.constexpr_lut_to_dense(indices=indices, lut=table, name=name, before_op=before)
-    for part in parts_of(var.op):
-        part.weight_id = f"{shared} {part.name.removeprefix(name)}"
+    for name_of_part, part in parts_of(var.op).items():
+        part.weight_id = f"{shared} {name_of_part}"
     return var
 
 
