@@ -20,6 +20,10 @@ else:
     import tomli as tomllib
 
 
+# The oldest target of Core ML weights that need one; iOS 16 reads the others.
+COREML_TARGETS = {"int4": "iOS18", "palette4": "iOS18", "palette6": "iOS18"}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -173,7 +177,10 @@ class Export(Section):
     max_length: int = Field(512, ge=16, le=512)
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
-    coreml_precision: Literal["fp16", "int8"] = "int8"
+    coreml_precision: Literal["fp16", "int8", "int4", "palette4", "palette6", "palette4-per-tensor", "palette6-per-tensor"] = Field(
+        "int8",
+        description="of the weights; int4 in blocks of 32 inputs; palettes hold 16 or 64 values, by k-means, for 16 output channels or the whole matrix",
+    )
     coreml_layout: Literal["standard", "ane"] = Field(
         "standard", description="ane: channels first, as Apple's Neural Engine wants them; the same numbers"
     )
@@ -241,6 +248,11 @@ class Recipe(Section):
         if mix.scheme != "mixed" and (budgets != (None, None) or mix.embeddings == "mixed"):
             wrong = "embeddings" if mix.embeddings == "mixed" else "budget_mb" if mix.budget_mb is not None else "budget_points"
             raise ValueError(f"quantize.{wrong}: is for the scheme mixed, this one is {mix.scheme}; set quantize.scheme to mixed")
+        needed, target = COREML_TARGETS.get(self.export.coreml_precision, "iOS16"), self.export.coreml_target
+        if target < needed:
+            weights = self.export.coreml_precision
+            instead = f"{weights}-per-tensor" if weights.startswith("palette") else "int8"
+            raise ValueError(f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}")
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")

@@ -17,14 +17,12 @@ from pipeline.manifest import MANIFEST_FILE, Backend, Manifest, ModelShape, read
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
+from quantize.coreml_schemes import stored_bytes
 from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
 
 # What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
 TARGET_BYTES = 207_000_000
 BERT_BASE = EncoderConfig(layers=12, token_types=2)
-
-# coremltools' `linear_quantize_weights` leaves weights of so many values or fewer alone (`weight_threshold`).
-COREML_SMALLEST = 2048
 
 Part = Literal["embeddings", "layers", "heads", "vocabulary", "overhead", "other"]
 PARTS: tuple[Part, ...] = ("embeddings", "layers", "heads", "vocabulary", "overhead", "other")
@@ -280,17 +278,14 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
 
 
 def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "coreml") -> Parts:
-    """Weights as coremltools stores them: float16, or int8 and a float16 scale per output channel beyond 2,048 values.
+    """Weights as the programs' scheme stores them (`quantize.coreml_schemes`).
 
     Buckets in one package, or one `.pte`, share their weights but for the position embeddings, of which each bucket has as many as it is long; where
     buckets have packages or files of their own, each has everything.
     """
 
     def stored(weight: nn.Parameter, precision: str, rows: int) -> int:
-        size, numbers = 4 if precision == "fp32" else 2, rows * weight[0].numel()
-        if precision == "int8" and weight.ndim == 2 and numbers > COREML_SMALLEST:
-            return numbers + size * rows
-        return size * numbers
+        return stored_bytes((rows, *weight.shape[1:]), precision)
 
     def packages(name: str) -> int:
         return len({program.file for program in manifest.programs if program.backend == backend and program.name == name})

@@ -175,6 +175,14 @@ def test_files_that_are_no_recipe(write, tmp_path):
             ["task=regression", "exits.uncertainty=change", "exits.head=attention"],
             "exits.head: 'attention' is no head for regression; take one of pooled, fastbert, linear, bert, distilbert",
         ),
+        (
+            ["export.coreml_precision=int4", "export.coreml_target=iOS17"],
+            "export.coreml_precision: int4 needs iOS18, export.coreml_target is iOS17; set that to iOS18, or take int8",
+        ),
+        (
+            ["export.coreml_precision=palette6", "export.coreml_target=iOS16"],
+            "export.coreml_precision: palette6 needs iOS18, export.coreml_target is iOS16; set that to iOS18, or take palette6-per-tensor",
+        ),
         (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
         (["task=qa", "export.max_length=256"], "export.max_length: 256 is below the longest input, 384"),
     ],
@@ -187,6 +195,8 @@ def test_choices_must_fit_each_other(write, overrides, line):
 def test_choices_that_just_fit(write):
     load_recipe(write(LEAST), ["task=qa", "qa.stride=316"])  # 384 - 64 - 3 = 317
     load_recipe(write(LEAST), ["data.max_length=64", "export.max_length=64"])
+    for weights, target in (("int4", "iOS18"), ("palette4", "iOS18"), ("palette4-per-tensor", "iOS16"), ("int8", "iOS16")):
+        load_recipe(write(LEAST), [f"export.coreml_precision={weights}", f"export.coreml_target={target}"])
     load_recipe(write(LEAST), ["qa.stride=383"])  # nobody reads [qa] for classification
 
 

@@ -1,32 +1,31 @@
-"""Writes a model's programs as Core ML packages: ML programs of fixed lengths (buckets), float16 or with int8 weights."""
+"""Writes a model's programs as Core ML packages: ML programs of fixed lengths (buckets), their weights in a scheme of `quantize.coreml_schemes`."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.export.channels_first import channels_first
+from pipeline.export.structure import Structure, Weight, save
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
+from quantize.coreml_schemes import compress
 
 FOLDER = "coreml"
-
-# "fp32" is for tests: it shows what is the conversion's and what is float16's.
-Precision = Literal["fp32", "fp16", "int8"]
+POSITIONS = "embeddings.position.weight"  # of `embed`
 
 # Identifiers in a package's Manifest.json are made from the items' paths in this name space.
 NAMESPACE = uuid.UUID("6f1d0b0e-4a53-5d0c-9c4e-7b7a1f3f2c11")
@@ -45,7 +44,24 @@ class Source:
         """Inputs of that length, all zero."""
         return tuple(torch.zeros(of_length(each, length).shape, dtype=getattr(torch, each.dtype)) for each in self.inputs)
 
-    def program(self, file: str, method: str, length: int, precision: Precision) -> manifest.Program:
+    def weights(self, length: int) -> dict[str, Tensor]:
+        """Parameters and buffers by name, of the positions as many as a program of that length has."""
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: tensor.detach()[:length] if name == POSITIONS else tensor.detach() for name, tensor in named.items()}
+
+    def at(self, length: int) -> nn.Module:
+        """A copy of the module with those weights."""
+        module = copy.deepcopy(self.module)
+        if self.name == "embed":
+            module.embeddings.position.weight = nn.Parameter(self.weights(length)[POSITIONS].clone())
+        return module
+
+    def is_built_like(self, other: Source) -> bool:
+        """Whether the two differ in their weights alone; both are of one model."""
+        shapes = [{name: tensor.shape for name, tensor in each.weights(1).items()} for each in (self, other)]
+        return (str(self.module), self.inputs, self.outputs, shapes[0]) == (str(other.module), other.inputs, other.outputs, shapes[1])
+
+    def program(self, file: str, method: str, length: int, precision: str) -> manifest.Program:
         """The manifest's entry for this program at one length."""
         return manifest.Program(
             name=self.name,
@@ -129,68 +145,71 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
     partial = folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
-    programs, converted, every = [], 0, sources(model, options.coreml_layout)
+    programs, every = [], sources(model, options.coreml_layout)
+    steps, done, like = len(every) * len(lengths), 0, None
     for source in every:
-        packages = {}
+        if like is None or not source.is_built_like(like):
+            like, structures = source, {}
+        weights = StoredWeights(source, options.coreml_precision)
         for length in lengths:
-            packages[length] = partial / f"{source.name}_{length}.mlpackage"
-            convert(source, length, options.coreml_target, options.coreml_precision, packages[length])
-            converted += 1
-            on_step("Core ML", converted, len(every) * len(lengths))
-        methods = dict.fromkeys(lengths, "main")
-        if options.coreml_target == "iOS18":
-            methods = {length: f"length_{length}" for length in lengths}
-            packages = dict.fromkeys(lengths, merge(packages, methods, partial / f"{source.name}.mlpackage"))
-        for length in lengths:
-            file = f"{FOLDER}/{packages[length].name}"
-            programs.append(source.program(file, methods[length], length, options.coreml_precision))
+            if length not in structures:
+                structures[length] = structure_of(source, length, options.coreml_target, options.coreml_precision)
+            # At once, since random weights are of a structure's own, while these are shared.
+            structures[length].fill(weights.at(length))
+            done += 1
+            on_step("Core ML", done, steps)
+        programs += write(source, structures, partial, options.coreml_precision)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     os.replace(partial, folder / FOLDER)
     return programs
 
 
-def convert(source: Source, length: int, target: str, precision: Precision, package: Path) -> None:
+class StoredWeights:
+    """A program's weights as a scheme stores them, each compressed once."""
+
+    def __init__(self, source: Source, precision: str):
+        self.source, self.precision = source, precision
+        self.stored: dict[tuple, Weight] = {}
+
+    def at(self, length: int) -> dict[str, Weight]:
+        """Those of the program of that length, by name."""
+        return {name: self._compressed(name, weight) for name, weight in self.source.weights(length).items()}
+
+    def _compressed(self, name: str, weight: Tensor) -> Weight:
+        key = (name, tuple(weight.shape))
+        if key not in self.stored:
+            self.stored[key] = compress(weight, self.precision)
+        return self.stored[key]
+
+
+def structure_of(source: Source, length: int, target: str, precision: str) -> Structure:
+    """The program of that length, as yet with weights that mean nothing."""
+    return Structure(source.at(length), source.example(length), source.outputs, target, half=precision != "fp32")
+
+
+def write(source: Source, structures: dict[int, Structure], folder: Path, precision: str) -> list[manifest.Program]:
+    """Writes the program's lengths, as functions of one package where the target allows it, and describes them."""
+    lengths, one = list(structures), next(iter(structures.values())).target == "iOS18"
+    packages = {length: folder / (f"{source.name}.mlpackage" if one else f"{source.name}_{length}.mlpackage") for length in lengths}
+    methods = {length: f"length_{length}" if one else "main" for length in lengths}
+    for package in dict.fromkeys(packages.values()):
+        save({methods[length]: structures[length] for length in lengths if packages[length] == package}, package)
+        settle(package)
+    return [source.program(f"{FOLDER}/{packages[each].name}", methods[each], each, precision) for each in lengths]
+
+
+def convert(source: Source, length: int, target: str, precision: str, package: Path) -> None:
     """Writes one program at one length as a package with the function `main`.
 
     Args:
         target: the oldest system that must run it, a name in `coremltools.target` ("iOS18").
-        precision: "fp16" computes in float16; "int8" too, with the weights int8, symmetric, a scale per output channel (a row of the
-            embedding table); "fp32" computes in float32. Inputs and outputs are float32 or int32 in all.
+        precision: a name in `quantize.coreml_schemes.COREML_SCHEMES`, or "fp32", for tests, which computes in float32. Inputs and outputs
+            are float32 or int32 in all.
     """
-    ct = import_quietly("coremltools")
-    with quiet_stderr(), quiet_logging():
-        exported = torch.export.export(source.module.eval(), source.example(length)).run_decompositions({})
-        model = ct.convert(
-            exported,
-            outputs=[ct.TensorType(name=output.name, dtype=np.dtype(output.dtype).type) for output in source.outputs],
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target[target],
-            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
-            compute_units=ct.ComputeUnit.ALL,
-            skip_model_load=True,
-        )
-        if precision == "int8":
-            # Biases and layer norms are below the smallest size that is compressed, 2048 numbers; so is a last layer of two rows.
-            scheme = ct.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
-            config = ct.optimize.coreml.OptimizationConfig(global_config=scheme)
-            model = ct.optimize.coreml.linear_quantize_weights(model, config)
-        model.save(str(package))
+    structure = structure_of(source, length, target, precision)
+    structure.fill(StoredWeights(source, precision).at(length))
+    save({"main": structure}, package)
     settle(package)
-
-
-def merge(packages: dict[int, Path], methods: dict[int, str], merged: Path) -> Path:
-    """Makes one package of several, a function each, equal weights stored once; removes the single ones. Needs iOS 18."""
-    ct = import_quietly("coremltools")
-    functions = ct.utils.MultiFunctionDescriptor()
-    for length, package in packages.items():
-        functions.add_function(str(package), src_function_name="main", target_function_name=methods[length])
-    functions.default_function_name = methods[min(methods)]
-    with quiet_stderr(), quiet_logging():
-        ct.utils.save_multifunction(functions, str(merged))
-    for package in packages.values():
-        shutil.rmtree(package)
-    settle(merged)
-    return merged
 
 
 def settle(package: Path) -> None:

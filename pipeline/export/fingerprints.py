@@ -1,12 +1,10 @@
 """What every program that Core ML computes must give for inputs that anyone can make again, in a few numbers: enough to tell one altered weight.
 
-The reference is the model in PyTorch in float32, with its weights rounded as the package has them. So a package and its fingerprint
-come from the same model by two ways, which agree up to the order of float32 sums.
+The reference is the model in PyTorch in float32, with its weights compressed and decompressed as the package has them. So a package and its
+fingerprint come from the same model by two ways, which agree up to the order of float32 sums.
 """
 
 from __future__ import annotations
-
-import copy
 
 import numpy as np
 import torch
@@ -14,11 +12,11 @@ from torch import Tensor, nn
 
 from pipeline.conformance import ProgramVector
 from pipeline.data.inputs import MASKED
-from pipeline.export.coreml import Source, sources
+from pipeline.export.coreml import Source, StoredWeights, sources
 from pipeline.export.vectors import rounded
 from pipeline.manifest import APPLE_BACKENDS, Program
 from pipeline.model.exit_model import ExitModel
-from quantize.size import COREML_SMALLEST
+from quantize.coreml_schemes import decompressed
 
 NUMBERS = 8
 
@@ -68,12 +66,13 @@ def fingerprint_inputs(program: Program, vocab_size: int) -> list[dict[str, np.n
 def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "standard") -> list[ProgramVector]:
     """The reference for each program among `programs` that Core ML computes, in their order; `layout` as of `pipeline.export.coreml.sources`."""
     by_name = {source.name: source for source in sources(model, layout)}
-    vectors = []
+    vectors, saved = [], None
     for program in programs:
         if program.backend in APPLE_BACKENDS:
             source, (length,) = by_name[program.name], program.lengths
-            module = as_saved(source, length, program.precision)
-            runs = []
+            if saved is None or (saved.source, saved.precision) != (source, program.precision):
+                saved = SavedModule(source, program.precision)
+            module, runs = saved.at(length), []
             for inputs in fingerprint_inputs(program, model.config.vocab_size):
                 outputs = module(*(torch.from_numpy(inputs[tensor.name]) for tensor in source.inputs))
                 runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
@@ -83,29 +82,20 @@ def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "
     return vectors
 
 
-def as_saved(source: Source, length: int, precision: str) -> nn.Module:
-    """A copy of the program's module, with its weights rounded as the package of that precision and length has them."""
-    module = copy.deepcopy(source.module)
-    if source.name == "embed":  # the package has the rows for its length alone, and compresses them only if they are many numbers
-        position = module.embeddings.position
-        position.weight = nn.Parameter(position.weight[:length].clone())
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.copy_(saved_weight(tensor, precision))
-    return module
+class SavedModule:
+    """A program's module with its weights as the packages of a precision have them."""
 
+    def __init__(self, source: Source, precision: str):
+        self.source, self.precision = source, precision
+        self.weights, self.made = StoredWeights(source, precision), (0, source.module)
 
-def saved_weight(weight: Tensor, precision: str) -> Tensor:
-    """What `coremltools.optimize.coreml.linear_quantize_weights` leaves of a weight, in float32.
-
-    All is float16 in the package. With int8, matrices above its smallest size become rows of steps: w / s rounded to -127..127, where the scale is
-    s = max|w| / 127 of the row; scale, quotient and product are float16 in coremltools, too (`coremltools.optimize._utils.quantize_weight`).
-    """
-    if precision == "fp32":
-        return weight
-    half = weight.numpy().astype(np.float16)
-    if precision == "int8" and half.ndim >= 2 and half.size > COREML_SMALLEST:
-        scale = 2 * np.abs(half).max(axis=tuple(range(1, half.ndim)), keepdims=True) / np.float16(254)
-        with np.errstate(invalid="ignore"):  # a row of zeros
-            steps = np.nan_to_num(np.round(half / scale)).clip(-127, 127)
-        half = steps * scale
-    return torch.from_numpy(half.astype(np.float32))
+    def at(self, length: int) -> nn.Module:
+        """The module of a length; the one before is let go. A segment's is one for all lengths."""
+        made_for, module = self.made
+        if made_for == 0 or (self.source.name == "embed" and made_for != length):
+            module = self.source.at(length)
+            named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            for name, weight in self.weights.at(length).items():
+                named[name].copy_(torch.from_numpy(decompressed(weight)).view_as(named[name]))
+            self.made = (length, module)
+        return module

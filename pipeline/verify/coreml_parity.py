@@ -9,8 +9,8 @@ module that it was converted from, so that nothing but the rounding of that prog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +32,53 @@ from pipeline.verify.mil_evaluator import AGAIN, Evaluation, Fault, Package, Pre
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 
-# Against the conformance vectors, int8 of two makes. Measured with MiniLM's six layers, least over segments and buckets: exits trained on
-# SST-2 26 dB, 0.984 and every label the same; random heads, whose logits are nearly equal, 23 dB.
-LOGITS_FLOOR_DB = 15.0
-SAME_ANSWER_FLOOR = 0.85
-UNCERTAINTY_FLOOR = 0.95
 WINDOWS = 8
 
-# Against the program's own module, by (precision of the program, precision of the evaluation). Measured for int8 likewise: 32 dB (embed)
-# and 33 dB with trained exits, 24.8 dB with random ones; simulated float16 takes less than 0.3 dB of that.
-FLOORS_DB: dict[tuple[str, Precision], float] = {
-    ("fp32", "float32"): 100.0,
-    ("fp16", "float32"): 60.0,
-    ("fp16", "float16"): 45.0,
-    ("int8", "float32"): 20.0,
-    ("int8", "float16"): 20.0,
+
+@dataclass(frozen=True)
+class Floors:
+    """What a scheme's programs must reach.
+
+    Attributes:
+        logits_db, same_answer, uncertainty: against the conformance vectors, whose weights are rounded for ExecuTorch.
+        module_db: against the program's own module, by precision of the evaluation.
+        module_uncertainty: the same, 1 - the greatest difference.
+    """
+
+    logits_db: float
+    same_answer: float
+    uncertainty: float
+    module_db: Mapping[Precision, float]
+    module_uncertainty: float
+
+
+# int8, measured with MiniLM's six layers, least over segments and buckets. Against the vectors: exits trained on SST-2 26 dB, 0.984 and every
+# label the same; random heads, whose logits are nearly equal, 23 dB. Against the modules: 32 dB (embed) and 33 dB with trained exits, 24.8 dB with
+# random ones; simulated float16 takes less than 0.3 dB of that.
+INT8 = Floors(15.0, 0.85, 0.95, {"float32": 20.0, "float16": 20.0}, 0.95)
+# The weights of fewer bits are so much noisier than int8's, at 41 dB, as their signal to noise says: 32 dB with six bits, 20 dB with four (normally
+# distributed weights). MiniLM's last hidden states after all six layers: int8 30 dB, four bits 11 dB.
+SIX_BITS = Floors(8.0, 0.8, 0.9, {"float32": 14.0, "float16": 14.0}, 0.9)
+FOUR_BITS = Floors(0.0, 0.7, 0.8, {"float32": 5.0, "float16": 5.0}, 0.8)
+FLOORS: dict[str, Floors] = {
+    "fp32": replace(INT8, module_db={"float32": 100.0}, module_uncertainty=0.9999),
+    "fp16": replace(INT8, module_db={"float32": 60.0, "float16": 45.0}, module_uncertainty=0.99),
+    "int8": INT8,
+    "int4": FOUR_BITS,
+    "palette4": FOUR_BITS,
+    "palette6": SIX_BITS,
+    "palette4-per-tensor": FOUR_BITS,
+    "palette6-per-tensor": SIX_BITS,
 }
-MODEL_UNCERTAINTY_FLOOR = {"fp32": 0.9999, "fp16": 0.99, "int8": 0.95}
+
+
+def floors_of(program: Program) -> Floors:
+    """UserError for a scheme that this version does not know."""
+    if program.precision not in FLOORS:
+        raise UserError(
+            f"{program.precision!r} is not known to this version, which knows {', '.join(FLOORS)}; {AGAIN}", file=program.file, field="precision"
+        )
+    return FLOORS[program.precision]
 
 NAMES: dict[Backend, str] = {"coreml": "Core ML", "executorch-coreml": "ExecuTorch's Core ML"}
 
@@ -180,7 +210,7 @@ def check_coreml(
         `uncertainty_agreement_LENGTH`: 1 - the mean difference of the uncertainties.
 
     The vectors have int8 activations, these programs do not, and each rounds weights its own way: the floors say "the same model", not
-    "the same bits" (see the constants' comments for what was measured). `check_against_model` is the strict one.
+    "the same bits" (see `FLOORS` for what was measured). `check_against_model` is the strict one.
 
     Args:
         windows: so many inputs a bucket, from the shortest that fits to the longest.
@@ -231,7 +261,7 @@ def check_segment(
     program: Program, manifest: Manifest, length: int, windows: list[WindowVector], index: int, outputs: list[dict[str, np.ndarray]]
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
-    names, level = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task)
+    names, level, floors = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task), floors_of(program)
     expected = [[np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows]
     # What is behind a window is padding; for question answering it has logits, too. A classifier's logits are no more than its labels.
     got = [[output[name][0, : len(each)] for name, each in zip(names, of)] for output, of in zip(outputs, expected)]
@@ -239,13 +269,13 @@ def check_segment(
         np.concatenate([each - each.mean() if level is None else each for window in part for each in window]) for part in (expected, got)
     )
     # Two answers that the vectors tell apart by less than this are equally right: it is the noise that the floor lets pass.
-    slack = 2.0 * (level or float(np.sqrt(np.square(signal).mean()))) * 10 ** (-LOGITS_FLOOR_DB / 20)
+    slack = 2.0 * (level or float(np.sqrt(np.square(signal).mean()))) * 10 ** (-floors.logits_db / 20)
     same = [same_answer(manifest, *each, slack) for each in zip(windows, expected, got)]
     difference = [abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty) for window, output in zip(windows, outputs)]
     return [
-        at_least(program, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), LOGITS_FLOOR_DB),
-        at_least(program, f"same_answer_{length}", float(np.mean(same)), SAME_ANSWER_FLOOR),
-        at_least(program, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), UNCERTAINTY_FLOOR),
+        at_least(program, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), floors.logits_db),
+        at_least(program, f"same_answer_{length}", float(np.mean(same)), floors.same_answer),
+        at_least(program, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), floors.uncertainty),
     ]
 
 
@@ -299,9 +329,8 @@ def check_against_model(
         runs = [reference_run(reference, manifest, length, size, random) for size in (length, length // 2, max(length // 4, 2))]
         for at, program in enumerate((programs.embed, *programs.segments)):
             steps = [run[at] for run in runs]
-            for precision in (each for of, each in FLOORS_DB if of == program.precision):
+            for precision, floor in floors_of(program).module_db.items():
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
-                floor = FLOORS_DB[program.precision, precision]
                 checks += check_program(program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task))
             done += 1
             on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
@@ -348,7 +377,7 @@ def check_program(
         ratios.append(signal_to_noise_db(flat(expected), flat(got), level if tensor.name == "logits" else None))
     checks = [at_least(program, f"snr_db_{suffix}", min(ratios), floor)]
     if difference is not None:
-        least = MODEL_UNCERTAINTY_FLOOR[program.precision]
+        least = floors_of(program).module_uncertainty
         checks.append(at_least(program, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
     return checks
 

@@ -65,7 +65,7 @@ class Function:
             if operation.op_type == "const":
                 values[name] = widened(operation.outputs[0].val)
             elif is_constant(operation):
-                values[name] = widened(operation.materialized_val_inference())
+                values[name] = widened(DECOMPRESSED.get(operation.op_type, type(operation).materialized_val_inference)(operation))
         return values
 
     @cached_property
@@ -411,6 +411,35 @@ def run(package: Package, operation, values: dict[str, Any], rounding: Callable[
     if len(results) != len(operation.outputs) or any(result is None for result in results):
         raise unknown_operator(package.path, operation.op_type)
     return results
+
+
+def look_up(operation) -> np.ndarray:
+    """A palettized weight; coremltools' definition repeats a table for every index, gigabytes for a vocabulary.
+
+    Before iOS 18 there is one table, and the indices are packed bits, the lowest first.
+    """
+    table = operation.lut.val
+    if "shape" in operation.inputs:
+        shape, bits = tuple(int(size) for size in operation.shape.val), int(table.size).bit_length() - 1
+        return table[unpacked(operation.indices.val, bits, int(np.prod(shape)))].reshape(shape)
+    *tables, size, width = table.shape
+    indices = operation.indices.val.astype(np.int64)
+    if width != 1:  # one index for several values
+        return operation.materialized_val_inference()
+    offsets = np.arange(int(np.prod(tables))).reshape(tables)  # which table is for which part of the weight
+    for axis, (length, count) in enumerate(zip(indices.shape, tables)):
+        offsets = np.repeat(offsets, length // count, axis)
+    return table.ravel()[offsets * size + indices]
+
+
+def unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """`count` integers of so many bits each from bytes, the lowest bits first."""
+    each = np.unpackbits(packed.view(np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
+    return each @ (1 << np.arange(bits))
+
+
+# How this module decompresses a weight, in place of coremltools' `materialized_val_inference`.
+DECOMPRESSED: dict[str, Operator] = {"constexpr_lut_to_dense": look_up}
 
 
 @own("cast")

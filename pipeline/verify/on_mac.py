@@ -25,7 +25,7 @@ from pipeline.manifest import APPLE_BACKENDS, Backend, Manifest, Program, read_m
 from pipeline.progress import OnStep, silent
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.verify.checks import MOST_DB, Check, signal_level, signal_to_noise_db
-from pipeline.verify.coreml_parity import FLOORS_DB, finite, runner
+from pipeline.verify.coreml_parity import FLOORS, finite, runner
 from pipeline.verify.delegate import load_delegate_file
 from pipeline.verify.machine import this_machine
 from pipeline.verify.mil_evaluator import read_spec
@@ -34,7 +34,7 @@ from pipeline.verify.mil_evaluator import read_spec
 Units = Literal["cpu", "cpu_gpu", "cpu_ne"]
 UNITS: dict[Units, str] = {"cpu": "CPU_ONLY", "cpu_gpu": "CPU_AND_GPU", "cpu_ne": "CPU_AND_NE"}
 # The evaluator computes in float32 from the weights as saved, so that a device's rounding to float16 is all that is between the two.
-FLOOR_DB = FLOORS_DB["fp16", "float16"]
+FLOOR_DB = FLOORS["fp16"].module_db["float16"]
 UNCERTAINTY_FLOOR = 0.99
 RUNS = 4  # of `embed`, whose fingerprint takes the whole vocabulary
 

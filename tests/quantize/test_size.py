@@ -81,6 +81,12 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
     assert coreml.parts.layers == both.fp32_parts.layers / 2  # float16
     assert coreml.parts.embeddings == 2 * 64 * (read_manifest(bundle).model.vocab_size + 8 + 16 + 2)
     assert coreml.parts.total == coreml.bytes
+    programs = [each.model_copy(update={"precision": "int4"}) if each.backend == "coreml" else each for each in programs]
+    rewrite(bundle, programs=programs)
+    coreml = size_of(bundle).targets[1]
+    # By hand, of both layers: half a byte a weight, a float16 scale for 32 inputs of an output, biases and norms in float16.
+    weights, scales = 64 * (3 * 64 + 64 + 128 + 128), (3 * 64 + 64 + 128) * 2 + 64 * 4
+    assert coreml.scheme == "int4" and coreml.parts.layers == 2 * (weights // 2 + 2 * scales + 2 * (3 * 64 + 64 + 128 + 64 + 4 * 64))
 
 
 @pytest.mark.parametrize("files", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from pipeline.conformance import Case, Conformance, ExitVector, WindowVector
 from pipeline.errors import UserError
-from pipeline.export.coreml import export_coreml
+from pipeline.export import coreml
+from pipeline.export.coreml import export_coreml, sources, structure_of
+from pipeline.export.fingerprints import make_fingerprints
 from pipeline.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
@@ -18,6 +21,8 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
 from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
+from pipeline.verify.mil_evaluator import WEIGHTS_FOLDER
+from quantize.coreml_schemes import compress, stored_bytes
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64)
 
@@ -52,10 +57,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def exported(request, tmp_path_factory):
-    """A model, the folder with its Core ML programs for 16 and 32 tokens, and the manifest."""
-    task, precision, layout = request.param
+def tiny_model(task: str) -> ExitModel:
     torch.manual_seed(4)
     model = ExitModel(task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]).eval()
     with torch.no_grad():  # initial weights are so small that every answer is a tie
@@ -66,6 +68,12 @@ def exported(request, tmp_path_factory):
             for head in model.heads:
                 head.out.weight.mul_(0.3)
                 head.out.bias.fill_(0.5)
+    return model
+
+
+def export(model: ExitModel, folder: Path, precision: str, layout: str, target: str = "iOS18") -> Manifest:
+    """Writes the Core ML programs for 16 and 32 tokens, and returns the manifest."""
+    task = model.task
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
@@ -73,21 +81,29 @@ def exported(request, tmp_path_factory):
             "data": {"max_length": 32},
             "qa": {"window": 32, "stride": 4, "max_question": 8},
             "exits": {"uncertainty": model.uncertainty},
-            "export": {"max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision, "coreml_layout": layout},
+            "export": {
+                "max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision, "coreml_layout": layout, "coreml_target": target,
+            },
         }
     )
-    folder = tmp_path_factory.mktemp("bundle")
     programs = export_coreml(model, folder, recipe)
     shape = ModelShape(
         layers=2, hidden_size=64, heads=4, intermediate_size=128, vocab_size=200, parameters=1, exit_layers=[1, 2], head=model.head_kind
     )
-    manifest = Manifest(
+    return Manifest(
         name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8", programs=programs, speeds={}, files=[],
         tokenizer=Tokenizer(vocab_size=200, lowercase=True, pad_id=0, unk_id=1, cls_id=2, sep_id=3), provenance={},
         qa=QAOptions(window=32, stride=4, max_question=8, max_answer=8, allow_no_answer=False),
         exits=ExitOptions(uncertainty=model.uncertainty),
     )  # fmt: skip
-    return model, folder, manifest
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def exported(request, tmp_path_factory):
+    """A model, the folder with its Core ML programs, and the manifest."""
+    task, precision, layout = request.param
+    model, folder = tiny_model(task), tmp_path_factory.mktemp("bundle")
+    return model, folder, export(model, folder, precision, layout)
 
 
 def test_a_faithful_export_passes(exported):
@@ -109,8 +125,10 @@ def test_an_altered_weight_and_another_model_fail(exported, tmp_path):
     shutil.copytree(folder, copy)
     weights = copy / "coreml/segment_1.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray(weights.read_bytes())
-    middle = len(data) // 2 | 1
-    data[middle] ^= 0x40
+    matrix = compress(model.encoder.layers[1].ffn_in.weight.detach(), manifest.programs[0].precision)
+    raw = (matrix if isinstance(matrix, np.ndarray) else matrix.data).tobytes()
+    assert raw in data
+    data[data.find(raw) + 1001] ^= 0x40
     weights.write_bytes(data)
     failed = {check.program for check in check_against_model(model, copy, manifest) if not check.passed}
     # One int8 weight off by 64 steps is within what rounding the others does; a float16's exponent is not.
@@ -122,11 +140,63 @@ def test_an_altered_weight_and_another_model_fail(exported, tmp_path):
     assert {check.program for check in check_against_model(model, copy, manifest) if not check.passed} == {"segment_1"}
 
 
+@pytest.fixture(scope="module")
+def structures():
+    """Every structure that was converted, for the schemes' tests to put other weights into."""
+    return {}
+
+
+SCHEME_CASES = [
+    *((scheme, "iOS18", task, layout) for scheme in ("int4", "palette4") for task in ("qa", "classification") for layout in ("standard", "ane")),
+    ("palette6", "iOS18", "qa", "ane"),
+    ("palette6", "iOS18", "classification", "standard"),
+    ("palette6-per-tensor", "iOS18", "qa", "standard"),
+    ("palette6-per-tensor", "iOS18", "classification", "ane"),
+    ("palette4-per-tensor", "iOS16", "qa", "ane"),
+    ("palette6-per-tensor", "iOS16", "qa", "ane"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "target", "task", "layout"), SCHEME_CASES, ids=map("-".join, SCHEME_CASES))
+def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, monkeypatch, tmp_path, scheme, target, task, layout):
+    def converted(source, length, *options):
+        key = (task, layout, source.name, length, *options[:1])
+        if key not in structures:
+            structures[key] = structure_of(source, length, *options)
+        return structures[key]
+
+    monkeypatch.setattr(coreml, "structure_of", converted)
+    model = tiny_model(task)
+    manifest = export(model, tmp_path, scheme, layout, target)
+    assert {program.precision for program in manifest.programs} == {scheme}
+    conformance = vectors(model).model_copy(update={"programs": make_fingerprints(model, manifest.programs, layout)})
+    checks = check_coreml(tmp_path, manifest, conformance) + check_against_model(model, tmp_path, manifest)
+    assert [check for check in checks if not check.passed] == []
+    fingerprints = [check for check in checks if check.metric.startswith("fingerprint_snr")]
+    assert len(fingerprints) == 2 * 3 and min(check.value for check in fingerprints) > 100
+
+    segment = sources(model, layout)[2]
+    matrices = sum(stored_bytes(tuple(weight.shape), scheme) for weight in segment.weights(16).values())
+    for package in {program.file for program in manifest.programs if program.name == "segment_1"}:
+        weights = (tmp_path / package / WEIGHTS_FOLDER / "weight.bin").stat().st_size
+        assert matrices < weights < matrices + 64 * 80  # once, with 64 bytes of description for each of some 20 weights, of some two parts
+
+    # Fingerprints tell the packages of one model from those of another that differs in a single weight.
+    with torch.no_grad():
+        model.encoder.layers[1].ffn_in.weight[3, 5] *= -1
+    other = make_fingerprints(model, manifest.programs, layout)
+    failed = {check.program for check in check_coreml(tmp_path, manifest, conformance.model_copy(update={"programs": other})) if not check.passed}
+    assert failed == {"segment_1"}
+
+
 def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
     model, folder, manifest = exported
     lacking = manifest.model_copy(update={"programs": [each for each in manifest.programs if each.name != "segment_1"]})
     with pytest.raises(UserError, match="no Core ML program segment_1 for length 16"):
         check_coreml(folder, lacking, vectors(model))
+    unknown = [each.model_copy(update={"precision": "int3"}) for each in manifest.programs]
+    with pytest.raises(UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, int4,"):
+        check_coreml(folder, manifest.model_copy(update={"programs": unknown}), vectors(model))
     long = vectors(model)
     long = long.model_copy(update={"cases": [case for case in long.cases if len(case.windows[0].input_ids) > 32]})
     with pytest.raises(UserError, match="no conformance input fits"):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pipeline import cli
-from pipeline.export.coreml import merge
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER
 
@@ -38,8 +37,14 @@ def save(path: Path, length: int) -> Path:
 def package(tmp_path_factory) -> Path:
     """A function for 4 ids and one for 6."""
     folder = tmp_path_factory.mktemp("package")
-    packages = {length: save(folder / f"rows_{length}.mlpackage", length) for length in (4, 6)}
-    return merge(packages, {length: f"length_{length}" for length in packages}, folder / "rows.mlpackage")
+    ct = import_quietly("coremltools")
+    functions = ct.utils.MultiFunctionDescriptor()
+    for length in (4, 6):
+        functions.add_function(str(save(folder / f"rows_{length}.mlpackage", length)), "main", f"length_{length}")
+    functions.default_function_name = "length_4"
+    with quiet_stderr(), quiet_logging():
+        ct.utils.save_multifunction(functions, str(folder / "rows.mlpackage"))
+    return folder / "rows.mlpackage"
 
 
 @pytest.fixture

@@ -1,0 +1,267 @@
+"""The schemes of Core ML programs: how their weights are stored, and what Core ML makes of them when it computes.
+
+A weight is compressed here, once, whatever lengths a program has; `pipeline.export.coreml` writes the result into the programs, and
+`pipeline.export.fingerprints` holds the programs against PyTorch with the same weights decompressed. All arithmetic is float16's, as a
+package's is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TARGETS = ("iOS16", "iOS17", "iOS18")  # oldest first
+
+# Weights of so many values or fewer stay float16: biases, norms and the last layers of heads, which are under 0.1 % of a model. The same
+# number is coremltools' `weight_threshold`.
+SMALLEST = 2048
+BLOCK = 32  # inputs that share a scale in four bits
+GROUP = 16  # at most so many outputs share a palette
+FEWEST_IN_GROUP = 4  # of fewer, the palettes would take up what they save; then all outputs share one
+
+LLOYD_STEPS = 30
+QUANTILES = 512  # whose distances say where it starts
+# Shares of the range that is clipped to, tried for every block of four bits: with 15 steps a little clipping costs less than coarse steps.
+CLIPPING = torch.linspace(1.0, 0.7, 7)
+TINY = torch.finfo(torch.float16).tiny
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Integers times scales.
+
+    Attributes:
+        data: int8, the weight's shape, in the range of `bits`.
+        scale: float16, as many dimensions; each of its numbers is for a block of the weight's values.
+    """
+
+    data: np.ndarray
+    scale: np.ndarray
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        return bytes_of(self.data.size, self.bits) + self.scale.nbytes
+
+    def dense(self) -> np.ndarray:
+        """The weight as Core ML computes with it, in float32."""
+        scale = self.scale
+        for axis, (size, scales) in enumerate(zip(self.data.shape, scale.shape)):
+            scale = np.repeat(scale, size // scales, axis)
+        return (self.data.astype(np.float16) * scale).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Indices into tables of a few values.
+
+    Attributes:
+        indices: uint8, the weight's shape.
+        table: float16 [groups, 2 ** bits], ascending; each row is for as many of the weight's outputs (its first dimension).
+    """
+
+    indices: np.ndarray
+    table: np.ndarray
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        return bytes_of(self.indices.size, self.bits) + self.table.nbytes
+
+    def dense(self) -> np.ndarray:
+        """The weight as Core ML computes with it, in float32."""
+        groups = self.table.shape[0]
+        rows = self.indices.reshape(groups, -1).astype(np.int64)
+        return np.take_along_axis(self.table.astype(np.float32), rows, axis=1).reshape(self.indices.shape)
+
+
+Compressed = Affine | Palette
+
+
+@dataclass(frozen=True)
+class CoreMLScheme:
+    """How a program's matrices are stored.
+
+    Args:
+        summary: one line for people.
+        target: the oldest system that runs it, a name in `TARGETS`.
+        stored: bytes that a matrix [outputs, inputs, ...] of that shape takes in a package.
+        compress: makes the stored form of a matrix in float32; None leaves it float16.
+    """
+
+    summary: str
+    target: str
+    stored: Callable[[tuple[int, ...]], int]
+    compress: Callable[[Tensor], Compressed] | None = None
+
+
+def bytes_of(values: int, bits: int) -> int:
+    """What so many packed integers take."""
+    return -(-values * bits // 8)
+
+
+def int8_rows(weight: Tensor) -> Affine:
+    """int8 from -127 to 127 with a scale for each output (a row of an embedding table)."""
+    peak = weight.flatten(1).abs().amax(dim=1).view(-1, *[1] * (weight.ndim - 1))
+    scale = stored(peak / 127)
+    return Affine(steps(weight, scale, 127).to(torch.int8).numpy(), scale.numpy(), 8)
+
+
+def int4_blocks(weight: Tensor) -> Affine:
+    """Integers from -7 to 7 with a scale for every `BLOCK` inputs of an output; int8 where the inputs are no multiple of that.
+
+    Of some scales for each block, the one with the least squared error.
+    """
+    outputs, inputs, *kernel = weight.shape
+    if inputs % BLOCK:
+        return int8_rows(weight)
+    blocks = weight.reshape(outputs, inputs // BLOCK, -1)  # [outputs, blocks, BLOCK * kernel]
+    peak = blocks.abs().amax(dim=-1, keepdim=True)
+    best, scale = None, torch.empty(peak.shape, dtype=torch.float16)
+    for share in CLIPPING:
+        tried = stored(peak * share / 7)
+        error = (steps(blocks, tried, 7) * tried.float() - blocks).square_().sum(dim=-1, keepdim=True)
+        better = error < best if best is not None else torch.ones_like(error, dtype=torch.bool)
+        best = torch.where(better, error, best) if best is not None else error
+        scale = torch.where(better, tried, scale)
+    data = steps(blocks, scale, 7).to(torch.int8).reshape(weight.shape)
+    return Affine(data.numpy(), scale.reshape(outputs, inputs // BLOCK, *[1] * len(kernel)).numpy(), 4)
+
+
+def stored(scale: Tensor) -> Tensor:
+    """Scales in float16; the smallest normal number for a block of zeros."""
+    return scale.clamp(min=TINY).to(torch.float16)
+
+
+def steps(weight: Tensor, scale: Tensor, most: int) -> Tensor:
+    """The nearest multiples of the scales as they are stored, from -most to most."""
+    return torch.round(weight / scale.float()).clamp_(-most, most)
+
+
+def palette(weight: Tensor, bits: int, groups: int) -> Palette:
+    """k-means over the values that share a table.
+
+    Lloyd's algorithm in one dimension, for all groups at once: of sorted values, a cluster is a stretch, and cumulative sums give its mean.
+    It is deterministic.
+    """
+    rows, size = weight.reshape(groups, -1).float(), 1 << bits  # [groups, values]
+    values, order = rows.sort(dim=1)
+    sums = torch.nn.functional.pad(values.double().cumsum(dim=1), (1, 0))
+    centres = first_centres(values, size)
+    for _ in range(LLOYD_STEPS):
+        edges = edges_of(values, centres)
+        counts = edges.diff(dim=1)
+        means = sums.gather(1, edges).diff(dim=1) / counts.clamp(min=1)
+        centres = torch.where(counts > 0, means, centres).sort(dim=1).values
+    table = centres.to(torch.float16)
+    stretches = edges_of(values, table.double()).diff(dim=1)  # values are given to the table as it is stored
+    clusters = torch.arange(size, dtype=torch.uint8).repeat(groups).repeat_interleave(stretches.flatten()).view(groups, -1)
+    indices = torch.empty_like(clusters).scatter_(1, order, clusters)
+    return Palette(indices.reshape(weight.shape).numpy(), table.numpy(), bits)
+
+
+def first_centres(values: Tensor, size: int) -> Tensor:
+    """[groups, size] centres near the best: as dense as the cube root of the values' density (Panter and Dite 1951).
+
+    Between neighbouring quantiles, d apart, the density is as 1 / d, so that they get centres as d * (1 / d) ** (1 / 3).
+
+    Args:
+        values: [groups, values], sorted.
+    """
+    at = torch.linspace(0, values.shape[1] - 1, min(values.shape[1], QUANTILES)).long()
+    quantiles = values[:, at].double()
+    share = torch.nn.functional.pad((quantiles.diff(dim=1).pow(2 / 3) + TINY**2).cumsum(dim=1), (1, 0))
+    wanted = share[:, -1:] * ((torch.arange(size) + 0.5) / size)
+    before = (torch.searchsorted(share, wanted) - 1).clamp(min=0)
+    low, high = share.gather(1, before), share.gather(1, before + 1)
+    return torch.lerp(quantiles.gather(1, before), quantiles.gather(1, before + 1), (wanted - low) / (high - low))
+
+
+def edges_of(values: Tensor, centres: Tensor) -> Tensor:
+    """Where each cluster begins in the sorted values, and where the last ends: [groups, clusters + 1]."""
+    middles = (centres[:, 1:] + centres[:, :-1]) / 2
+    edges = torch.searchsorted(values, middles.float().contiguous())
+    return torch.nn.functional.pad(torch.nn.functional.pad(edges, (1, 0)), (0, 1), value=values.shape[1])
+
+
+def groups_of(outputs: int) -> int:
+    """How many palettes a matrix of so many outputs has: one for every `GROUP` of them, or for fewer where those divide it."""
+    sizes = [size for size in range(FEWEST_IN_GROUP, GROUP + 1) if outputs % size == 0]
+    return outputs // max(sizes, default=outputs)
+
+
+def int8_bytes(shape: tuple[int, ...]) -> int:
+    return values_of(shape) + 2 * shape[0]
+
+
+def int4_bytes(shape: tuple[int, ...]) -> int:
+    if shape[1] % BLOCK:
+        return int8_bytes(shape)
+    return bytes_of(values_of(shape), 4) + 2 * shape[0] * (shape[1] // BLOCK)
+
+
+def palettized(summary: str, bits: int, per_tensor: bool = False) -> CoreMLScheme:
+    """A scheme with palettes of 2 ** bits values."""
+
+    def groups(shape: tuple[int, ...]) -> int:
+        return 1 if per_tensor else groups_of(shape[0])
+
+    return CoreMLScheme(
+        summary,
+        "iOS16" if per_tensor else "iOS18",
+        lambda shape: bytes_of(values_of(shape), bits) + 2 * groups(shape) * (1 << bits),
+        lambda weight: palette(weight, bits, groups(tuple(weight.shape))),
+    )
+
+
+COREML_SCHEMES: dict[str, CoreMLScheme] = {
+    "fp16": CoreMLScheme("weights in float16", "iOS16", lambda shape: 2 * values_of(shape)),
+    "int8": CoreMLScheme("int8 weights with a scale per output channel", "iOS16", int8_bytes, int8_rows),
+    "int4": CoreMLScheme(f"int4 weights with a scale per block of {BLOCK} inputs", "iOS18", int4_bytes, int4_blocks),
+    "palette4": palettized(f"16 values for at most {GROUP} output channels, by k-means", 4),
+    "palette6": palettized(f"64 values for at most {GROUP} output channels, by k-means", 6),
+    "palette4-per-tensor": palettized("16 values for a matrix, by k-means", 4, per_tensor=True),
+    "palette6-per-tensor": palettized("64 values for a matrix, by k-means", 6, per_tensor=True),
+}
+
+
+def values_of(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+def is_compressed(shape: tuple[int, ...]) -> bool:
+    """Whether a weight of that shape is stored in a scheme's way: a matrix, or a convolution's, of more than `SMALLEST` values."""
+    return len(shape) >= 2 and shape[0] > 1 and values_of(shape) > SMALLEST
+
+
+@torch.no_grad()
+def compress(weight: Tensor, scheme: str) -> Compressed | np.ndarray:
+    """The form in which a program of a scheme has a weight: compressed, or an array in float16 ("fp32", for tests, in float32).
+
+    Args:
+        weight: float32, any shape.
+        scheme: a name in `COREML_SCHEMES`, or "fp32".
+    """
+    if scheme == "fp32":
+        return weight.numpy()
+    half = weight.to(torch.float16)
+    with_scheme = COREML_SCHEMES[scheme].compress
+    if with_scheme is None or not is_compressed(tuple(weight.shape)):
+        return half.numpy()
+    return with_scheme(half.float())
+
+
+def decompressed(value: Compressed | np.ndarray) -> np.ndarray:
+    """What Core ML computes with, in float32."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) else value.dense()
+
+
+def stored_bytes(shape: tuple[int, ...], scheme: str) -> int:
+    """What a weight of that shape takes in a package of a scheme, alignment aside."""
+    if scheme == "fp32":
+        return 4 * values_of(shape)
+    return COREML_SCHEMES[scheme].stored(shape) if is_compressed(shape) else 2 * values_of(shape)
