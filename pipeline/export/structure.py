@@ -62,6 +62,7 @@ class Structure:
                 skip_model_load=True,
             )
         self.function = model._mil_program.functions["main"]
+        take_out_epsilons(self.function, self.dtype)
         self.places = find_marks(self.function, names)
 
     def fill(self, weights: Mapping[str, Weight]) -> None:
@@ -70,6 +71,25 @@ class Structure:
             for at, place in enumerate(self.places):
                 name = f"{place.weight.replace('.', '_')}_in_{at}"
                 put(self.function, place, weights[place.weight], name, self.target, self.dtype)
+
+
+def take_out_epsilons(function, dtype: type) -> None:
+    """Makes batch norms that the converter made of a scale and an offset say no more than that.
+
+    It gives them a variance of 1 and its default epsilon, 1e-5, which makes results smaller by 5e-6: nothing to float16, but 106 dB at which a
+    program differs from its model, and an altered weight is not much louder. Half precision's least number does not show in a sum with 1.
+    """
+    from coremltools.converters.mil.mil import Builder
+
+    for operation in [each for each in function.operations if each.op_type == "batch_norm" and np.all(each.variance.val == 1)]:
+        with function:
+            least = dtype(np.finfo(np.float16).smallest_subnormal)
+            epsilon = Builder.const(val=least, name=f"{operation.name}_epsilon_least", before_op=operation)
+            epsilon.op.scopes.update(operation.scopes)
+            before = operation.epsilon
+            operation.set_inputs(epsilon=epsilon, type_inference=False)
+            if not before.child_ops:
+                function.remove_ops([before.op])
 
 
 @torch.no_grad()

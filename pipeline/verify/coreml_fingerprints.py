@@ -15,8 +15,7 @@ from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.mil_evaluator import Evaluation, Precision
 
 # Both sides are float32 with the same weights, so only the order of sums is between them. Measured on one layer with random weights, 64 and
-# 768 wide, fp16 and int8, three kinds of head: 103 dB and more; on tiny bundles whose weights are large 99.9 dB and more. One int8 weight of a
-# 768-wide layer off by half its range, 12 drawn: 64 to 86 dB.
+# 768 wide, fp16 and int8, three kinds of head: 103 dB and more. One int8 weight of a 768-wide layer off by half its range, 12 drawn: 64 to 86 dB.
 FINGERPRINT_FLOOR_DB = 90.0
 # Of its numbers, the constants (a logarithm of the classes, say) are float16, which is exact to 0.0005.
 UNCERTAINTY_FLOOR = 0.998

@@ -147,7 +147,7 @@ def test_a_faithful_bundle_passes(copy, monkeypatch, capsys):
     code, result, line = verify(copy, monkeypatch, capsys)
     assert code == 0 and result["passed"], line
     worst = min(each["value"] for each in result["checks"] if each["metric"].startswith("fingerprint_snr"))
-    assert worst > 97 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3)  # for each bucket
+    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3)  # for each bucket
 
 
 @pytest.mark.parametrize("program", ["embed", "segment_0", "segment_1"])
