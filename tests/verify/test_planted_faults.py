@@ -214,8 +214,11 @@ def test_a_swapped_output(copy, exported, monkeypatch, capsys):
                 for output in operation.outputs:
                     output.name = renamed.get(output.name, output.name)
             return
-        last = next(each for each in block.operations if each.outputs[0].name == "hidden_out")
-        norm = next(each for each in block.operations if each.outputs[0].name == last.inputs["x"].arguments[0].name)
+        made = {each.outputs[0].name: each for each in block.operations}
+        last = made["hidden_out"]
+        norm = made[last.inputs["x"].arguments[0].name]
+        while norm.type == "batch_norm":  # a layer norm's scale and offset, 1 and 0 in these models
+            norm = made[norm.inputs["x"].arguments[0].name]
         last.inputs["x"].arguments[0].name = norm.inputs["x"].arguments[0].name
 
     (*_, package) = packages(copy, exported.segment)  # the longest bucket's where each has its own
