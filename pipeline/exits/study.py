@@ -39,20 +39,25 @@ class Third(Strict):
     mean_depth: float
 
 
-class Point(Strict):
-    """What thresholds give.
+class Means(Strict):
+    """What leaving early gives, over all examples.
 
     `score` and `loss` (of score, against full depth) are fractions of 1, `mean_depth` is in segments run, `exits` counts the examples that
     left after each. `flops` is the mean of floating-point operations as a share of full depth's, and `speed_up` one over it.
     """
 
-    thresholds: list[float]
     score: float
     loss: float
     mean_depth: float
     flops: float
     speed_up: float
     exits: list[int]
+
+
+class Point(Means):
+    """What thresholds give."""
+
+    thresholds: list[float]
     thirds: list[Third] = Field(description="from the shortest to the longest inputs")
 
 
@@ -70,20 +75,14 @@ class WithinLoss(Point):
     max_loss: float
 
 
-class Fitted(Strict):
+class Fitted(Means):
     """What a threshold of its own for each exit gives (`pipeline.exits.stopping`): each half of the examples at those fitted to the other.
 
-    The boldest price of a segment whose loss, like that of every lower price, is at most `max_loss`; fields as of `Point`. Nothing is
-    measured on what it was fitted to, so it is what such thresholds would give on new examples.
+    The boldest price of a segment whose loss, like that of every lower price, is at most `max_loss`. Nothing is measured on what it was fitted
+    to, so it is what such thresholds would give on new examples.
     """
 
     max_loss: float
-    score: float
-    loss: float
-    mean_depth: float
-    flops: float
-    speed_up: float
-    exits: list[int]
 
 
 class Curve(Strict):
@@ -264,7 +263,7 @@ class Sweep:
         return [Fitted(max_loss=loss, **self.means(best[loss])) for loss in LOSSES]
 
     def means(self, exits: np.ndarray) -> dict:
-        """What `Point` says of the examples together, given the exit (from 0) that each takes, [examples]."""
+        """The fields of `Means`, given the exit (from 0) that each takes, [examples]."""
         score = self.score[self.rows, exits].mean()
         flops = self.costs.flops[self.rows, exits].mean() / self.full_flops
         return {

@@ -120,6 +120,37 @@ def test_measures_are_compared_on_the_same_answers():
     assert own.rankings[2].auroc == 1.0
 
 
+def test_thresholds_of_their_own_are_measured_on_what_they_were_not_fitted_to(monkeypatch):
+    """By hand: with one price, each half leaves by what the other half was given."""
+    given, costs = drawn(60, 3, 3)
+    fitted_to = []
+
+    def spy(score, uncertainty, price):
+        fitted_to.append({tuple(row) for row in uncertainty})
+        return [0.4, 0.6, 0.0] if len(fitted_to) % 2 else [0.2, 0.1, 0.0]
+
+    monkeypatch.setattr("pipeline.exits.study.stopping_thresholds", spy)
+    monkeypatch.setattr("pipeline.exits.study.PRICES", [0.01])
+    monkeypatch.setattr("pipeline.exits.study.LOSSES", (1.0,))
+    (fitted,) = study(given, costs, (1, 2, 3), "entropy", {}).own.fitted
+    first, second = fitted_to[:2]
+    assert len(first) == len(second) == 30 and not first & second
+    # Who is in the second half was not in the first, which its thresholds were fitted to, and leaves by them.
+    exits = [exit_taken(row, [0.4, 0.6, 0.0] if tuple(row) in second else [0.2, 0.1, 0.0]) for row in given.uncertainty]
+    assert fitted.exits == [exits.count(exit) for exit in range(3)] and fitted.mean_depth == pytest.approx(np.mean(exits) + 1, abs=1e-6)
+    lost = np.mean([row[-1] - row[exit] for row, exit in zip(given.score, exits)])
+    assert fitted.loss == pytest.approx(lost, abs=1e-6) and fitted.score == pytest.approx(given.score[:, -1].mean() - lost, abs=1e-6)
+
+
+def test_an_exit_as_good_as_the_last_costs_nothing_to_leave_at():
+    """With one threshold for both exits, the one that guesses holds the good one back."""
+    random = np.random.default_rng(4)
+    right, guess = (random.random(600) < 0.9).astype(float), (random.random(600) < 0.5).astype(float)
+    score, unsure = np.stack([guess, right, right], axis=1), random.random((600, 3))
+    own = study(Predictions(score, score, unsure, [[0] * 3] * 600), Costs(np.full(600, 5), np.ones((600, 3))), (1, 2, 3), "entropy", {}).own
+    assert [point.mean_depth for point in own.fitted] == pytest.approx([2.0] * 3, abs=0.02) and min(point.mean_depth for point in own.within) > 2.5
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sweeps_are_what_a_plain_loop_counts(seed):
     given, costs = drawn(120, 4, seed)
