@@ -73,8 +73,9 @@ def test_accelerate_launch_ends_in_the_single_process_student(recipe_file, tmp_p
         assert len(one) == 13  # 101 examples: the last batch holds 5
         assert two == pytest.approx(one, abs=1e-4)
         one, two = (load_file(tmp_path / out / stage / "model.safetensors") for out in ("one", "two"))
-        # Adam takes whole steps, of the learning rate, along gradients that are rounding alone.
-        assert all((one[name] - two[name]).abs().mean() < 1e-5 for name in one if not name.endswith("qkv.bias"))
+        # Adam takes whole steps, of the learning rate, along gradients that are rounding alone: a softmax does not change with what is added to
+        # all of its scores, as the key's bias is and that of a pooling query.
+        assert all((one[name] - two[name]).abs().mean() < 1e-5 for name in one if not name.endswith(("qkv.bias", "score.bias")))
     # What the two made stands for one process, too: nothing is trained again.
     again = Run(load_recipe(recipe_file), tmp_path / "two")
     assert all(again.workspace.is_done(folder, again.mark(name)) for name, folder in (("finetune", "teacher"), ("distill", "student")))
