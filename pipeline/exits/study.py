@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.data.examples import Task
 from pipeline.exits.ranking import auroc, spearman
 from pipeline.exits.rule import exits_taken
-from pipeline.exits.stopping import PRICES, stopping_thresholds
+from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
 from pipeline.manifest import SCORE, Metric, Speed
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no
 LOSSES = (0.005, 0.01, 0.02)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 10
-ABOVE_ALL = 1.01  # a threshold that every uncertainty is below
 ROUNDING = 1e-9  # a loss of one answer in a hundred is 0.01, whatever floating point makes of it
 
 
@@ -315,7 +314,7 @@ def thresholds_of(uncertainty: np.ndarray) -> np.ndarray:
     early = uncertainty[:, :-1].astype(np.float64)
     dense = np.quantile(early, np.arange(201) / 200) if early.size else even
     readable = [float(f"{value:.6g}") for value in (*even, *dense)]
-    return np.unique([*(value for value in readable if 0 <= value <= 1), ABOVE_ALL])
+    return np.unique([*(value for value in readable if 0 <= value <= 1), ALWAYS])
 
 
 def bins_of(uncertainty: np.ndarray, score: np.ndarray) -> list[Bin]:
