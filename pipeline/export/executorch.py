@@ -127,14 +127,14 @@ def structure_of(exported: ExportedProgram) -> tuple:
 
 
 def lower(exported: ExportedProgram) -> ExportedProgram:
-    """The edge program with all that XNNPACK can run handed to it: dynamically quantized layers first, then float ones."""
+    """The edge program with all that XNNPACK can run handed to it, by one partitioner.
+
+    ExecuTorch's examples put one for dynamically quantized layers in front of it: each linear layer is then a call of its own, and the whole
+    graph is decomposed once more.
+    """
     exir = import_quietly("executorch.exir")
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    partitioners = [xnnpack.XnnpackPartitioner()]
-    # Each partitioner decomposes the whole graph anew, so one that will find nothing is left out.
-    if any(getattr(node.target, "namespace", None) == "torchao" for node in exported.graph.nodes):
-        partitioners.insert(0, xnnpack.XnnpackDynamicallyQuantizedPartitioner())
-    return exir.to_edge_transform_and_lower(exported, partitioner=partitioners).exported_program()
+    return exir.to_edge_transform_and_lower(exported, partitioner=[xnnpack.XnnpackPartitioner()]).exported_program()
 
 
 def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedProgram:

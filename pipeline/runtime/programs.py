@@ -89,7 +89,10 @@ class MethodFile:
 
     def run(self, name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs a loaded method. The outputs are the caller's own, the next run leaves them alone."""
-        return self._methods[name](list(inputs))
+        # Not by the binding's own copies: torch makes those of some 40,000 numbers on with threads of its own, which then wait for more
+        # work in a loop, on the cores that ExecuTorch's threads need next.
+        outputs = self._methods[name](list(inputs), clone_outputs=False)
+        return [torch.from_numpy(output.numpy().copy()) for output in outputs]
 
     def _not_loaded(self, error: RuntimeError, method: str | None = None) -> UserError:
         reason = str(error).strip().splitlines()[0][:200]
