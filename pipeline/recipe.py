@@ -156,7 +156,8 @@ class Quantize(Section):
         "mixed gives each matrix int4, int8 or fp32, by its sensitivity, to meet a budget",
     )
     embeddings: Literal["fp32", "fp16", "int8", "int4", "mixed"] = Field(
-        "int8", description="of the word table; mixed, only with that scheme, lets the budget decide about it, too"
+        "int8",
+        description="of the word table, with positions in float16 but for fp32; mixed, only with that scheme, lets the budget decide about it, too",
     )
     budget_mb: float | None = Field(None, gt=0, description="of a mix: the most megabytes (1e6) that the weights in the .pte may take")
     budget_points: float | None = Field(

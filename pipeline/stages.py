@@ -661,7 +661,7 @@ STAGES: dict[str, Stage] = {
         Stage("pretrain", "pretrained", (), ("seed", "precision", "pretrain"), pretrain, wanted=names_corpus, trains=True),
         Stage("distill", "student", ("finetune", "pretrain"), ("student", "distill"), distill, trains=True),
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
-        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=3),
+        Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=4),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export, version=3),
         Stage("verify", "verification", ("export",), (), verify, version=4),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),

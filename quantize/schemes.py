@@ -44,7 +44,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class EmbeddingScheme:
-    """How the word table is stored; the fields are as those of `Scheme`, with a row for an output."""
+    """How the word table is stored; the fields are as those of `Scheme`, with a row for an output.
+
+    With any but float32 the position table is in float16: whatever the program's length, its file holds all the rows there are.
+    """
 
     summary: str
     stored: Callable[[int, int], int]
@@ -143,6 +146,7 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
     check_groups(EMBEDDINGS_MATRIX, word.embedding_dim, embeddings, table, "quantize.embeddings")
     if table.replacement is not None:
         quantized.embed.embeddings.word = table.replacement(word.weight.detach())
+        quantized.embed.embeddings.position.half()
     return quantized.requires_grad_(False)
 
 

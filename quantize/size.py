@@ -265,6 +265,8 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
     schemes = dict.fromkeys(linears, scheme) if isinstance(scheme, str) else scheme
     stored = {id(linear.weight): SCHEMES[schemes[name]].stored for name, linear in linears.items() if name in schemes}
     stored[id(programs.embed.embeddings.word.weight)] = EMBEDDINGS[embeddings].stored
+    if EMBEDDINGS[embeddings].replacement is not None:
+        stored[id(programs.embed.embeddings.position.weight)] = EMBEDDINGS["fp16"].stored
 
     def bytes_of(modules: Iterable[nn.Module]) -> int:
         weights = [weight for module in modules for weight in module.parameters()]

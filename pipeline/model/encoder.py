@@ -64,7 +64,8 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """input_ids, token_type_ids: [batch, length] integers. Returns hidden [batch, length, hidden_size]."""
-        hidden = self.word(input_ids) + self.position.weight[: input_ids.shape[1]]
+        hidden = self.word(input_ids)
+        hidden = hidden + self.position.weight[: input_ids.shape[1]].to(hidden.dtype)  # of float16 in a quantized program
         if self.token_type is not None:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             hidden = hidden + self.token_type(types)

@@ -24,6 +24,7 @@ from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 
 POSITIONS = 24
+MOST_DELEGATES = 12
 
 
 def exit_model(exit_layers=(1, 2), layers=2) -> ExitModel:
@@ -96,6 +97,8 @@ def test_what_costs_time_is_delegated(tiny_qa):
     assert not outside & {f"aten::{name}" for name in ("linear", "addmm", "mm", "bmm", "_softmax", "gelu", "tanh", "mul", "add")}
     assert not any(name.startswith("torchao::") for name in outside)
     assert all(len(plan.delegates) >= 1 for plan in plans)
+    # A linear layer alone in its delegate, as by a partitioner of its own, would make it 18 of a classifier's segment.
+    assert all(len(plan.delegates) <= MOST_DELEGATES for plan in plans)
 
 
 @pytest.mark.parametrize(("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")])

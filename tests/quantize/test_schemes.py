@@ -161,6 +161,15 @@ def test_fp16_embeddings_are_rounded_once():
     np.testing.assert_array_equal(HalfEmbedding(table)(torch.arange(50)[None])[0], table.numpy().astype(np.float16).astype(np.float32))
 
 
+def test_positions_are_float16_beside_a_table_that_is_not_float32(ids):
+    full = programs()
+    table = full.embed.embeddings.position.weight
+    for embeddings, dtype in (("fp32", torch.float32), ("int4", torch.float16), ("int8", torch.float16), ("fp16", torch.float16)):
+        quantized = apply_scheme(full, "fp32", embeddings).embed.embeddings
+        assert quantized.position.weight.dtype is dtype and torch.equal(quantized.position.weight, table.to(dtype))
+        assert quantized(ids[0]).dtype is torch.float32
+
+
 def test_groups_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"quantize.scheme: int4 has groups of 32, and layers.0.qkv is 48 wide"):
         apply_scheme(programs(hidden=48), "int4", "fp32")

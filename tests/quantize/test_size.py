@@ -32,13 +32,13 @@ def test_parts_add_up_to_the_files(fixture, request):
 
 
 def test_weights_are_counted_as_they_are_stored(tiny_classifier):
-    """By hand, for hidden 64, intermediate 128 and 2 layers: what is int8 has a float32 scale a row, biases and norms are float32."""
+    """By hand, for hidden 64, intermediate 128 and 2 layers: what is int8 has a float32 scale a row, positions are float16, biases and norms float32."""
     report = size_of(tiny_classifier.path)
     rows, weights = 3 * 64 + 64 + 128 + 64, 64 * (3 * 64 + 64 + 128 + 128)
     assert report.parts.layers == 2 * (weights + 4 * rows + 4 * (rows + 4 * 64))
     assert report.fp32_parts.layers == 4 * 2 * (weights + rows + 4 * 64)
     vocabulary = tiny_classifier.manifest.model.vocab_size
-    assert report.parts.embeddings == vocabulary * (64 + 4) + 4 * 64 * 64 + 4 * 2 * 64
+    assert report.parts.embeddings == vocabulary * (64 + 4) + 2 * 64 * 64 + 4 * 2 * 64
     assert report.fp32_bytes == 4 * tiny_classifier.manifest.model.parameters
 
 
