@@ -1,6 +1,8 @@
 # The two doors: `make demo` shows what the project does, `make test` proves it. Both set everything up first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the tests; each takes about 2 GB.
+JOBS ?= 2
 SETUP := .venv/.installed
 
 .PHONY: demo demo-classification demo-qa test lint setup clean
@@ -11,7 +13,7 @@ demo-classification demo-qa: setup
 	$(BIN)/pocketbert run recipes/$@.toml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
