@@ -422,6 +422,8 @@ def bench(
         emit(report)
     else:
         output().print(bench_table(report))
+        if growth := report.growth():
+            output().print(f"Time of the bundle at full depth over the length. {growth.sentence()}")
 
 
 @app.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -53,6 +56,36 @@ class Measurement(BaseModel):
         return self.peak_memory_bytes - self.baseline_memory_bytes
 
 
+LINEAR_UP_TO = 128  # tokens; beyond them attention, which grows by the length's square, shows
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The least-squares line of a system's median milliseconds over its length.
+
+    Attributes:
+        fixed_ms, token_ms: its intercept and its slope.
+        r_squared: share of the variance that it explains.
+        lengths: that it was fitted to, at most `LINEAR_UP_TO` tokens.
+        ratio: by length, also of those beyond, the median over what the line says.
+    """
+
+    fixed_ms: float
+    token_ms: float
+    r_squared: float
+    lengths: tuple[int, ...]
+    ratio: dict[int, float]
+
+    def sentence(self) -> str:
+        """The fit in words, and how far times beyond it lie above it."""
+        said = (
+            f"From {self.lengths[0]} to {self.lengths[-1]} tokens it is a line, {self.fixed_ms:.2f} ms and {self.token_ms:.3f} ms a token "
+            f"(R² {self.r_squared:.4f}, no length off by more than {100 * max(abs(self.ratio[each] - 1) for each in self.lengths):.0f} %)"
+        )
+        beyond = [f"{ratio:.2f} times at {length}" for length, ratio in self.ratio.items() if length > self.lengths[-1]]
+        return f"{said}; beyond, where attention shows, {', '.join(beyond)}." if beyond else f"{said}."
+
+
 class BenchReport(BaseModel):
     """All measurements of one session, taken in alternation."""
 
@@ -65,3 +98,22 @@ class BenchReport(BaseModel):
     def of(self, system: str) -> list[Measurement]:
         """The measurements of one system, in their order."""
         return [result for result in self.results if result.system == system]
+
+    def growth(self, system: str = "pocketbert") -> Growth | None:
+        """How a system's time at full depth grows with the length; None of fewer than three lengths up to `LINEAR_UP_TO`."""
+        measured = self.of(system)
+        deepest = max((each.depth for each in measured), default=0)
+        times = {each.length: each.median_ms for each in sorted(measured, key=lambda each: each.length) if each.depth == deepest}
+        fitted = tuple(length for length in times if length <= LINEAR_UP_TO)
+        if len(fitted) < 3:
+            return None
+        medians = np.array([times[length] for length in fitted])
+        slope, intercept = np.polyfit(fitted, medians, 1)
+        rest = medians - (intercept + slope * np.array(fitted))
+        return Growth(
+            fixed_ms=float(intercept),
+            token_ms=float(slope),
+            r_squared=float(1 - rest @ rest / np.sum((medians - medians.mean()) ** 2)),
+            lengths=fitted,
+            ratio={length: float(median / (intercept + slope * length)) for length, median in times.items()},
+        )

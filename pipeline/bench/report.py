@@ -126,6 +126,7 @@ def figures(results: RunResults) -> list[Figure]:
         for each in results.bench.of("pocketbert")
         if each.depth == deepest
     )
+    growth = results.bench.growth()
     leaving = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
 
     def figure(title: str, draw: Callable[[RunResults], str], alt: str, caption: str) -> Figure:
@@ -161,6 +162,6 @@ def figures(results: RunResults) -> list[Figure]:
             "Time by length and depth",
             plots.latency_plot,
             f"Lines on a log scale. {against}all {deepest} segments: {by_length}.",
-            "The programs alone, at fixed lengths, medians.",
+            f"The programs alone, at fixed lengths, medians.{f' At full depth: {growth.sentence()}' if growth else ''}",
         ),
     ]

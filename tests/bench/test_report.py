@@ -201,6 +201,14 @@ def test_a_run_without_the_reference_claims_no_speed_up():
     assert "was not run" in text and "×" not in text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
 
 
+def test_the_growth_over_the_length_is_said_where_it_can_be_fitted():
+    bench = results().bench
+    assert "ms a token" not in Page(render(results())).text  # two lengths are no line
+    third = bench.of("pocketbert")[-1].model_copy(update={"length": 64, "median_ms": 64 * 3 / 20})
+    text = Page(render(results(bench=bench.model_copy(update={"results": [*bench.results, third]})))).text
+    assert "From 16 to 128 tokens it is a line, 0.00 ms and 0.150 ms a token" in " ".join(text.split())
+
+
 def test_names_cannot_break_the_page():
     html = render(results(provenance={"train": "<script>alert(1)</script>"}))
     assert not Page(html).wrong and "&lt;script&gt;" in html
