@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, get_args
 
 import typer
 from rich.table import Table
@@ -355,7 +355,7 @@ def bench(
     settings: Settings = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="host; android, ios and coreml come with the apps.")] = "host",
-    reference: Annotated[str, typer.Option(help="bert-base or none.")] = "bert-base",
+    reference: Annotated[str, typer.Option(help="bert-base, same-width (12 layers as wide as the bundle's) or none.")] = "bert-base",
     reference_length: Annotated[int, typer.Option(min=8, max=512, help="What the reference pads every input to.")] = 128,
     lengths: Annotated[str, typer.Option(help="Lengths in tokens.")] = "16,32,64,128",
     repeats: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
@@ -371,7 +371,7 @@ def bench(
     plot: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write a plot of latency by length to FILE, as SVG.")] = None,
 ) -> None:
     """Latency, load time, peak memory and size on this machine, against BERT-base and peers, alternating, each in its own process."""
-    from pipeline.bench.host import bench_host
+    from pipeline.bench.host import Reference, bench_host
     from pipeline.bench.plots import systems_plot
     from pipeline.bench.shapes import shape_bundle
     from pipeline.summary import bench_table
@@ -379,8 +379,8 @@ def bench(
 
     if device != "host":
         raise UserError(f"{device!r} cannot be measured by this version; take host", field="--device")
-    if reference not in ("bert-base", "none"):
-        raise UserError(f"{reference!r} is not known; take bert-base or none", field="--reference")
+    if reference not in get_args(Reference):
+        raise UserError(f"{reference!r} is not known; take {', '.join(get_args(Reference)[:-1])} or none", field="--reference")
     try:
         chosen = [int(part) for part in lengths.split(",")]
     except ValueError:

@@ -23,12 +23,13 @@ from pipeline.bench.protocol import WARM_UP, Timing, alternate
 from pipeline.bench.reference import reference_program
 from pipeline.doctor import installed
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import EncoderConfig
 from pipeline.progress import OnStep, silent
 from quantize.size import BERT_BASE, scheme_of
 
 REFERENCE_LENGTH = 128
+Reference = Literal["bert-base", "same-width", "none"]
 
 
 class WorkerProcess:
@@ -117,11 +118,11 @@ def bench_host(
     lengths: Sequence[int],
     repeats: int,
     threads: int,
-    reference: Literal["bert-base", "none"] = "bert-base",
+    reference: Reference = "bert-base",
     on_step: OnStep = silent,
     *,
     reference_length: int = REFERENCE_LENGTH,
-    reference_shape: EncoderConfig = BERT_BASE,
+    reference_shape: EncoderConfig | None = None,
     weights: str | Path | None = None,
     peers: Sequence[Peer] = PEERS,
 ) -> BenchReport:
@@ -134,10 +135,11 @@ def bench_host(
         lengths: in tokens; those beyond the bundle's longest are left out.
         repeats: timed runs of each point.
         threads: of every system.
-        reference: "bert-base" in float32 (`pipeline.bench.reference`), or "none".
+        reference: "bert-base" in float32 (`pipeline.bench.reference`); "same-width", as deep as BERT-base and as wide as the bundle's model, which
+            then shows what fewer layers, exits and int8 give; or "none".
         on_step: told of exports and after each round.
         reference_length: what the reference pads to.
-        reference_shape: for tests, a smaller one.
+        reference_shape: for tests, another one.
         weights: the folder of the float student that the bundle was made from, for its peers; None measures none.
         peers: of which those that this computer has the libraries for are measured; the report says which were left out.
 
@@ -158,7 +160,8 @@ def bench_host(
     scheme = scheme_of(manifest, "executorch")
     depths = tuple(range(1, manifest.segments + 1))
     sources = [Source("pocketbert", bundle, manifest.name, scheme, program_bytes(manifest), taken, depths)]
-    if reference == "bert-base":
+    if reference != "none":
+        reference_shape = reference_shape or (BERT_BASE if reference == "bert-base" else as_wide(manifest.model))
         program = reference_program(reference_length, on_step, reference_shape)
         name = f"BERT {reference_shape.layers}x{reference_shape.hidden_size}, random weights"
         size, full = program.stat().st_size, (reference_shape.layers,)
@@ -205,6 +208,11 @@ def bench_host(
         results=results,
         left_out=left_out(peers) if student is not None else {},
     )
+
+
+def as_wide(shape: ModelShape) -> EncoderConfig:
+    """BERT-base's depth and vocabulary in another model's width."""
+    return BERT_BASE.with_(hidden_size=shape.hidden_size, heads=shape.heads, intermediate_size=shape.intermediate_size)
 
 
 def compare(points: Sequence[Point], depth: int) -> dict[str, float]:

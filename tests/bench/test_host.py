@@ -68,6 +68,12 @@ def test_the_pool_has_the_threads_asked_for(tiny_classifier):
     assert counts[1] - counts[0] == 3
 
 
+def test_a_reference_of_the_same_width_is_as_deep_as_bert_base(tiny_classifier):
+    report = bench_host(tiny_classifier.path, [8], repeats=1, threads=1, reference="same-width", reference_length=8)
+    (theirs,) = report.of("bert-base")
+    assert (theirs.model, theirs.depth) == ("BERT 12x64, random weights", 12)
+
+
 def test_without_a_reference_nothing_is_exported(tiny_classifier, monkeypatch):
     monkeypatch.setattr("pipeline.bench.host.reference_program", lambda *_: pytest.fail("exported"))
     report = bench_host(tiny_classifier.path, [8], repeats=1, threads=1, reference="none")
