@@ -558,7 +558,7 @@ def conformance_examples(run: Run, count: int = 16) -> list[Example]:
 def verify(run: Run, place: Place, on_step: OnStep) -> None:
     """Every program of the bundle against the model it came from; fails when one is out of tolerance."""
     from pipeline.runtime.bundle import Bundle
-    from pipeline.verify.agreement import check_agreement
+    from pipeline.verify.agreement import check_agreement, check_coreml_labels
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
     from pipeline.verify.on_mac import verify_on_mac
@@ -574,6 +574,8 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
         from pipeline.verify.coreml_parity import check_against_model
 
         checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
+        if manifest.task == "classification":
+            checks.append(check_coreml_labels(Bundle.open(bundle), run.model("exits"), run.examples("dev"), on_step, backend))
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
     checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
     report = json.dumps(to_json(checks, lint_bundle(bundle), mac), indent=2)
@@ -663,7 +665,7 @@ STAGES: dict[str, Stage] = {
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=4),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export, version=3),
-        Stage("verify", "verification", ("export",), (), verify, version=4),
+        Stage("verify", "verification", ("export",), (), verify, version=5),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),
         Stage("report", "report", ("verify", "bench"), (), report),
     )

@@ -1,14 +1,27 @@
-"""The bundle against the quantized model in PyTorch, on many real examples at full depth: do users get the same answers?"""
+"""The bundle on many real examples at full depth: do users get the answers of the model in PyTorch?
+
+Its ExecuTorch programs are held against the quantized model, its Core ML programs, which only a Mac can run, against the float one, in the
+evaluator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.data.examples import Example, QAExample
+import numpy as np
+import torch
+
+from pipeline.data.examples import ClassificationExample, Example, QAExample
+from pipeline.data.features import encode_text
+from pipeline.errors import UserError
+from pipeline.manifest import Backend
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.runtime.bundle import BACKEND, Bundle
 from pipeline.runtime.runner import Runner
 from pipeline.verify.checks import Check
+from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, floors_of, lengths_of, padded_inputs, runner
 
 # Two answers within rounding of one another may change places; fewer than these shares would be another model.
 FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
@@ -18,6 +31,7 @@ FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
 FLOOR_INT8_SPANS = 0.97
 INT8_INPUTS = ("int8", "int4", "mixed")
 ENOUGH = {"classification": 2000, "regression": 2000, "qa": 500}
+ENOUGH_LABELS = 200  # through the evaluator, which takes about as long for a text as a phone does for a thousand
 CLOSE = 0.02  # as a share of the label range: predictions that are nearer to each other are the same; measured on STS-B, 0.01
 
 
@@ -45,3 +59,38 @@ def check_agreement(bundle: Bundle, examples: Sequence[Example], expected: Seque
     value = same / len(examples)
     floor = FLOOR_INT8_SPANS if task == "qa" and bundle.manifest.scheme in INT8_INPUTS else FLOOR[task]
     return Check(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor)
+
+
+@torch.no_grad()
+def check_coreml_labels(
+    bundle: Bundle, model: ExitModel, examples: Sequence[ClassificationExample], on_step: OnStep = silent, backend: Backend = "coreml"
+) -> Check:
+    """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
+
+    The weights' scheme is in it: the floor is the scheme's (`FLOORS` in `pipeline.verify.coreml_parity`) and finds a broken program, not one
+    that lost a point.
+
+    Args:
+        bundle: of a classifier.
+        model: that it was exported from.
+        examples: the first `ENOUGH_LABELS` that fit a bucket are run.
+
+    Raises:
+        UserError: a file cannot be read or evaluated, or no example fits a bucket.
+    """
+    manifest, lengths, run = bundle.manifest, lengths_of(bundle.manifest, backend), runner(bundle.path, backend)
+    encoded = (encode_text(bundle.tokenizer, each.text, each.text_pair, manifest.max_length).ids for each in examples)
+    texts = [ids for ids in encoded if len(ids) <= lengths[-1]][:ENOUGH_LABELS]
+    if not texts:
+        raise UserError("no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path)
+    reference, buckets, same = Programs.of(model), {}, 0
+    for at, ids in enumerate(texts):
+        length = next(each for each in lengths if len(ids) <= each)
+        if length not in buckets:
+            buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run, backend)
+        expected = reference(torch.from_numpy(np.asarray(ids, np.int64))[None], torch.zeros(1, 1, len(ids)))[-1][1]
+        got = buckets[length].run_all(padded_inputs(ids, None, length, manifest.tokenizer.pad_id), "float16")[-1]["logits"]
+        same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
+        on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
+    value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer
+    return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)

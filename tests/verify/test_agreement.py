@@ -1,11 +1,22 @@
 """The share of examples with the same answer is counted right, and too small a share fails."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 
+from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import encode_text
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.errors import UserError
+from pipeline.export.coreml import export_coreml
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.recipe import Recipe
 from pipeline.runtime.bundle import Bundle
-from pipeline.verify.agreement import CLOSE, FLOOR, check_agreement
+from pipeline.verify.agreement import CLOSE, FLOOR, check_agreement, check_coreml_labels
 
 
 def logits_of_the_programs(tiny) -> list[torch.Tensor]:
@@ -43,3 +54,42 @@ def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
     expected[3] += 0.3
     check = check_agreement(bundle, tiny_regressor.examples, expected)
     assert check.value == 1 - 1 / len(expected) and not check.passed
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory, tiny_classifier):
+    """A model, and its Core ML packages for 8 and 16 tokens as a bundle would hold them, beside the tiny classifier's manifest."""
+    torch.manual_seed(1)
+    config = EncoderConfig(
+        vocab_size=tiny_classifier.manifest.model.vocab_size, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=16
+    )
+    model = ExitModel("classification", config, 3, "pooled", (1, 2)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
+    settings = {"max_length": 16, "coreml_buckets": [8, 16], "coreml_precision": "fp16"}
+    path = tmp_path_factory.mktemp("packages")
+    programs = export_coreml(model, path, Recipe.model_validate({"name": "tiny", "task": "classification", "data": {"max_length": 16}, "export": settings}))
+    manifest = tiny_classifier.manifest.model_copy(update={"programs": programs, "max_length": 16})
+    tokenizer = WordPieceTokenizer.from_vocab(tiny_classifier.path / "vocab.txt", True)
+    return model, SimpleNamespace(path=path, manifest=manifest, tokenizer=tokenizer)
+
+
+def test_core_ml_gives_the_labels_of_float32_and_those_of_another_model_show(packages, tiny_classifier):
+    model, bundle = packages
+    check = check_coreml_labels(bundle, model, tiny_classifier.examples)
+    assert check.passed and check.value == 1.0 and "24 dev examples" in check.program
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for part in (other.heads[-1].out.weight, other.heads[-1].out.bias):
+            part.copy_(part.roll(1, 0))
+    assert check_coreml_labels(bundle, other, tiny_classifier.examples).value == 0.0
+
+
+def test_texts_that_fit_no_bucket_are_said(packages, monkeypatch):
+    model, bundle = packages
+    texts = [ClassificationExample("ba " * 15, None, "0")]
+    monkeypatch.setattr("pipeline.verify.agreement.lengths_of", lambda manifest, backend: [8])
+    with pytest.raises(UserError, match="no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets"):
+        check_coreml_labels(bundle, model, texts)
