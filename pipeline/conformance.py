@@ -56,7 +56,7 @@ class Case(Strict):
 class ProgramVector(Strict):
     """A fingerprint for each output of one program that Core ML computes, at one length, see `pipeline.export.fingerprints`. Runners pass over it.
 
-    Where activations are int8, `outputs` are without their rounding and `rounded_outputs` with it; it is not there for other programs.
+    Where activations are int8, `outputs` are with int8's range and without its steps, `rounded_outputs` with both; that is not there for other programs.
     """
 
     program: str

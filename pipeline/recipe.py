@@ -260,10 +260,10 @@ class Recipe(Section):
             instead = f"{weights}-per-tensor" if weights.startswith("palette") else "int8"
             raise ValueError(f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}")
         if self.export.coreml_precision == "mixed" and mix.scheme != "mixed":
-            raise ValueError(f"export.coreml_precision: mixed is what quantize.scheme=mixed found, that is {mix.scheme}; set it to mixed, or take int8")
+            raise ValueError(f"export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is {mix.scheme}; set that to mixed, or take int8")
         if self.export.executorch_coreml and self.export.coreml_precision in ("int8-a8", "mixed"):
             weights = self.export.coreml_precision
-            raise ValueError(f"export.executorch_coreml: has no {weights}; set it to false, or take another export.coreml_precision")
+            raise ValueError(f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision")
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")

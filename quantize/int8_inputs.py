@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ BALANCE = 0.9
 # A channel's gain is no less than this share of the largest, so that one that calibration hardly saw does not become huge.
 LEAST_GAIN = 1e-3
 
+Rounding = Literal["int8", "range", "none"]
+
 
 class Int8Inputs(nn.Module):
     """Divides each channel by its gain and rounds to the multiples of `STEP` that int8 holds.
@@ -39,17 +42,21 @@ class Int8Inputs(nn.Module):
             since a package has that.
 
     Attributes:
-        rounds: False leaves the rounding out, for all that is to be compared more exactly than rounding allows, and for the converter.
+        rounding: "int8"; "range" only cuts at the ends of what int8 holds, to be compared more exactly than rounding allows; "none", for the
+            converter, does neither.
     """
 
     def __init__(self, gains: Tensor):
         super().__init__()
         self.register_buffer("reciprocal", (1.0 / gains.detach()).half().float())
-        self.rounds = True
+        self.rounding: Rounding = "int8"
 
     def forward(self, inputs: Tensor) -> Tensor:
         quotients = inputs * self.reciprocal
-        return torch.round(quotients / STEP).clamp(-128, 127) * STEP if self.rounds else quotients
+        if self.rounding == "none":
+            return quotients
+        steps = quotients / STEP
+        return (torch.round(steps) if self.rounding == "int8" else steps).clamp(-128, 127) * STEP
 
 
 class Int8InputLinear(nn.Module):
@@ -70,11 +77,11 @@ class Int8InputLinear(nn.Module):
         return self.linear(self.inputs(inputs))
 
 
-def set_rounding(module: nn.Module, rounds: bool) -> nn.Module:
-    """The module, in place, with the rounding of all `Int8Inputs` in it on or off."""
+def set_rounding(module: nn.Module, rounding: Rounding) -> nn.Module:
+    """The module, in place, with that rounding of all `Int8Inputs` in it."""
     for each in module.modules():
         if isinstance(each, Int8Inputs):
-            each.rounds = rounds
+            each.rounding = rounding
     return module
 
 

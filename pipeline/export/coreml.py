@@ -253,7 +253,7 @@ class StoredWeights:
 
 def structure_of(source: Source, length: int, target: str, precision: str) -> Structure:
     """The program of that length, as yet with weights that mean nothing."""
-    module = set_rounding(source.at(length), False)
+    module = set_rounding(source.at(length), "none")
     return Structure(module, source.example(length), source.outputs, target, half=precision != "fp32", rounded=reciprocals(module))
 
 

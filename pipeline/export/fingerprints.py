@@ -2,7 +2,8 @@
 
 The reference is the model in PyTorch in float32, with its weights compressed and decompressed as the package has them. So a package and its
 fingerprint come from the same model by two ways, which agree up to the order of float32 sums. Where activations are rounded to int8 they agree no
-better than some of those fall to one side or the other of a step: such programs have a second fingerprint, without the rounding, that is as exact.
+better than some of those fall to one side or the other of a step: such programs have a second fingerprint, with the range of int8 and without its
+steps, that is as exact.
 """
 
 from __future__ import annotations
@@ -89,13 +90,13 @@ def make_fingerprints(
             if saved is None or (saved.source, saved.precision) != (source, program.precision):
                 saved = SavedModule(source, program.precision)
             inputs, module = fingerprint_inputs(program, model.config.vocab_size), saved.at(length)
-            with_rounding = outputs_of(source, set_rounding(module, True), inputs) if reciprocals(module) else None
+            with_rounding = outputs_of(source, set_rounding(module, "int8"), inputs) if reciprocals(module) else None
             vectors.append(
                 ProgramVector(
                     program=program.name,
                     backend=program.backend,
                     length=length,
-                    outputs=outputs_of(source, set_rounding(module, False), inputs),
+                    outputs=outputs_of(source, set_rounding(module, "range"), inputs),
                     rounded_outputs=with_rounding,
                 )
             )

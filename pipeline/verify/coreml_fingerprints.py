@@ -34,7 +34,7 @@ def check_fingerprints(
     No program sees another's outputs, so that each fails for itself. For every program and bucket, better when higher:
         `fingerprint_snr_db_LENGTH`: the fingerprint over the difference, the worst of its outputs but the uncertainty.
         `fingerprint_uncertainty_LENGTH`: 1 - the difference (where the program has an `uncertainty`).
-        `fingerprint_rounded_snr_db_LENGTH`: as the first, with activations in int8 (where they are; the others are then without that rounding).
+        `fingerprint_rounded_snr_db_LENGTH`: as the first, with activations in int8 (where they are; the others are then without its steps).
 
     Args:
         run: evaluates a program of the bundle.

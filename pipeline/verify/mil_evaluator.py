@@ -27,7 +27,7 @@ SPEC_FILE = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS_FOLDER = Path("Data/com.apple.CoreML/weights")
 AGAIN = "export the bundle again"
 
-# "smooth" is float32 without the rounding of activations to int8.
+# "smooth" is float32 in which activations in int8 have its range and not its steps.
 Precision = Literal["float32", "float16", "smooth"]
 
 
@@ -265,7 +265,7 @@ def evaluate(
         precision: "float32" computes everything in float32 from the weights as they are saved: what the program means. "float16"
             also rounds every constant and every operator's result to float16, so that what overflows or becomes NaN there does so
             here. Within an operator (a dot product's sum, a layer norm's variance) it is float32; a device may round there, too.
-            "smooth" is float32 in which `quantize` scales and does not round, so that the weights can be told more exactly.
+            "smooth" is float32 in which `quantize` scales and cuts off but does not round, so that weights can be told more exactly.
 
     Returns:
         Outputs by name, with the dtypes that the package declares.
@@ -516,9 +516,15 @@ def zero_of(operation) -> np.ndarray | float:
     return zero if zero.ndim == 0 else zero.reshape(by_scale(operation).shape)
 
 
-# In place of `OWN`: activations keep what int8 would take from them, their ends included.
+def without_steps(operation) -> np.ndarray:
+    """`quantize` to real numbers within the integers' range."""
+    ends = np.iinfo(operation.output_dtype.val)
+    return np.clip(operation.input.val / by_scale(operation) + zero_of(operation), ends.min, ends.max)
+
+
+# In place of `OWN`: activations keep what int8's steps would take from them.
 SMOOTH: dict[str, Operator] = {
     **OWN,
-    "quantize": lambda operation: operation.input.val / by_scale(operation) + zero_of(operation),
+    "quantize": without_steps,
     "dequantize": lambda operation: (operation.input.val - zero_of(operation)) * by_scale(operation),
 }

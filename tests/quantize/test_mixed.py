@@ -195,7 +195,8 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     )
     model = ExitModel("classification", config, 3, "linear", (1,)).eval()
     recipe = recipe_of(budget_mb=0.06)
-    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"coreml": False, "max_length": 64})})
+    export = {"coreml_precision": "mixed", "coreml_buckets": [64], "max_length": 64}
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=export)})
     examples = examples * 2
     run = Ready(recipe, tmp_path / "quantized", model, tiny_vocab, examples)
     (tmp_path / "quantized").mkdir(exist_ok=True)
@@ -222,6 +223,9 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     target = size_of(tmp_path / "bundle").targets[0]
     assert target.parts.embeddings + target.parts.layers + target.parts.heads == mix.bytes
     assert 20_000 < target.parts.overhead < 60_000
+    coreml = size_of(tmp_path / "bundle").targets[1]
+    assert coreml.scheme == "mixed" and 0 < coreml.parts.overhead < 150_000
+    assert {each.precision for each in manifest.programs if each.backend == "coreml"} == {"mixed"}
 
 
 def test_a_split_too_small_to_choose_on_is_refused_before_anything_is_trained():
