@@ -18,7 +18,8 @@ from quantize.coreml_schemes import COREML_SCHEMES
 # Both sides are float32 with the same weights, so only the order of sums is between them. Measured on one layer with random weights, 64 and
 # 768 wide, fp16 and int8, three kinds of head: 103 dB and more. One int8 weight of a 768-wide layer off by half its range, 12 drawn: 64 to 86 dB.
 FINGERPRINT_FLOOR_DB = 90.0
-# With int8 activations the sums' order decides on which side of a step some of them fall, and what follows goes with it.
+# With int8 activations the sums' order decides on which side of a step some of them fall, and what follows goes with it. MiniLM's six layers in one
+# program: 75 and 25 dB (layouts standard and ane).
 ROUNDED_FLOOR_DB = 10.0
 # Of its numbers, the constants (a logarithm of the classes, say) are float16, which is exact to 0.0005.
 UNCERTAINTY_FLOOR = 0.998
