@@ -194,6 +194,10 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
         vocab_size=tokenizer.vocab_size, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64
     )
     model = ExitModel("classification", config, 3, "linear", (1,)).eval()
+    with torch.no_grad():  # first embeddings are so small that a layer norm's epsilon, which float16 holds no less than 6e-8 of, is 88 dB
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
     recipe = recipe_of(budget_mb=0.06)
     export = {"coreml_precision": "mixed", "coreml_buckets": [64], "max_length": 64}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=export)})
@@ -219,7 +223,7 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     )
     assert read_manifest(tmp_path / "bundle") == manifest and manifest.matrix_schemes == mix.schemes
     assert (manifest.scheme, manifest.embeddings_scheme) == ("mixed", mix.schemes["embeddings.word"])
-    assert all(check.passed for check in verify_bundle(tmp_path / "bundle"))
+    assert [str(check) for check in verify_bundle(tmp_path / "bundle") if not check.passed] == []
     target = size_of(tmp_path / "bundle").targets[0]
     assert target.parts.embeddings + target.parts.layers + target.parts.heads == mix.bytes
     assert 20_000 < target.parts.overhead < 60_000
