@@ -54,12 +54,16 @@ class Case(Strict):
 
 
 class ProgramVector(Strict):
-    """A fingerprint for each output of one program that Core ML computes, at one length, see `pipeline.export.fingerprints`. Runners pass over it."""
+    """A fingerprint for each output of one program that Core ML computes, at one length, see `pipeline.export.fingerprints`. Runners pass over it.
+
+    Where activations are int8, `outputs` are with int8's range and without its steps, `rounded_outputs` with both; that is not there for other programs.
+    """
 
     program: str
     backend: Backend = "coreml"
     length: int
     outputs: dict[str, list[float]]
+    rounded_outputs: dict[str, list[float]] | None = None
 
 
 class Conformance(Strict):

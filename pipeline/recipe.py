@@ -21,7 +21,7 @@ else:
 
 
 # The oldest target of Core ML weights that need one; iOS 16 reads the others.
-COREML_TARGETS = {"int4": "iOS18", "palette4": "iOS18", "palette6": "iOS18"}
+COREML_TARGETS = {"int8-a8": "iOS17", "int4": "iOS18", "palette4": "iOS18", "palette6": "iOS18", "mixed": "iOS18"}
 
 
 class Section(BaseModel):
@@ -178,9 +178,15 @@ class Export(Section):
     max_length: int = Field(512, ge=16, le=512)
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
-    coreml_precision: Literal["fp16", "int8", "int4", "palette4", "palette6", "palette4-per-tensor", "palette6-per-tensor"] = Field(
+    coreml_precision: Literal[
+        "fp16", "int8", "int8-a8", "int4", "palette4", "palette6", "palette4-per-tensor", "palette6-per-tensor", "mixed"
+    ] = Field(
         "int8",
-        description="of the weights; int4 in blocks of 32 inputs; palettes hold 16 or 64 values, by k-means, for 16 output channels or the whole matrix",
+        description="of the weights; int8-a8 has int8 inputs of the layers' matrices, too; int4 in blocks of 32 inputs; palettes hold 16 or 64 values, "
+        "by k-means, for 16 output channels or the whole matrix; mixed is what quantize.scheme=mixed found",
+    )
+    coreml_calibration: int = Field(
+        256, ge=16, description="of int8-a8: at most so many of the calibration split, to find the ranges of activations on"
     )
     coreml_layout: Literal["standard", "ane"] = Field(
         "standard", description="ane: channels first, as Apple's Neural Engine wants them; the same numbers"
@@ -254,6 +260,11 @@ class Recipe(Section):
             weights = self.export.coreml_precision
             instead = f"{weights}-per-tensor" if weights.startswith("palette") else "int8"
             raise ValueError(f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}")
+        if self.export.coreml_precision == "mixed" and mix.scheme != "mixed":
+            raise ValueError(f"export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is {mix.scheme}; set that to mixed, or take int8")
+        if self.export.executorch_coreml and self.export.coreml_precision in ("int8-a8", "mixed"):
+            weights = self.export.coreml_precision
+            raise ValueError(f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision")
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")

@@ -277,6 +277,7 @@ def check_calibration(recipe: Recipe) -> None:
 
     if recipe.quantize.scheme == "mixed":
         check_draft(recipe)
+    check_ranges(recipe)
     for name in SPEEDS:
         needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task])
         if recipe.data.calibration < needed:
@@ -297,6 +298,21 @@ def check_draft(recipe: Recipe) -> None:
         raise UserError(
             f"{recipe.data.calibration} examples leave {left} to compare matrices on, at least {FEWEST} are needed; "
             f"set it to {round(FEWEST / DRAFT_SHARE)} or more",
+            field="data.calibration",
+        )
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """UserError if Core ML's programs are to have int8 inputs, and that part of the calibration split is too small to find their ranges on."""
+    from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
+    from quantize.coreml_schemes import COREML_SCHEMES
+    from quantize.int8_inputs import FEWEST
+
+    left, options = len(split_rows(recipe.data.calibration, recipe.seed)[0]), recipe.export
+    if options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs and left < FEWEST:
+        raise UserError(
+            f"{recipe.data.calibration} examples leave {left} to find the activations' ranges on for export.coreml_precision="
+            f"{options.coreml_precision}, at least {FEWEST} are needed; set it to {round(FEWEST / DRAFT_SHARE)} or more",
             field="data.calibration",
         )
 
@@ -525,6 +541,7 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         model=run.model("exits"),
         quantized=quantized_programs(run),
         matrix_schemes=mixed_schemes(run),
+        input_gains=input_gains_of(run, on_step),
         recipe=recipe,
         tokenizer_vocab=run.path("finetune") / "vocab.txt",
         lowercase=options["lowercase"],
@@ -540,6 +557,19 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         },
         on_step=on_step,
     )
+
+
+def input_gains_of(run: Run, on_step: OnStep):
+    """The gains of int8 inputs of Core ML programs, None where the recipe has none of those."""
+    from pipeline.model.segments import Programs
+    from quantize.coreml_schemes import COREML_SCHEMES
+    from quantize.int8_inputs import input_gains
+
+    options = run.recipe.export
+    if not (options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs):
+        return None
+    items = make_items(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
+    return input_gains(Programs.of(run.model("exits")), items, on_step)
 
 
 def conformance_examples(run: Run, count: int = 16) -> list[Example]:

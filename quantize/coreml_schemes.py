@@ -91,12 +91,16 @@ class CoreMLScheme:
         target: the oldest system that runs it, a name in `TARGETS`.
         stored: bytes that a matrix [outputs, inputs, ...] of that shape takes in a package.
         compress: makes the stored form of a matrix in float32; None leaves it float16.
+        int8_inputs: whether the layers' matrices have int8 inputs, see `quantize.int8_inputs`.
+        by_matrix: whether matrices have schemes of their own, see `OF_MATRIX`; this one is then that of all others.
     """
 
     summary: str
     target: str
     stored: Callable[[tuple[int, ...]], int]
     compress: Callable[[Tensor], Compressed] | None = None
+    int8_inputs: bool = False
+    by_matrix: bool = False
 
 
 def bytes_of(values: int, bits: int) -> int:
@@ -221,12 +225,16 @@ def palettized(summary: str, bits: int, per_tensor: bool = False) -> CoreMLSchem
 COREML_SCHEMES: dict[str, CoreMLScheme] = {
     "fp16": CoreMLScheme("weights in float16", "iOS16", lambda shape: 2 * values_of(shape)),
     "int8": CoreMLScheme("int8 weights with a scale per output channel", "iOS16", int8_bytes, int8_rows),
+    "int8-a8": CoreMLScheme("int8 weights, and int8 inputs of the layers' matrices", "iOS17", int8_bytes, int8_rows, int8_inputs=True),
     "int4": CoreMLScheme(f"int4 weights with a scale per block of {BLOCK} inputs", "iOS18", int4_bytes, int4_blocks),
     "palette4": palettized(f"16 values for at most {GROUP} output channels, by k-means", 4),
     "palette6": palettized(f"64 values for at most {GROUP} output channels, by k-means", 6),
     "palette4-per-tensor": palettized("16 values for a matrix, by k-means", 4, per_tensor=True),
     "palette6-per-tensor": palettized("64 values for a matrix, by k-means", 6, per_tensor=True),
+    "mixed": CoreMLScheme("each matrix as the mix of `quantize.mixed` has it", "iOS18", lambda shape: 2 * values_of(shape), by_matrix=True),
 }
+# What a matrix has here that `quantize.schemes` has for ExecuTorch, of those that a mix may hold: as many bits; a package has no float32.
+OF_MATRIX = {"fp32": "fp16", "fp16": "fp16", "int8": "int8", "int4": "int4"}
 
 
 def values_of(shape: tuple[int, ...]) -> int:

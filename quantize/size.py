@@ -17,7 +17,7 @@ from pipeline.manifest import MANIFEST_FILE, Backend, Manifest, ModelShape, read
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from quantize.coreml_schemes import stored_bytes
+from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, stored_bytes
 from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
 
 # What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
@@ -286,15 +286,19 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
     buckets have packages or files of their own, each has everything.
     """
 
-    def stored(weight: nn.Parameter, precision: str, rows: int) -> int:
+    def stored(weight: nn.Parameter, precision: str, rows: int, matrix: str = "") -> int:
+        scheme = COREML_SCHEMES.get(precision)
+        if scheme is not None and scheme.by_matrix and matrix in manifest.matrix_schemes:
+            precision = OF_MATRIX[manifest.matrix_schemes[matrix]]
         return stored_bytes((rows, *weight.shape[1:]), precision)
 
     def packages(name: str) -> int:
         return len({program.file for program in manifest.programs if program.backend == backend and program.name == name})
 
-    def whole(module: nn.Module, name: str) -> int:
-        precision = manifest.program(name, backend).precision
-        return packages(name) * sum(stored(weight, precision, weight.shape[0]) for weight in module.parameters())
+    def whole(module: nn.Module, name: str, kind: str) -> int:
+        """`kind` is what the names of the module's matrices begin with, see `named_linears`."""
+        precision, weights = manifest.program(name, backend).precision, module.named_parameters(prefix=kind)
+        return packages(name) * sum(stored(weight, precision, weight.shape[0], path.removesuffix(".weight")) for path, weight in weights)
 
     buckets = {
         length
@@ -306,7 +310,7 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
     positions = sum(stored(position, precision, min(length, position.shape[0])) for length in buckets)
     all_positions = packages("embed") * stored(position, precision, position.shape[0])
     return Parts(
-        embeddings=whole(model.encoder.embeddings, "embed") - all_positions + positions,
-        layers=whole(model.encoder.layers, "segment_0"),
-        heads=whole(model.heads, "segment_0"),
+        embeddings=whole(model.encoder.embeddings, "embed", "embeddings") - all_positions + positions,
+        layers=whole(model.encoder.layers, "segment_0", "layers"),
+        heads=whole(model.heads, "segment_0", "exits"),
     )

@@ -183,6 +183,22 @@ def test_files_that_are_no_recipe(write, tmp_path):
             ["export.coreml_precision=palette6", "export.coreml_target=iOS16"],
             "export.coreml_precision: palette6 needs iOS18, export.coreml_target is iOS16; set that to iOS18, or take palette6-per-tensor",
         ),
+        (
+            ["export.coreml_precision=int8-a8", "export.coreml_target=iOS16"],
+            "export.coreml_precision: int8-a8 needs iOS17, export.coreml_target is iOS16; set that to iOS17, or take int8",
+        ),
+        (
+            ["export.coreml_precision=mixed"],
+            "export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is int8; set that to mixed, or take int8",
+        ),
+        (
+            ["export.coreml_precision=int8-a8", "export.executorch_coreml=true"],
+            "export.executorch_coreml: computes in float16 and has no int8-a8; set it to false, or take another export.coreml_precision",
+        ),
+        (
+            ["export.coreml_precision=mixed", "quantize.scheme=mixed", "quantize.budget_mb=9", "export.executorch_coreml=true"],
+            "export.executorch_coreml: computes in float16 and has no mixed; set it to false, or take another export.coreml_precision",
+        ),
         (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
         (["task=qa", "export.max_length=256"], "export.max_length: 256 is below the longest input, 384"),
     ],
@@ -195,7 +211,7 @@ def test_choices_must_fit_each_other(write, overrides, line):
 def test_choices_that_just_fit(write):
     load_recipe(write(LEAST), ["task=qa", "qa.stride=316"])  # 384 - 64 - 3 = 317
     load_recipe(write(LEAST), ["data.max_length=64", "export.max_length=64"])
-    for weights, target in (("int4", "iOS18"), ("palette4", "iOS18"), ("palette4-per-tensor", "iOS16"), ("int8", "iOS16")):
+    for weights, target in (("int4", "iOS18"), ("palette4", "iOS18"), ("palette4-per-tensor", "iOS16"), ("int8", "iOS16"), ("int8-a8", "iOS17")):
         load_recipe(write(LEAST), [f"export.coreml_precision={weights}", f"export.coreml_target={target}"])
     load_recipe(write(LEAST), ["qa.stride=383"])  # nobody reads [qa] for classification
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline import __version__
 from pipeline.conformance import CONFORMANCE_FILE
 from pipeline.data.examples import Example
@@ -59,6 +61,7 @@ def write_bundle(
     provenance: Mapping[str, str],
     label_range: LabelRange | None = None,
     matrix_schemes: Mapping[str, str] | None = None,
+    input_gains: Mapping[str, Tensor] | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
     """Writes all files of a bundle into `folder`, the manifest last; the same arguments give the same bytes.
@@ -74,6 +77,7 @@ def write_bundle(
         provenance: where weights and data came from; the tools' versions are added.
         label_range: for regression, that of the labels in train.
         matrix_schemes: where the recipe's scheme is mixed, that of each matrix in `quantized`.
+        input_gains: where Core ML's programs have int8 inputs, their channels' gains (`quantize.int8_inputs.input_gains`).
         on_step: told as the work goes on.
 
     Raises:
@@ -97,9 +101,10 @@ def write_bundle(
             on_step=on_step,
         )
         write_text(folder / SCHEMA_FILE, json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-        programs = export_programs(folder, model, quantized, recipe, on_step)
+        programs = export_programs(folder, model, quantized, recipe, on_step, matrix_schemes, input_gains)
         if any(program.backend in APPLE_BACKENDS for program in programs):
-            vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, recipe.export.coreml_layout)})
+            fingerprints = make_fingerprints(model, programs, recipe.export.coreml_layout, matrix_schemes, input_gains)
+            vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
@@ -110,14 +115,22 @@ def write_bundle(
     return manifest
 
 
-def export_programs(folder: Path, model: ExitModel, quantized: Programs, recipe: Recipe, on_step: OnStep) -> list[Program]:
+def export_programs(
+    folder: Path,
+    model: ExitModel,
+    quantized: Programs,
+    recipe: Recipe,
+    on_step: OnStep,
+    matrix_schemes: Mapping[str, str] | None,
+    input_gains: Mapping[str, Tensor] | None,
+) -> list[Program]:
     """Writes ExecuTorch's programs, and Core ML's and those for ExecuTorch's Core ML delegate where the recipe asks for them."""
     length = min(recipe.export.max_length, model.config.max_positions)
     programs = export_executorch(quantized, folder / EXECUTORCH_FILE, length, recipe.quantize.scheme, on_step)
     if recipe.export.coreml:
         from pipeline.export.coreml import export_coreml  # coremltools takes seconds to import
 
-        programs += export_coreml(model, folder, recipe, on_step)
+        programs += export_coreml(model, folder, recipe, on_step, matrix_schemes, input_gains)
     if recipe.export.executorch_coreml:
         from pipeline.export.executorch_coreml import export_executorch_coreml
 

@@ -8,6 +8,7 @@ change of layout in a layer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.model.encoder import ExportLayer
 from pipeline.model.heads import AttentionSpan, PooledClassifier
 from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
+from quantize.int8_inputs import Int8InputLinear
 
 # A layer norm's epsilon of 1e-12 is 0 in float16; this, its smallest number, changes a variance of about 1 by no bit of float32.
 SMALLEST_EPS = 2.0**-24
@@ -42,12 +44,26 @@ def to_tokens_first(hidden: Tensor) -> Tensor:
     return hidden.squeeze(2).transpose(1, 2)
 
 
-def convolution(linear: nn.Linear, rows: slice = slice(None)) -> nn.Conv2d:
-    """A linear layer, or those of its outputs, as a 1x1 convolution."""
+def convolution(linear: nn.Linear | Int8InputLinear, rows: slice = slice(None)) -> nn.Conv2d:
+    """A linear layer, or those of its outputs, as a 1x1 convolution; what its inputs pass first is `inputs_of` it."""
+    linear = plain(linear)
     weight, bias = linear.weight[rows].detach(), linear.bias[rows].detach()
     made = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
     made.load_state_dict({"weight": weight[:, :, None, None].clone(), "bias": bias.clone()})
     return made
+
+
+def plain(linear: nn.Linear | Int8InputLinear) -> nn.Linear:
+    return linear.linear if isinstance(linear, Int8InputLinear) else linear
+
+
+def inputs_of(linear: nn.Linear | Int8InputLinear) -> nn.Module:
+    """What a linear layer's inputs pass first: nothing, or their rounding to int8."""
+    if not isinstance(linear, Int8InputLinear):
+        return nn.Identity()
+    inputs = copy.deepcopy(linear.inputs)
+    inputs.reciprocal = inputs.reciprocal[None, :, None, None]
+    return inputs
 
 
 class ChannelsFirstEmbed(nn.Module):
@@ -81,16 +97,20 @@ class ChannelsFirstLayer(nn.Module):
 
     def __init__(self, layer: ExportLayer):
         super().__init__()
-        self.head_dim, width = layer.head_dim, layer.qkv.in_features
+        self.head_dim, width = layer.head_dim, plain(layer.qkv).in_features
+        self.qkv_inputs, self.attention_out_inputs = inputs_of(layer.qkv), inputs_of(layer.attention_out)
+        self.ffn_in_inputs, self.ffn_out_inputs = inputs_of(layer.ffn_in), inputs_of(layer.ffn_out)
         self.query, self.key, self.value = (convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3))
         self.attention_out, self.attention_norm = convolution(layer.attention_out), ChannelNorm(layer.attention_norm)
         self.ffn_in, self.ffn_out = convolution(layer.ffn_in), convolution(layer.ffn_out)
         self.ffn_norm = ChannelNorm(layer.ffn_norm)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        context = attend(self.query(hidden), self.key(hidden), self.value(hidden), bias, self.head_dim)
-        hidden = self.attention_norm(hidden + self.attention_out(context))
-        return self.ffn_norm(hidden + self.ffn_out(F.gelu(self.ffn_in(hidden))))
+        inputs = self.qkv_inputs(hidden)
+        context = attend(self.query(inputs), self.key(inputs), self.value(inputs), bias, self.head_dim)
+        hidden = self.attention_norm(hidden + self.attention_out(self.attention_out_inputs(context)))
+        inner = F.gelu(self.ffn_in(self.ffn_in_inputs(hidden)))
+        return self.ffn_norm(hidden + self.ffn_out(self.ffn_out_inputs(inner)))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_dim: int) -> Tensor:

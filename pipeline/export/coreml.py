@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
-from quantize.coreml_schemes import compress
+from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, compress
+from quantize.int8_inputs import reciprocals, set_rounding, with_int8_inputs
+from quantize.schemes import EMBEDDINGS_MATRIX
 
 FOLDER = "coreml"
 POSITIONS = "embeddings.position.weight"  # of `embed`
@@ -33,12 +36,16 @@ NAMESPACE = uuid.UUID("6f1d0b0e-4a53-5d0c-9c4e-7b7a1f3f2c11")
 
 @dataclass(frozen=True)
 class Source:
-    """A program to convert: a module, and its inputs and outputs in order; `inputs` and `outputs` have "length" for the tokens."""
+    """A program to convert: a module, and its inputs and outputs in order; `inputs` and `outputs` have "length" for the tokens.
+
+    `schemes` names the weights that have another scheme than the program's precision, names in `COREML_SCHEMES`.
+    """
 
     name: str
     module: nn.Module
     inputs: tuple[manifest.Tensor, ...]
     outputs: tuple[manifest.Tensor, ...]
+    schemes: Mapping[str, str] = field(default_factory=dict)
 
     def example(self, length: int) -> tuple[Tensor, ...]:
         """Inputs of that length, all zero."""
@@ -80,15 +87,24 @@ def of_length(tensor: manifest.Tensor, length: int) -> manifest.Tensor:
     return tensor.model_copy(update={"shape": [length if size == "length" else size for size in tensor.shape]})
 
 
-def sources(model: ExitModel, layout: str = "standard") -> list[Source]:
+def sources(
+    model: ExitModel,
+    layout: str = "standard",
+    matrix_schemes: Mapping[str, str] | None = None,
+    input_gains: Mapping[str, Tensor] | None = None,
+) -> list[Source]:
     """The programs of a model: `embed`, then the segments.
 
     A segment's first output, the next one's `hidden`, is called `hidden_out`: Core ML refuses one name for an input and an output.
 
     Args:
         layout: "standard", or "ane" for `channels_first`. Their programs differ in the shapes of hidden states and attention bias.
+        matrix_schemes: the scheme of each matrix, as `quantize.mixed` has them, for the precision "mixed".
+        input_gains: see `quantize.int8_inputs`, for a precision with int8 inputs.
     """
     programs, size = Programs.of(model), model.config.hidden_size
+    if input_gains:
+        programs = with_int8_inputs(programs, input_gains)
     hidden, bias = (1, "length", size), (1, 1, "length")
     if layout == "ane":
         programs, hidden, bias = channels_first(programs), (1, size, 1, "length"), (1, "length", 1, 1)
@@ -109,7 +125,39 @@ def sources(model: ExitModel, layout: str = "standard") -> list[Source]:
     segments = [
         Source(f"segment_{index}", segment, tuple(inputs), tuple(outputs)) for index, segment in enumerate(programs.segments)
     ]
-    return [embed, *segments]
+    every, first_layer = [embed, *segments], 0
+    if not matrix_schemes:
+        return every
+    found, mixed = set(), []
+    for index, source in enumerate(every):
+        matrices = {name: matrix_of(name, index - 1, first_layer) for name in source.weights(1)}
+        matrices = {name: matrix for name, matrix in matrices.items() if matrix in matrix_schemes}
+        mixed.append(replace(source, schemes={name: OF_MATRIX[matrix_schemes[matrix]] for name, matrix in matrices.items()}))
+        found |= set(matrices.values())
+        first_layer += len(source.module.layers) if index else 0
+    if lacking := set(matrix_schemes) - found:  # it would be float16, and no one would know
+        raise ValueError(f"no program has {', '.join(sorted(lacking))}")
+    return mixed
+
+
+def matrix_of(weight: str, segment: int, first_layer: int) -> str | None:
+    """The name in `quantize.schemes.named_linears`, or that of the word table, of the matrix that a program's weight is or is a part of; None of
+    other weights.
+
+    Args:
+        weight: its name in the program's module, in either layout.
+        segment: the program's, -1 for `embed`.
+        first_layer: how many layers are in the segments before.
+    """
+    if not weight.endswith(".weight"):
+        return None
+    kind, *path = weight.removesuffix(".weight").split(".")
+    if segment < 0:
+        return EMBEDDINGS_MATRIX if path == ["word"] else None
+    if kind == "layers":
+        at, part = path
+        return f"layers.{first_layer + int(at)}.{'qkv' if part in ('query', 'key', 'value') else part}"
+    return f"exits.{segment}.{'.'.join(each for each in path if each != 'head')}"  # `TokensFirst` has the head within it
 
 
 def bucket_lengths(recipe: Recipe, positions: int) -> list[int]:
@@ -126,7 +174,14 @@ def bucket_lengths(recipe: Recipe, positions: int) -> list[int]:
     return lengths
 
 
-def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnStep | None = None) -> list[manifest.Program]:
+def export_coreml(
+    model: ExitModel,
+    folder: Path,
+    recipe: Recipe,
+    on_step: OnStep | None = None,
+    matrix_schemes: Mapping[str, str] | None = None,
+    input_gains: Mapping[str, Tensor] | None = None,
+) -> list[manifest.Program]:
     """Writes `folder/coreml`, one package per program, and describes the programs for the manifest.
 
     With iOS 18 a package holds a function per bucket (`length_32`, ...) and the weights once; before, Core ML knew one function per
@@ -136,16 +191,18 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
     Args:
         folder: the bundle's folder; what is in its `coreml` is replaced once all packages are written.
         on_step: told of every conversion.
+        matrix_schemes, input_gains: as of `sources`; what the recipe's precision does not ask for is passed over.
 
     Raises:
-        UserError: when no bucket is left at or below `export.max_length`.
+        UserError: when no bucket is left at or below `export.max_length`, or what the precision asks for is missing.
     """
     options, on_step = recipe.export, on_step or silent
+    chosen = asked_for(options.coreml_precision, matrix_schemes, input_gains)
     lengths = bucket_lengths(recipe, model.config.max_positions)
     partial = folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
-    programs, every = [], sources(model, options.coreml_layout)
+    programs, every = [], sources(model, options.coreml_layout, **chosen)
     steps, done, like = len(every) * len(lengths), 0, None
     for source in every:
         if like is None or not source.is_built_like(like):
@@ -164,6 +221,18 @@ def export_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnSte
     return programs
 
 
+def asked_for(precision: str, matrix_schemes: Mapping[str, str] | None, input_gains: Mapping[str, Tensor] | None) -> dict[str, Mapping]:
+    """Of the two, those that programs of a precision are made with, as arguments of `sources`. UserError where there are none."""
+    scheme = COREML_SCHEMES.get(precision)
+    if scheme is None or not (scheme.by_matrix or scheme.int8_inputs):
+        return {}
+    if scheme.by_matrix and not matrix_schemes:
+        raise UserError("is mixed, and no scheme was chosen for any matrix; set quantize.scheme to mixed", field="export.coreml_precision")
+    if scheme.int8_inputs and not input_gains:
+        raise UserError(f"{precision} needs texts to find the activations' ranges on; give some", field="export.coreml_calibration")
+    return {"matrix_schemes": matrix_schemes} if scheme.by_matrix else {"input_gains": input_gains}
+
+
 class StoredWeights:
     """A program's weights as a scheme stores them, each compressed once."""
 
@@ -178,13 +247,14 @@ class StoredWeights:
     def _compressed(self, name: str, weight: Tensor) -> Weight:
         key = (name, tuple(weight.shape))
         if key not in self.stored:
-            self.stored[key] = compress(weight, self.precision)
+            self.stored[key] = compress(weight, self.source.schemes.get(name, self.precision))
         return self.stored[key]
 
 
 def structure_of(source: Source, length: int, target: str, precision: str) -> Structure:
     """The program of that length, as yet with weights that mean nothing."""
-    return Structure(source.at(length), source.example(length), source.outputs, target, half=precision != "fp32")
+    module = set_rounding(source.at(length), "none")
+    return Structure(module, source.example(length), source.outputs, target, half=precision != "fp32", rounded=reciprocals(module))
 
 
 def write(source: Source, structures: dict[int, Structure], folder: Path, precision: str) -> list[manifest.Program]:

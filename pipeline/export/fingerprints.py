@@ -1,10 +1,14 @@
 """What every program that Core ML computes must give for inputs that anyone can make again, in a few numbers: enough to tell one altered weight.
 
 The reference is the model in PyTorch in float32, with its weights compressed and decompressed as the package has them. So a package and its
-fingerprint come from the same model by two ways, which agree up to the order of float32 sums.
+fingerprint come from the same model by two ways, which agree up to the order of float32 sums. Where activations are rounded to int8 they agree no
+better than some of those fall to one side or the other of a step: such programs have a second fingerprint, with the range of int8 and without its
+steps, that is as exact.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,11 +16,12 @@ from torch import Tensor, nn
 
 from pipeline.conformance import ProgramVector
 from pipeline.data.inputs import MASKED
-from pipeline.export.coreml import Source, StoredWeights, sources
+from pipeline.export.coreml import Source, StoredWeights, asked_for, sources
 from pipeline.export.vectors import rounded
 from pipeline.manifest import APPLE_BACKENDS, Program
 from pipeline.model.exit_model import ExitModel
 from quantize.coreml_schemes import decompressed
+from quantize.int8_inputs import reciprocals, set_rounding
 
 NUMBERS = 8
 
@@ -63,23 +68,49 @@ def fingerprint_inputs(program: Program, vocab_size: int) -> list[dict[str, np.n
 
 
 @torch.no_grad()
-def make_fingerprints(model: ExitModel, programs: list[Program], layout: str = "standard") -> list[ProgramVector]:
-    """The reference for each program among `programs` that Core ML computes, in their order; `layout` as of `pipeline.export.coreml.sources`."""
-    by_name = {source.name: source for source in sources(model, layout)}
+def make_fingerprints(
+    model: ExitModel,
+    programs: list[Program],
+    layout: str = "standard",
+    matrix_schemes: Mapping[str, str] | None = None,
+    input_gains: Mapping[str, Tensor] | None = None,
+) -> list[ProgramVector]:
+    """The reference for each program among `programs` that Core ML computes, in their order.
+
+    `layout`, `matrix_schemes` and `input_gains` are as of `pipeline.export.coreml.export_coreml`.
+    """
+    made: dict[str, dict[str, Source]] = {}
     vectors, saved = [], None
     for program in programs:
         if program.backend in APPLE_BACKENDS:
-            source, (length,) = by_name[program.name], program.lengths
+            if program.precision not in made:
+                chosen = asked_for(program.precision, matrix_schemes, input_gains)
+                made[program.precision] = {source.name: source for source in sources(model, layout, **chosen)}
+            source, (length,) = made[program.precision][program.name], program.lengths
             if saved is None or (saved.source, saved.precision) != (source, program.precision):
                 saved = SavedModule(source, program.precision)
-            module, runs = saved.at(length), []
-            for inputs in fingerprint_inputs(program, model.config.vocab_size):
-                outputs = module(*(torch.from_numpy(inputs[tensor.name]) for tensor in source.inputs))
-                runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
-            arrays = [np.concatenate([each.numpy() for each in of]) for of in zip(*runs)]
-            numbers = {tensor.name: rounded(fingerprint(array)) for tensor, array in zip(source.outputs, arrays, strict=True)}
-            vectors.append(ProgramVector(program=program.name, backend=program.backend, length=length, outputs=numbers))
+            inputs, module = fingerprint_inputs(program, model.config.vocab_size), saved.at(length)
+            with_rounding = outputs_of(source, set_rounding(module, "int8"), inputs) if reciprocals(module) else None
+            vectors.append(
+                ProgramVector(
+                    program=program.name,
+                    backend=program.backend,
+                    length=length,
+                    outputs=outputs_of(source, set_rounding(module, "range"), inputs),
+                    rounded_outputs=with_rounding,
+                )
+            )
     return vectors
+
+
+def outputs_of(source: Source, module: nn.Module, inputs: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
+    """The fingerprints of all runs of a module, by the outputs' names."""
+    runs = []
+    for each in inputs:
+        outputs = module(*(torch.from_numpy(each[tensor.name]) for tensor in source.inputs))
+        runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
+    arrays = [np.concatenate([each.numpy() for each in of]) for of in zip(*runs)]
+    return {tensor.name: rounded(fingerprint(array)) for tensor, array in zip(source.outputs, arrays, strict=True)}
 
 
 class SavedModule:

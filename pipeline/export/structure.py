@@ -7,7 +7,7 @@ weights take their places, in the form that a scheme stores them in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import manifest
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 from quantize.coreml_schemes import Affine, Compressed, Palette
+from quantize.int8_inputs import STEP
 
 Weight = Compressed | np.ndarray
 
@@ -40,13 +41,20 @@ class Structure:
         outputs: in the module's order.
         target: the oldest system that must run it, a name in `coremltools.target` ("iOS18").
         half: compute in float16, not in float32.
+        rounded: weights whose products with activations are rounded to int8, see `quantize.int8_inputs`; the module leaves it out.
 
     Raises:
         RuntimeError: the converter changed a weight, so that it cannot be found again (another version of coremltools, perhaps).
     """
 
     def __init__(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], outputs: Sequence[manifest.Tensor], target: str, half: bool
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        outputs: Sequence[manifest.Tensor],
+        target: str,
+        half: bool,
+        rounded: Collection[str] = (),
     ):
         ct = import_quietly("coremltools")
         self.target, self.dtype = target, np.float16 if half else np.float32
@@ -64,6 +72,7 @@ class Structure:
         self.function = model._mil_program.functions["main"]
         take_out_epsilons(self.function, self.dtype)
         self.places = find_marks(self.function, names)
+        round_products(self.function, [place for place in self.places if place.weight in rounded], self.dtype)
 
     def fill(self, weights: Mapping[str, Weight]) -> None:
         """Puts weights in their places, by the names of the module's parameters and buffers."""
@@ -125,6 +134,27 @@ def find_marks(function, names: Mapping[bytes, str]) -> list[Place]:
         elif np.size(value) > 1 and np.ptp(value) > 0:
             raise RuntimeError(f"the converter made {operation.name} of a weight; this version of coremltools is not supported")
     return places
+
+
+def round_products(function, places: Sequence[Place], dtype: type) -> None:
+    """Puts `quantize` and `dequantize`, operators of iOS 17, behind the products with the weights in these places.
+
+    After the converter's passes, which would move them or join them with others. The scale is `STEP`, and there is no zero point.
+    """
+    from coremltools.converters.mil.mil import Builder
+
+    for place in places:
+        (product,) = place.var.child_ops
+        operations = list(function.operations)
+        following = operations[operations.index(product) + 1]
+        with function:
+            whole = Builder.quantize(
+                input=product.outputs[0], scale=dtype(STEP), output_dtype="int8", name=f"{product.name}_int8", before_op=following
+            )
+            back = Builder.dequantize(input=whole, scale=dtype(STEP), name=f"{product.name}_from_int8", before_op=following)
+            function.replace_uses_of_var_after_op(anchor_op=back.op, old_var=product.outputs[0], new_var=back)
+            for operation in (whole.op, back.op, *parts_of(whole.op).values(), *parts_of(back.op).values()):
+                operation.scopes.update(product.scopes)
 
 
 def put(function, place: Place, weight: Weight, name: str, target: str, dtype: type) -> None:

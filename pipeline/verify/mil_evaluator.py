@@ -27,7 +27,8 @@ SPEC_FILE = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS_FOLDER = Path("Data/com.apple.CoreML/weights")
 AGAIN = "export the bundle again"
 
-Precision = Literal["float32", "float16"]
+# "smooth" is float32 in which activations in int8 have its range and not its steps.
+Precision = Literal["float32", "float16", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ def evaluate(
         precision: "float32" computes everything in float32 from the weights as they are saved: what the program means. "float16"
             also rounds every constant and every operator's result to float16, so that what overflows or becomes NaN there does so
             here. Within an operator (a dot product's sum, a layer norm's variance) it is float32; a device may round there, too.
+            "smooth" is float32 in which `quantize` scales and cuts off but does not round, so that weights can be told more exactly.
 
     Returns:
         Outputs by name, with the dtypes that the package declares.
@@ -290,7 +292,7 @@ def watch(package: Package, function: str, inputs: dict[str, np.ndarray], precis
         values |= constants
         for operation in described.operations:
             if not is_constant(operation):
-                results = run(package, operation, values, rounding)
+                results = run(package, operation, values, rounding, SMOOTH if precision == "smooth" else OWN)
                 for output, result in zip(operation.outputs, results):
                     if not shapes_fit(np.shape(result), shape_of(output)):
                         raise UserError(
@@ -386,8 +388,8 @@ def own(*names: str) -> Callable[[Operator], Operator]:
     return add
 
 
-def run(package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any]) -> tuple:
-    """The results of one operation, by `OWN` or by coremltools' definition. Raises UserError when neither knows it."""
+def run(package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any], own: dict[str, Operator]) -> tuple:
+    """The results of one operation, by `own` or by coremltools' definition. Raises UserError when neither knows it."""
 
     def bind(var):
         if isinstance(var, (list, tuple)):
@@ -404,7 +406,7 @@ def run(package: Package, operation, values: dict[str, Any], rounding: Callable[
     if operation.blocks:  # loops and branches hold programs of their own
         raise unknown_operator(package.path, operation.op_type)
     try:
-        results = OWN[operation.op_type](operation) if operation.op_type in OWN else operation.value_inference()
+        results = own[operation.op_type](operation) if operation.op_type in own else operation.value_inference()
     except NotImplementedError:
         results = None
     results = tuple(results) if isinstance(results, (list, tuple)) else (results,)
@@ -488,3 +490,41 @@ def batch_norm(operation) -> np.ndarray:
     mean, variance = by_channel(operation.mean, 0.0), by_channel(operation.variance, 1.0)
     scale = by_channel(operation.gamma, 1.0) / np.sqrt(variance + operation.epsilon.val)
     return (operation.x.val - mean) * scale + by_channel(operation.beta, 0.0)
+
+
+@own("dequantize")
+def dequantize(operation) -> np.ndarray:
+    """coremltools defines it for constants, under another name."""
+    return operation.materialized_val_inference()
+
+
+def by_scale(operation) -> np.ndarray:
+    """The scale of `quantize` and `dequantize`, in as many dimensions as the input."""
+    scale = np.asarray(operation.scale.val, dtype=np.float32)
+    if scale.ndim == 0:
+        return scale
+    shape = [1] * np.ndim(operation.input.val)
+    shape[int(operation.axis.val)] = -1
+    return scale.reshape(shape)
+
+
+def zero_of(operation) -> np.ndarray | float:
+    """The zero point likewise; none is 0."""
+    if operation.zero_point is None or operation.zero_point.val is None:
+        return 0.0
+    zero = np.asarray(operation.zero_point.val, dtype=np.float32)
+    return zero if zero.ndim == 0 else zero.reshape(by_scale(operation).shape)
+
+
+def without_steps(operation) -> np.ndarray:
+    """`quantize` to real numbers within the integers' range."""
+    ends = np.iinfo(operation.output_dtype.val)
+    return np.clip(operation.input.val / by_scale(operation) + zero_of(operation), ends.min, ends.max)
+
+
+# In place of `OWN`: activations keep what int8's steps would take from them.
+SMOOTH: dict[str, Operator] = {
+    **OWN,
+    "quantize": without_steps,
+    "dequantize": lambda operation: (operation.input.val - zero_of(operation)) * by_scale(operation),
+}

@@ -59,6 +59,11 @@ REASONS: dict[str, Reason] = {
         "https://github.com/hollance/neural-engine/blob/master/docs/16-bit.md; "
         "https://apple.github.io/coremltools/docs-guides/source/typed-execution.html",
     ),
+    "int8": Reason(
+        "rounds activations to int8, which the Neural Engine computes with from A17 Pro and M4 on; before, and on the CPU and the GPU, they are "
+        "made float16 again at run time, which costs time",
+        "https://apple.github.io/coremltools/docs-guides/source/opt-quantization-perf.html",
+    ),
     "flexible": Reason(
         "an input's shape has a range: the Neural Engine runs its default shape alone, all others run on the CPU or the GPU",
         "https://developer.apple.com/forums/thread/724930 (an Apple engineer's answer)",
@@ -134,6 +139,8 @@ def findings(function: Function) -> Iterator[Finding]:
             yield kind, name, "gather", f"a table of {described(shape_of(operation.x))}"
         elif kind.startswith(KNOWN_TO_FALL_BACK):
             yield kind, name, "operator", f"operator {kind}"
+        elif kind == "quantize":
+            yield kind, name, "int8", f"{described(shape_of(operation.input))} to {dtype_of(operation.outputs[0])}"
         elif kind not in MOVES and any(dtype_of(output) == "fp32" for output in operation.outputs):
             yield kind, name, "float32", f"result of {described(shape_of(operation.outputs[0]))}"
         for output in operation.outputs:

@@ -14,6 +14,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
 from pipeline.verify.mil_evaluator import load_package
+from quantize.int8_inputs import layer_linears, reciprocals, set_rounding, with_int8_inputs
 
 CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
 LENGTH = 20
@@ -51,6 +52,24 @@ def test_it_gives_what_the_programs_give(task, head):
         torch.testing.assert_close(to_tokens_first(other[0]), one[0], atol=1e-5, rtol=1e-5)
         for value, rewritten_value in zip(one[1:], other[1:], strict=True):
             torch.testing.assert_close(rewritten_value, value, atol=1e-5, rtol=1e-5)
+
+
+def test_int8_inputs_are_the_same_in_both_layouts():
+    programs = Programs.of(random_model("qa", "attention", (2, 3)))
+    gains = {name: torch.rand(linear.in_features) * 4 + 2 for name, linear in layer_linears(programs).items()}
+    programs = with_int8_inputs(programs, gains)
+    rewritten = channels_first(programs)
+    assert len(reciprocals(rewritten)) == 3 * 4
+    ids, answers = torch.randint(0, 100, (1, LENGTH)), torch.zeros(1, LENGTH)
+    with torch.no_grad():
+        rounded = programs(ids, torch.zeros(1, 1, LENGTH), answers)[0][0]
+        got = rewritten(ids, torch.zeros(1, LENGTH, 1, 1), answers)[0][0]
+        # A step's side may be another where sums have another order.
+        assert float((to_tokens_first(got) - rounded).norm()) < 0.03 * float(rounded.norm())
+        expected = set_rounding(programs, "range")(ids, torch.zeros(1, 1, LENGTH), answers)[0][0]
+        got = set_rounding(rewritten, "range")(ids, torch.zeros(1, LENGTH, 1, 1), answers)[0][0]
+    torch.testing.assert_close(to_tokens_first(got), expected, atol=1e-4, rtol=1e-4)
+    assert float((rounded - expected).norm()) > 0.001 * float(rounded.norm())
 
 
 def test_the_layouts_are_each_others_inverse():

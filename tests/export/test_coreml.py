@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.export.coreml import export_coreml
+from pipeline.export.coreml import export_coreml, matrix_of, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.verify.mil_evaluator import evaluate, load_package
+from pipeline.verify.mil_evaluator import evaluate, is_constant, load_package
+from pipeline.verify.neural_engine import dtype_of
+from quantize.int8_inputs import STEP, layer_linears
+from quantize.schemes import named_linears
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 
@@ -126,4 +130,96 @@ def test_before_ios_18_a_bucket_is_a_package(tmp_path, target):
 def test_no_bucket_left_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r"export\.coreml_buckets.*export\.max_length"):
         export_coreml(tiny_model("qa"), tmp_path, recipe_of("qa", coreml_buckets=[65, 128]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def gains_for(model: ExitModel) -> dict[str, torch.Tensor]:
+    return {name: torch.rand(linear.in_features) + 3 for name, linear in layer_linears(Programs.of(model)).items()}
+
+
+@pytest.mark.parametrize(("target", "layout"), [("iOS18", "standard"), ("iOS17", "ane")])
+def test_int8_inputs_are_rounded_in_front_of_each_of_the_layers_matrices(tmp_path, target, layout):
+    model = tiny_model("qa")
+    recipe = recipe_of("qa", coreml_precision="int8-a8", coreml_target=target, coreml_layout=layout)
+    entries = export_coreml(model, tmp_path, recipe, input_gains=gains_for(model))
+    assert {entry.precision for entry in entries} == {"int8-a8"} and len(entries) == 4
+    for entry in entries:
+        operations = load_package(tmp_path / entry.file).functions[entry.method].operations
+        read_by = {}
+        for operation in operations:
+            if operation.op_type == "dequantize":
+                assert operation.input.op.op_type == "quantize" and operation.input.op.input.op.op_type == "mul"
+                assert operation.scale.val == operation.input.op.scale.val == STEP and operation.zero_point is None
+                assert {each.op_type for each in operation.input.op.input.child_ops} == {"quantize"}
+                read_by[operation.name] = [each.op_type for each in operation.outputs[0].child_ops]
+        wanted = {"standard": [["linear"]] * 4, "ane": [["conv"] * 3] + [["conv"]] * 3}[layout]
+        assert list(read_by.values()) == ([] if entry.name == "embed" else wanted)
+    if target == "iOS18":  # both buckets' weights, once
+        parameters = sum(each.numel() for each in (*model.encoder.layers.parameters(), *model.heads.parameters()))
+        assert weights_size(tmp_path / "coreml/segment_0.mlpackage") < 1.4 * parameters
+
+
+MIX = {"layers.0.qkv": "int4", "layers.0.attention_out": "int8", "layers.0.ffn_in": "fp32", "layers.0.ffn_out": "int4", "embeddings.word": "int4"}
+
+
+@pytest.mark.parametrize("layout", ["standard", "ane"])
+def test_a_mix_gives_each_matrix_its_bits(tmp_path, layout):
+    model = tiny_model("classification")
+    recipe = recipe_of("classification", coreml_layout=layout)
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"coreml_precision": "mixed"})})
+    entries = export_coreml(model, tmp_path, recipe, matrix_schemes=MIX)
+    assert {entry.precision for entry in entries} == {"mixed"}
+    found = {}
+    for entry in entries:
+        for operation in load_package(tmp_path / entry.file).functions[entry.method].operations:
+            value = operation.outputs[0].val if operation.op_type == "const" else None
+            if isinstance(value, np.ndarray) and value.size > 2048 and value.dtype.kind == "f":  # others are parts of a compressed one
+                found.setdefault((entry.name, value.squeeze().shape), set()).add(str(value.dtype))
+            elif is_constant(operation) and operation.op_type != "const":
+                found.setdefault((entry.name, operation.outputs[0].shape[:2]), set()).add(dtype_of(operation.data))
+    qkv = (192, 64) if layout == "standard" else (64, 64)
+    assert found[("embed", (200, 64))] == {"int4"} and found[("segment_0", (64, 128))] == {"int4"}
+    assert found[("segment_0", (128, 64))] == {"float16"}  # ffn_in, and the head's, which the mix does not name
+    assert found[("segment_0", qkv)] == ({"int4"} if layout == "standard" else {"int4", "int8"}) and "int8" in found[("segment_0", (64, 64))]
+
+
+@pytest.mark.parametrize(
+    ("weight", "segment", "matrix"),
+    [
+        ("embeddings.word.weight", -1, "embeddings.word"),
+        ("embeddings.position.weight", -1, None),
+        ("layers.1.ffn_in.weight", 1, "layers.4.ffn_in"),
+        ("layers.1.ffn_in.bias", 1, None),
+        ("layers.0.key.weight", 2, "layers.3.qkv"),
+        ("head.value.weight", 1, "exits.1.value"),
+        ("head.head.value.weight", 0, "exits.0.value"),
+        ("inverse_temperature", 1, None),
+    ],
+)
+def test_a_weights_matrix_in_the_mix(weight, segment, matrix):
+    assert matrix_of(weight, segment, 3) == matrix
+
+
+@pytest.mark.parametrize("layout", ["standard", "ane"])
+@pytest.mark.parametrize("head", ["pooled", "fastbert"])
+def test_every_matrix_of_a_mix_is_found_in_some_program(layout, head):
+    config = EncoderConfig(vocab_size=50, hidden_size=400, layers=3, heads=4, intermediate_size=64, max_positions=16)
+    model = ExitModel("classification", config, 3, head, [1, 3]).eval()
+    matrices = [*named_linears(Programs.of(model)), "embeddings.word"]
+    assert any(each.startswith("exits.1.") for each in matrices) or head == "fastbert"
+    mix = dict(zip(matrices, ["int4", "int8", "fp32"] * len(matrices)))
+    programs = sources(model, layout, mix)
+    assert sum(len(source.schemes) for source in programs) == len(matrices) + (2 * 3 if layout == "ane" else 0)
+    with pytest.raises(ValueError, match=r"no program has layers\.3\.qkv"):
+        sources(model, layout, {**mix, "layers.3.qkv": "int4"})
+
+
+@pytest.mark.parametrize(("precision", "line"), [
+    ("int8-a8", "export.coreml_calibration: int8-a8 needs texts"), ("mixed", "export.coreml_precision: is mixed, and no scheme"),
+])  # fmt: skip
+def test_what_a_scheme_is_made_with_must_be_there(tmp_path, precision, line):
+    recipe = recipe_of("qa")
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"coreml_precision": precision})})
+    with pytest.raises(UserError, match=line):
+        export_coreml(tiny_model("qa"), tmp_path, recipe)
     assert list(tmp_path.iterdir()) == []

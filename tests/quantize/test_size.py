@@ -89,6 +89,24 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
     assert coreml.scheme == "int4" and coreml.parts.layers == 2 * (weights // 2 + 2 * scales + 2 * (3 * 64 + 64 + 128 + 64 + 4 * 64))
 
 
+def test_a_mix_in_core_ml_is_accounted_matrix_by_matrix(tiny_classifier, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    programs = list(read_manifest(bundle).programs)
+    for name in ("embed", "segment_0", "segment_1"):
+        (bundle / "coreml" / f"{name}.mlpackage").mkdir(parents=True)
+        (bundle / "coreml" / f"{name}.mlpackage" / "weight.bin").write_bytes(b"0" * 90_000)
+        file = f"coreml/{name}.mlpackage"
+        programs.append(Program(name=name, backend="coreml", file=file, method="length_8", precision="mixed", inputs=[], outputs=[], lengths=[8]))
+    mix = {"layers.0.ffn_in": "int8", "layers.1.ffn_out": "int4", "layers.1.qkv": "fp32", "embeddings.word": "int8"}
+    rewrite(bundle, programs=programs, matrix_schemes=mix)
+    parts, fp32 = size_of(bundle).targets[1].parts, size_of(bundle).fp32_parts
+    matrix, scales = 64 * 128, 2 * 128  # int8 has a float16 for each output, int4 one for 32 inputs
+    assert parts.layers == fp32.layers / 2 - (matrix - scales) - (matrix * 3 // 2 - 2 * 64 * 4)
+    rows = read_manifest(bundle).model.vocab_size
+    assert parts.embeddings == rows * (64 + 2) + 2 * 64 * (8 + 2)
+
+
 @pytest.mark.parametrize("files", [1, 2])
 def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier, tmp_path, files):
     bundle = tmp_path / "bundle"

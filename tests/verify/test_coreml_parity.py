@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.conformance import Case, Conformance, ExitVector, WindowVector
+from pipeline.data.items import Item
 from pipeline.errors import UserError
 from pipeline.export import coreml
 from pipeline.export.coreml import export_coreml, sources, structure_of
@@ -23,6 +24,8 @@ from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
 from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
 from pipeline.verify.mil_evaluator import WEIGHTS_FOLDER
 from quantize.coreml_schemes import compress, stored_bytes
+from quantize.int8_inputs import input_gains
+from quantize.schemes import named_linears
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64)
 
@@ -71,6 +74,17 @@ def tiny_model(task: str) -> ExitModel:
     return model
 
 
+def made_with(model: ExitModel, precision: str) -> dict[str, dict]:
+    """What the programs of a precision are made with beside the model: the gains of int8 inputs, or a mix of all schemes."""
+    programs, random = Programs.of(model), np.random.default_rng(2)
+    if precision == "int8-a8":
+        items = [Item(random.integers(0, 200, 20), np.zeros(20, int), None, np.arange(20) > 4) for _ in range(32)]
+        return {"input_gains": input_gains(programs, items)}
+    if precision == "mixed":
+        return {"matrix_schemes": dict(zip([*named_linears(programs), "embeddings.word"], ["int4", "int8", "fp32"] * 4))}
+    return {}
+
+
 def export(model: ExitModel, folder: Path, precision: str, layout: str, target: str = "iOS18") -> Manifest:
     """Writes the Core ML programs for 16 and 32 tokens, and returns the manifest."""
     task = model.task
@@ -81,12 +95,13 @@ def export(model: ExitModel, folder: Path, precision: str, layout: str, target: 
             "data": {"max_length": 32},
             "qa": {"window": 32, "stride": 4, "max_question": 8},
             "exits": {"uncertainty": model.uncertainty},
+            "quantize": {"scheme": "mixed", "budget_mb": 1} if precision == "mixed" else {},
             "export": {
                 "max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision, "coreml_layout": layout, "coreml_target": target,
             },
         }
     )
-    programs = export_coreml(model, folder, recipe)
+    programs = export_coreml(model, folder, recipe, **made_with(model, precision))
     shape = ModelShape(
         layers=2, hidden_size=64, heads=4, intermediate_size=128, vocab_size=200, parameters=1, exit_layers=[1, 2], head=model.head_kind
     )
@@ -154,13 +169,15 @@ SCHEME_CASES = [
     ("palette6-per-tensor", "iOS18", "classification", "ane"),
     ("palette4-per-tensor", "iOS16", "qa", "ane"),
     ("palette6-per-tensor", "iOS16", "qa", "ane"),
+    *(("int8-a8", target, task, layout) for target, task, layout in (("iOS18", "qa", "standard"), ("iOS17", "classification", "ane"))),
+    *(("mixed", "iOS18", task, layout) for task, layout in (("qa", "ane"), ("classification", "standard"))),
 ]
 
 
 @pytest.mark.parametrize(("scheme", "target", "task", "layout"), SCHEME_CASES, ids=map("-".join, SCHEME_CASES))
 def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, monkeypatch, tmp_path, scheme, target, task, layout):
     def converted(source, length, *options):
-        key = (task, layout, source.name, length, *options[:1])
+        key = (task, layout, source.name, length, options[0], options[1] == "int8-a8")  # whose structures have operators of their own
         if key not in structures:
             structures[key] = structure_of(source, length, *options)
         return structures[key]
@@ -169,14 +186,15 @@ def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, mon
     model = tiny_model(task)
     manifest = export(model, tmp_path, scheme, layout, target)
     assert {program.precision for program in manifest.programs} == {scheme}
-    conformance = vectors(model).model_copy(update={"programs": make_fingerprints(model, manifest.programs, layout)})
+    chosen = made_with(model, scheme)
+    conformance = vectors(model).model_copy(update={"programs": make_fingerprints(model, manifest.programs, layout, **chosen)})
     checks = check_coreml(tmp_path, manifest, conformance) + check_against_model(model, tmp_path, manifest)
     assert [check for check in checks if not check.passed] == []
     fingerprints = [check for check in checks if check.metric.startswith("fingerprint_snr")]
     assert len(fingerprints) == 2 * 3 and min(check.value for check in fingerprints) > 100
 
-    segment = sources(model, layout)[2]
-    matrices = sum(stored_bytes(tuple(weight.shape), scheme) for weight in segment.weights(16).values())
+    segment = sources(model, layout, **chosen)[2]
+    matrices = sum(stored_bytes(tuple(weight.shape), segment.schemes.get(name, scheme)) for name, weight in segment.weights(16).items())
     for package in {program.file for program in manifest.programs if program.name == "segment_1"}:
         weights = (tmp_path / package / WEIGHTS_FOLDER / "weight.bin").stat().st_size
         assert matrices < weights < matrices + 64 * 80  # once, with 64 bytes of description for each of some 20 weights, of some two parts
@@ -184,7 +202,7 @@ def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, mon
     # Fingerprints tell the packages of one model from those of another that differs in a single weight.
     with torch.no_grad():
         model.encoder.layers[1].ffn_in.weight[3, 5] *= -1
-    other = make_fingerprints(model, manifest.programs, layout)
+    other = make_fingerprints(model, manifest.programs, layout, **chosen)
     failed = {check.program for check in check_coreml(tmp_path, manifest, conformance.model_copy(update={"programs": other})) if not check.passed}
     assert failed == {"segment_1"}
 

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.export.coreml import Source, convert, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
-from pipeline.quiet import import_quietly
+from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.verify import mil_evaluator
 from pipeline.verify.checks import signal_to_noise_db
 from pipeline.verify.coreml_parity import padded_inputs
@@ -357,3 +357,33 @@ def test_the_first_overflow_and_the_first_nan_are_named(packages, tmp_path):
         infinite, nan = watch(package, "main", given, "float16").faults
         assert str(infinite) == "input answer_bias is infinite" and nan.kind != "input" and nan.what == "makes NaN"
         assert len(watch(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)
+
+
+@pytest.mark.parametrize(("scale", "zero", "dtype"), [(2.0**-5, None, "int8"), ([0.02, 0.1, 0.5, 0.04], [3, -9, 0, 100], "int8"), (0.031, 128, "uint8")])
+def test_rounding_to_int8_and_back_is_torchs_and_smooth_keeps_the_range(tmp_path, scale, zero, dtype):
+    ct = import_quietly("coremltools")
+    from coremltools.converters.mil.mil import Builder, types
+
+    per_channel = isinstance(scale, list)
+    options = {"scale": np.float32(scale), **({"axis": 1} if per_channel else {}), **({} if zero is None else {"zero_point": np.dtype(dtype).type(zero)})}
+
+    @Builder.program(input_specs=[Builder.TensorSpec((2, 4, 9), dtype=types.fp32)], opset_version=ct.target.iOS17)
+    def program(x):
+        return Builder.dequantize(input=Builder.quantize(input=x, output_dtype=dtype, **options), name="y", **options)
+
+    with quiet_stderr(), quiet_logging():
+        model = ct.convert(program, minimum_deployment_target=ct.target.iOS17, compute_precision=ct.precision.FLOAT32, skip_model_load=True)
+        model.save(str(tmp_path / "rounds.mlpackage"))
+    package = load_package(tmp_path / "rounds.mlpackage")
+    x = np.random.default_rng(0).standard_normal((2, 4, 9)).astype(np.float32) * 4
+    least, most = (0, 255) if dtype == "uint8" else (-128, 127)
+    if per_channel:
+        args = (torch.tensor(scale), torch.tensor(zero, dtype=torch.int32), 1)
+        expected = torch.fake_quantize_per_channel_affine(torch.from_numpy(x), *args, least, most)
+    else:
+        expected = torch.fake_quantize_per_tensor_affine(torch.from_numpy(x), scale, zero or 0, least, most)
+    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], expected.numpy(), rtol=1e-6, atol=1e-6)
+    scale, zero = (np.reshape(each, (-1, 1)) for each in (scale, zero or 0))
+    in_range = np.clip(x, (least - zero) * scale, (most - zero) * scale)
+    np.testing.assert_allclose(evaluate(package, "main", {"x": x}, "smooth")["y"], in_range, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected.numpy() - in_range).max() > 0.01 and np.abs(in_range - x).max() > 0.01

@@ -11,9 +11,11 @@ import torch
 from pipeline.export.coreml import convert, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.verify.mil_evaluator import load_package
 from pipeline.verify.neural_engine import REASONS, by_reason, lint, sizes
+from quantize.int8_inputs import layer_linears
 
 
 def saved(program, path, precision: str):
@@ -84,3 +86,15 @@ def test_the_exported_programs_have_the_lookup_alone(tmp_path, precision):
         convert(source, 16, "iOS18", precision, tmp_path / f"{source.name}.mlpackage")
         warnings = lint(load_package(tmp_path / f"{source.name}.mlpackage"))
         assert [(each.reason, each.detail) for each in warnings] == ([("gather", "a table of 17000x64")] if source.name == "embed" else [])
+
+
+def test_each_rounding_of_activations_is_named_and_says_since_when_it_pays(tmp_path):
+    config = EncoderConfig(vocab_size=100, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=16)
+    model = ExitModel("qa", config, 2, "attention", [1]).eval()
+    gains = {name: torch.ones(linear.in_features) for name, linear in layer_linears(Programs.of(model)).items()}
+    convert(sources(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
+    warnings = lint(load_package(tmp_path / "segment_0.mlpackage"))
+    sizes = (64, 64, 64, 128)  # what goes into qkv, attention_out, ffn_in, ffn_out
+    assert [(each.operator, each.reason, each.detail) for each in warnings] == [("quantize", "int8", f"1x16x{size} to int8") for size in sizes]
+    said = warnings[0].to_json()
+    assert "A17 Pro" in said["text"] and said["source"].startswith("https://apple.github.io/coremltools")

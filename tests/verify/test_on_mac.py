@@ -32,6 +32,7 @@ from pipeline.verify.on_mac import (
     Plan,
     check_on_mac,
     compare,
+    floor_of,
     one_line,
     placed,
     single_function,
@@ -150,6 +151,21 @@ def test_every_program_is_asked_for_on_every_processor(exported):
     assert [(plan.program, plan.length, plan.devices) for plan in plans] == [
         (name, length, {"Neural Engine": 1, "CPU": 1}) for name in ("embed", "segment_0") for length in (8, 16)
     ]
+
+
+def test_int8_activations_need_agree_less(exported):
+    """A step's side is a matter of rounding, so 45 dB would be asked in vain; 8 dB tell a program from another."""
+    program = next(each for each in exported[1].programs if each.name == "segment_0")
+    random = np.random.default_rng(0)
+    right = {tensor.name: random.standard_normal(tensor.shape).astype(np.float32) for tensor in program.outputs}
+    got = {name: value + random.standard_normal(value.shape) * 0.1 * (name != "uncertainty") for name, value in right.items()}  # 20 dB
+    floors = {}
+    for precision in ("int8", "int8-a8"):
+        (check, _) = compare(program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [got])
+        floors[precision] = (check.floor, check.passed)
+    assert floors == {"int8": (FLOOR_DB, False), "int8-a8": (8.0, True)}
+    embed = exported[1].programs[0].model_copy(update={"precision": "int8-a8"})
+    assert embed.name == "embed" and floor_of(embed) == FLOOR_DB
 
 
 FAULTS = {

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import cli
 from pipeline.data.examples import ClassificationExample, QAExample
+from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import describe
 from pipeline.export.coreml import export_coreml
@@ -25,11 +26,17 @@ from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
 from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
+from quantize.int8_inputs import STEP, input_gains
 
 BUCKETS = (16, 48)
 
 
-FAITHFUL = [("qa", "int8", "iOS18", "standard"), ("classification", "fp16", "iOS16", "standard"), ("classification", "int8", "iOS18", "ane")]
+FAITHFUL = [
+    ("qa", "int8", "iOS18", "standard"),
+    ("classification", "fp16", "iOS16", "standard"),
+    ("classification", "int8", "iOS18", "ane"),
+    ("qa", "int8-a8", "iOS18", "standard"),
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Exported:
     path: Path
     segment: str  # the last one
     vocab_size: int
+    int8_inputs: bool
 
 
 @pytest.fixture(scope="module", params=FAITHFUL, ids="-".join)
@@ -72,16 +80,21 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     else:
         examples = [ClassificationExample(text, None, "0") for text in texts]
     manifest = describe(model, recipe, tokenizer, ("0", "1") if task == "classification" else (), {}, {})
-    programs = export_coreml(model, folder, recipe)
+    gains = None
+    if precision == "int8-a8":
+        random = np.random.default_rng(0)
+        items = [Item(random.integers(0, len(vocabulary), 40), np.zeros(40, int), None, np.arange(40) > 4) for _ in range(32)]
+        gains = input_gains(Programs.of(model), items)
+    programs = export_coreml(model, folder, recipe, input_gains=gains)
     vectors = make_vectors(
         Programs.of(model), Programs.of(model), examples, tokenizer,
         max_length=48, labels=manifest.labels, qa=manifest.qa, thresholds={},
     )  # fmt: skip
-    vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, layout)})
+    vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, layout, input_gains=gains)})
     (folder / "conformance.json").write_text(vectors.model_dump_json(exclude_none=True), encoding="utf-8")
     manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(), encoding="utf-8")
-    return Exported(folder, "segment_1", len(vocabulary))
+    return Exported(folder, "segment_1", len(vocabulary), gains is not None)
 
 
 @pytest.fixture
@@ -143,11 +156,12 @@ def expect(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> No
     assert f"coreml {program}: fingerprint" in line
 
 
-def test_a_faithful_bundle_passes(copy, monkeypatch, capsys):
+def test_a_faithful_bundle_passes(copy, exported, monkeypatch, capsys):
     code, result, line = verify(copy, monkeypatch, capsys)
     assert code == 0 and result["passed"], line
     worst = min(each["value"] for each in result["checks"] if each["metric"].startswith("fingerprint_snr"))
-    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3)  # for each bucket
+    of_rounding = 2 if exported.int8_inputs else 0
+    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3 + of_rounding)  # for each bucket
 
 
 @pytest.mark.parametrize("program", ["embed", "segment_0", "segment_1"])
@@ -227,9 +241,51 @@ def test_a_swapped_output(copy, exported, monkeypatch, capsys):
     expect(verify(copy, monkeypatch, capsys), exported.segment, BUCKETS[-1:] if alone else BUCKETS)
 
 
-def test_a_program_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys):
+def scales_of(block, *operators: str) -> list:
+    """The constants that the scales of these operators are, in the order of the program; one may be shared."""
+    names = [each.inputs["scale"].arguments[0].name for each in block.operations if each.type in operators]
+    return [constant for name in dict.fromkeys(names) for constant in block.operations if constant.outputs and constant.outputs[0].name == name]
+
+
+@pytest.mark.parametrize("operators", [("dequantize",), ("quantize",), ("quantize", "dequantize")], ids="-".join)
+def test_an_altered_scale_of_activations(copy, exported, operators, monkeypatch, capsys):
+    """Of one matrix' inputs, half as large; where both ways are alike, only the range and the steps are others."""
+    if not exported.int8_inputs:
+        pytest.skip("no activations in int8")
+
+    def halved(block):
+        for operator in operators:
+            scale = scales_of(block, operator)[0]
+            assert np.frombuffer(scale.attributes["val"].immediateValue.tensor.bytes.values, np.float16) == STEP
+            scale.attributes["val"].immediateValue.tensor.bytes.values = np.float16(STEP / 2).tobytes()
+
+    (package,) = packages(copy, exported.segment)
+    change_spec(package, halved)
+    expect(verify(copy, monkeypatch, capsys), exported.segment)
+
+
+def test_an_altered_gain(copy, exported, monkeypatch, capsys):
+    if not exported.int8_inputs:
+        pytest.skip("no activations in int8")
+    (package,) = packages(copy, exported.segment)
+    (function, *_) = load_package(package).functions.values()
+    product = next(each.input.op for each in function.operations if each.op_type == "quantize")
+    raw = next(each.val for each in (product.x, product.y) if each.val is not None).tobytes()
+    file = package / WEIGHTS_FOLDER / "weight.bin"
+    data = bytearray(file.read_bytes())
+    at = data.find(raw)
+    assert at >= 0
+    data[at + 11] ^= 0x04  # a channel's, by a factor of two
+    file.write_bytes(data)
+    expect(verify(copy, monkeypatch, capsys), exported.segment)
+
+
+def test_a_program_without_a_fingerprint_does_not_pass(copy, exported, monkeypatch, capsys):
     vectors = json.loads((copy / "conformance.json").read_text())
-    vectors["programs"].pop()
+    if exported.int8_inputs:
+        assert vectors["programs"][-1].pop("rounded_outputs")
+    else:
+        vectors["programs"].pop()
     (copy / "conformance.json").write_text(json.dumps(vectors))
     code, _, line = verify(copy, monkeypatch, capsys)
     assert code == 2 and "conformance.json: programs" in line
