@@ -14,6 +14,7 @@ manifest says what the inputs are: the same ids for every system.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -313,6 +314,7 @@ def main() -> int:
     # Native libraries print to the process' standard output, which is the channel: keep it, and give them stderr instead.
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    gc.disable()  # as timeit does: an app has no collector, and going through all of torch's objects takes longer than a short run
     worker: Worker | None = None
     for line in sys.stdin:
         request = json.loads(line)
