@@ -186,7 +186,7 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
     from pipeline.model.checkpoint import load_encoder, load_model
     from pipeline.recipe import load_recipe
 
-    settings = [f"pretrain.corpus={recipe_file.parent}/data.tsv", "pretrain.length=16", "student.layers=[1]", "distill.training.epochs=0"]
+    settings = [f"pretrain.corpus={recipe_file.parent}/data.tsv", "pretrain.length=16", "student.layers=[1]", "distill.training.epochs=0", "exits.head=bert"]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
     run.upto("distill")
     assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {"pretrained", "student"}

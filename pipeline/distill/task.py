@@ -36,6 +36,7 @@ def distill(
     the checkpoint. `curve` is where the losses go, see `Trainer.write_losses`.
 
     Raises:
+        UserError: if there is no training, and the student's last head, of another kind than the teacher's, would stay as it was drawn.
         UserError: if `training.exit_shares` has not one number for each exit before the last.
         UserError: if hidden states or attention are to be compared and the two have different widths or numbers of heads.
     """
@@ -44,6 +45,12 @@ def distill(
         raise UserError("the student is not as wide as the teacher, their hidden states cannot be compared; set it to 0", field="distill.hidden_weight")
     if options.attention_weight and student.config.heads != teacher.config.heads:
         raise UserError("the student has not as many heads as the teacher, their attention cannot be compared; set it to 0", field="distill.attention_weight")
+    if not training.epochs and student.head_kind != teacher.head_kind:
+        raise UserError(
+            f"the student's last head is new, {student.head_kind} where the teacher's is {teacher.head_kind}, and would answer by chance; set it above "
+            f"0, or exits.head to {teacher.head_kind}",
+            field="distill.training.epochs",
+        )
     early_exits = len(student.heads) - 1
     shares = torch.tensor(training.exit_shares or [1.0] * early_exits, device=device())
     if len(shares) != early_exits:

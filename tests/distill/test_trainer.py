@@ -377,3 +377,12 @@ def test_hidden_states_of_another_width_cannot_be_compared(teacher, tmp_path):
     narrow = ExitModel("classification", CONFIG.with_(hidden_size=16), 2, "pooled", [2])
     with pytest.raises(UserError, match=r"^distill\.hidden_weight: .*as wide"):
         distill(narrow, teacher, items_of(8), recipe_of(distill={"hidden_weight": 1.0}), tmp_path / "checkpoint.pt")
+
+
+def test_a_last_head_that_nothing_would_train_is_refused(teacher, tmp_path):
+    recipe = recipe_of(distill={"training": {"epochs": 0}})
+    new = ExitModel("classification", CONFIG, 2, "linear", [2])
+    with pytest.raises(UserError, match=r"^distill\.training\.epochs: .*linear where the teacher's is pooled.*; set it above 0, or exits\.head to pooled"):
+        distill(new, teacher, items_of(8), recipe, tmp_path / "checkpoint.pt")
+    taken_over = distill(initialise_student(teacher, None, None, "pooled"), teacher, items_of(8), recipe, tmp_path / "checkpoint.pt")
+    assert torch.equal(taken_over.heads[-1].out.bias, teacher.heads[-1].out.bias)
