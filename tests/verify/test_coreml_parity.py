@@ -213,7 +213,7 @@ def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
     with pytest.raises(UserError, match="no Core ML program segment_1 for length 16"):
         check_coreml(folder, lacking, vectors(model))
     unknown = [each.model_copy(update={"precision": "int3"}) for each in manifest.programs]
-    with pytest.raises(UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, int4,"):
+    with pytest.raises(UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, "):
         check_coreml(folder, manifest.model_copy(update={"programs": unknown}), vectors(model))
     long = vectors(model)
     long = long.model_copy(update={"cases": [case for case in long.cases if len(case.windows[0].input_ids) > 32]})
