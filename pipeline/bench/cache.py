@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,6 +22,16 @@ CACHE_VARIABLE = "POCKETBERT_CACHE"
 def cache_folder() -> Path:
     """Where programs are kept that take long to make and are the same for all benchmarks of a user."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pocketbert").expanduser()
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """What identifies the code that makes programs of a model: those of another version of it are others."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for folder in ("pipeline/model", "pipeline/export", "quantize"):
+        for path in sorted((root / folder).glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def kept(name: str, build: Callable[[Path], None]) -> Path:

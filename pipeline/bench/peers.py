@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.cache import kept
+from pipeline.bench.cache import code_digest, kept
 from pipeline.bench.plain import PlainModel
 from pipeline.doctor import installed
 from pipeline.errors import UserError
@@ -78,6 +78,7 @@ class Weights:
             [sha256_of(self.folder / each) for each in MODEL_FILES],
             [manifest.scheme, manifest.embeddings_scheme, manifest.max_length, manifest.exits.model_dump()],
             [installed(tool) for tool in TOOLS],
+            code_digest(),
         )
         return kept(f"peers-{mark[:16]}/{name}", build)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.cache import kept
+from pipeline.bench.cache import code_digest, kept
 from pipeline.data.demo import load_demo
 from pipeline.doctor import installed
 from pipeline.errors import UserError
@@ -74,7 +74,7 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
             on_step=on_step,
         )
 
-    mark = fingerprint(recipe.model_dump(), config.to_dict(), [installed(tool) for tool in TOOLS])
+    mark = fingerprint(recipe.model_dump(), config.to_dict(), [installed(tool) for tool in TOOLS], code_digest())
     return kept(f"{recipe.name}-{mark[:16]}", build)
 
 

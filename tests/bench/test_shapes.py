@@ -22,6 +22,9 @@ def test_a_shape_is_a_bundle_that_answers_with_its_weights_beside_it(monkeypatch
     assert load_model(folder / "exits").config == small
     monkeypatch.setattr(shapes, "write_bundle", lambda *_, **__: pytest.fail("made again"))
     assert shape_bundle("small") == folder
+    monkeypatch.setattr(shapes, "code_digest", lambda: "another version of the exporter")
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        shape_bundle("small")
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones():
