@@ -293,6 +293,7 @@ def evaluate(
     text: Annotated[Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")] = None,
     text_pair: Annotated[Optional[str], typer.Option("--pair-column", help="The second text's column.")] = None,
     label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Of the runtime; as many as physical cores without it. Short texts want 1.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs the bundle's own programs over a labelled file: accuracy, EM/F1 or correlations, depth, latency; --speed takes several."""
@@ -307,7 +308,7 @@ def evaluate(
     examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
     speeds = [part.strip() for part in (speed or default_speed(opened.manifest)).split(",") if part.strip()]
     with progress() as on_step:
-        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step, source=data)
+        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step, threads=threads, source=data)
     if as_json:
         emit(evaluation)
     else:

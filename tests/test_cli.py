@@ -194,7 +194,7 @@ class TestJson:
     def test_evaluate(self, pocketbert, tiny_classifier, tmp_path):
         rows = [(example.text, example.label) for example in tiny_classifier.examples]
         data = write_tsv(tmp_path / "dev.tsv", rows)
-        code, out, _ = pocketbert("evaluate", tiny_classifier.path, data, "--speed", "0,exact", "--limit", "10", "--json")
+        code, out, _ = pocketbert("evaluate", tiny_classifier.path, data, "--speed", "0,exact", "--limit", "10", "--threads", "1", "--json")
         result = json.loads(out)
         assert code == 0 and result["examples"] == 10 and [speed["speed"] for speed in result["speeds"]] == ["0", "exact"]
         for speed in result["speeds"]:
