@@ -68,8 +68,9 @@ def test_a_scheme_runs_in_executorch_as_in_torch(programs, scheme, embeddings, t
         for index, segment in enumerate(quantized.segments):
             expected = segment(hidden, bias)
             for got, wanted in zip(methods[f"segment_{index}"].execute([hidden, bias]), expected, strict=True):
-                # float16 products are summed in another order and rounded to it; an int8 input may round to the next step.
-                assert relative(got - wanted, wanted) < {"fp16": 1e-3, "int8": 2e-3, "int4": 2e-3}.get(scheme, 1e-5)
+                # float16 products are summed in another order and rounded to it; an int8 input may round to the next step, one of 16 bits to the
+                # next of finer steps: 4e-5 of the one number that the head says.
+                assert relative(got - wanted, wanted) < {"fp16": 1e-3, "int8": 2e-3, "int4": 2e-3, "int8-a16": 1e-4}.get(scheme, 1e-5)
             hidden = expected[0]
     # The graphs: measured, 13.6 to 20.7 KB. The word table alone is 14 or more, each of the four matrices 18 or more.
     overhead = (tmp_path / "model.pte").stat().st_size - executorch_parts(programs, scheme, embeddings).total

@@ -77,10 +77,10 @@ def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.mul_(4.0)
-    ids = torch.randint(0, 100, (1, 24))
+    several = torch.randint(0, 100, (6, 1, 24))
     bias = torch.zeros(1, 1, 24)
 
-    def last(programs: Programs, moved: float) -> Tensor:
+    def last(programs: Programs, ids: Tensor, moved: float) -> Tensor:
         hidden = programs.embed(ids)
         hidden = hidden + moved * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(4))
         for segment in programs.segments:
@@ -88,13 +88,15 @@ def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
         return hidden
 
     def disturbance(programs: Programs) -> float:
-        return relative(last(programs, 1e-6) - last(programs, 0.0), last(programs, 0.0))
+        """The greatest of several inputs: whether a millionth takes a number across a step of int8 is chance."""
+        return max(relative(last(programs, ids, 1e-6) - last(programs, ids, 0.0), last(programs, ids, 0.0)) for ids in several)
 
     one, two = (apply_scheme(Programs.of(model), scheme, "int8") for scheme in ("int8", "int8-a16"))
     assert disturbance(one) > 1e-3 and disturbance(two) < disturbance(one) / 10
     export_executorch(two, tmp_path / "model.pte", 32, "int8-a16")
     program = import_quietly("executorch.runtime").Runtime.get().load_program(tmp_path / "model.pte")
-    hidden = program.load_method("embed").execute([ids])[0]
-    for segment in range(2):
-        hidden = program.load_method(f"segment_{segment}").execute([hidden, bias])[0]
-    assert relative(hidden - last(two, 0.0), last(two, 0.0)) < disturbance(one) / 10
+    for ids in several:
+        hidden = program.load_method("embed").execute([ids])[0]
+        for segment in range(2):
+            hidden = program.load_method(f"segment_{segment}").execute([hidden, bias])[0]
+        assert relative(hidden - last(two, ids, 0.0), last(two, ids, 0.0)) < disturbance(one) / 10
