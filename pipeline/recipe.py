@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 
+FEWEST_TO_ROUND_BY = 16  # texts; of fewer, the matrices' inputs say little of those in other texts
 # The oldest target of Core ML weights that need one; iOS 16 reads the others.
 COREML_TARGETS = {"int8-a8": "iOS17", "int4": "iOS18", "palette4": "iOS18", "palette6": "iOS18", "mixed": "iOS18"}
 
@@ -164,6 +165,9 @@ class Quantize(Section):
         None, ge=0, description="of a mix: the most points (hundredths of accuracy, F1 or label range) that the last exit may lose"
     )
     sensitivity_examples: int = Field(256, ge=16, description="at most so many of the calibration split, to compare each matrix on")
+    rounding_texts: int = Field(
+        128, ge=0, description="training texts on which int4's rounding makes up for its own errors; 0 rounds every weight to the nearest step"
+    )
 
 
 class Export(Section):
@@ -229,6 +233,8 @@ class Recipe(Section):
         if (self.task == "regression") != (self.exits.uncertainty == "change"):
             known = ("change",) if self.task == "regression" else (name for name in get_args(Uncertainty) if name != "change")
             raise ValueError(f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}")
+        if 0 < self.quantize.rounding_texts < FEWEST_TO_ROUND_BY:
+            raise ValueError(f"quantize.rounding_texts: fewer than {FEWEST_TO_ROUND_BY} say too little; raise it, or set it to 0")
         if self.task == "regression" and self.exits.temperature_scaling:
             raise ValueError("exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false")
         if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:

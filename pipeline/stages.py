@@ -27,6 +27,7 @@ from pipeline.workspace import Place, Workspace, fingerprint, write_text
 
 SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
 MIX = "mix.json"  # of a mixed scheme: what each matrix got, and why
+ROUNDED = "rounded"  # where int4 is asked for: the student, its matrices in whole steps
 CURVE = "losses.json"  # beside what a training left: its mean loss at every step
 
 
@@ -470,11 +471,15 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     """What the quantized model scores, and the thresholds of the named speeds, calibrated on what it says."""
     from pipeline.exits.calibrate import calibrate
     from pipeline.exits.predictions import predict, run_programs
+    from pipeline.model.checkpoint import save_model
 
     recipe = run.recipe
     check_calibration(recipe)  # again: the split stands, and this runs, when only the speeds have changed
+    if rounds(recipe):
+        (place.out / ROUNDED).mkdir()
+        save_model(round_student(run, on_step), place.out / ROUNDED)
     if recipe.quantize.scheme == "mixed":
-        write_text(place.out / MIX, chosen_mix(run, on_step).model_dump_json(indent=2))
+        write_text(place.out / MIX, chosen_mix(run, place.out, on_step).model_dump_json(indent=2))
     programs = quantized_programs(run, place.out)
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
@@ -497,9 +502,44 @@ def quantized_programs(run: Run, folder: Path | None = None):
     from quantize.schemes import apply_scheme, apply_schemes
 
     programs, options = Programs.of(run.model("exits")), run.recipe.quantize
+    rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
     if options.scheme == "mixed":
-        return apply_schemes(programs, mixed_schemes(run, folder))
-    return apply_scheme(programs, options.scheme, options.embeddings)
+        return apply_schemes(programs, mixed_schemes(run, folder), rounded)
+    return apply_scheme(programs, options.scheme, options.embeddings, rounded)
+
+
+def rounds(recipe: Recipe) -> bool:
+    """Whether a target has int4 matrices, and the recipe texts to round them by (`quantize.rounding`)."""
+    four_bits = recipe.quantize.scheme in ("int4", "mixed") or (recipe.export.coreml and recipe.export.coreml_precision == "int4")
+    return four_bits and recipe.quantize.rounding_texts > 0
+
+
+def round_student(run: Run, on_step: OnStep):
+    """The student with its matrices in whole steps of int4."""
+    from quantize.rounding import round_model
+
+    recipe = run.recipe
+    texts = some_of(run.examples("train"), recipe.quantize.rounding_texts, recipe.seed)
+    items = make_items(texts, run.tokenizer(), run.labels(), recipe)
+    return round_model(run.model("exits"), items, on_step)
+
+
+def rounded_student(run: Run, folder: Path | None = None):
+    """What `round_student` made; `folder` as of `quantized_programs`."""
+    from pipeline.model.checkpoint import load_model
+
+    return load_model((folder or run.path("quantize")) / ROUNDED)
+
+
+def coreml_model(run: Run):
+    """The student whose weights Core ML's programs store: where their precision has int4 matrices, those are rounded for it."""
+    from quantize.rounding import with_rounded
+
+    precision = run.recipe.export.coreml_precision
+    if not rounds(run.recipe) or precision not in ("int4", "mixed"):
+        return run.model("exits")
+    rounded = rounded_student(run)
+    return rounded if precision == "int4" else with_rounded(run.model("exits"), rounded, mixed_schemes(run))
 
 
 def mixed_schemes(run: Run, folder: Path | None = None) -> dict[str, str]:
@@ -509,13 +549,14 @@ def mixed_schemes(run: Run, folder: Path | None = None) -> dict[str, str]:
     return json.loads(((folder or run.path("quantize")) / MIX).read_text())["schemes"]
 
 
-def chosen_mix(run: Run, on_step: OnStep):
-    """The scheme of each matrix by the recipe's budget."""
+def chosen_mix(run: Run, folder: Path, on_step: OnStep):
+    """The scheme of each matrix by the recipe's budget; `folder` as of `quantized_programs`."""
     from pipeline.model.segments import Programs
     from quantize.mixed import choose
 
     examples = draft_examples(run, run.recipe.quantize.sensitivity_examples)
-    return choose(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), run.recipe, on_step)
+    rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
+    return choose(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), run.recipe, on_step, rounded)
 
 
 def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
@@ -526,7 +567,9 @@ def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
     recipe = run.recipe
     check_draft(recipe)
     examples = draft_examples(run, recipe.quantize.sensitivity_examples)
-    return measure_sensitivity(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step)
+    by_texts = "int4" in schemes and recipe.quantize.rounding_texts > 0
+    rounded = Programs.of(round_student(run, on_step)) if by_texts else None
+    return measure_sensitivity(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step, rounded)
 
 
 def export(run: Run, place: Place, on_step: OnStep) -> None:
@@ -539,6 +582,7 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
     write_bundle(
         place.out,
         model=run.model("exits"),
+        coreml_model=coreml_model(run),
         quantized=quantized_programs(run),
         matrix_schemes=mixed_schemes(run),
         input_gains=input_gains_of(run, on_step),
@@ -702,8 +746,9 @@ STAGES: dict[str, Stage] = {
 }
 
 
-# What else than the recipe's words goes into a stage: the contents of files that it names.
+# What else than the recipe's words goes into a stage: the contents of files that it names, and what a later section asks of it.
 INPUTS: dict[str, Callable[[Run], object]] = {
+    "quantize": lambda run: rounds(run.recipe) or None,
     "prepare": Run.input_digests,
     "finetune": Run.weights_digest,
     "pretrain": Run.corpus_inputs,

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.data.examples import Example, Task
+from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.errors import UserError
 from pipeline.manifest import SCORE, Metric
@@ -19,7 +20,7 @@ from pipeline.model.checkpoint import Pretrained, load_pretrained
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
-from pipeline.recipe import Recipe, apply_settings, check_recipe
+from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
 from pipeline.stages import check_window, read_source, some_of
 from pipeline.workspace import write_text
 
@@ -42,6 +43,7 @@ class Quantized(BaseModel):
     fp32_bytes: int = Field(description="of the same model's parameters in float32")
     parts: dict[str, int] = Field(description="bytes of the bundle by what they hold")
     texts: int
+    rounding_texts: int = Field(description="other texts, for whose sake int4 matrices were rounded as they are; 0 is each weight to the nearest step")
     relative_error: float = Field(
         description="of the logits against float32's: the root mean square of the difference over theirs; a mix was chosen on these very texts"
     )
@@ -58,7 +60,8 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     Args:
         weights: as `teacher.weights` of a recipe: a folder, a hub name, "minilm". A BERT or DistilBERT with a classification or a QA head.
         settings: `key=value`, keys of a recipe: `quantize.scheme=int4`, `export.max_length=128`. `data.dev` is what the quantized model is
-            compared on, with labels or without, and a mix is chosen on; embedded texts if it is not given.
+            compared on, with labels or without, and a mix is chosen on; embedded texts if it is not given. int4 is rounded by texts of
+            `data.train`, or by those of `data.dev` that are not compared on.
         out: the bundle's folder, which must not be there yet; runs/NAME-SCHEME if None.
 
     Raises:
@@ -69,6 +72,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     from pipeline.verify.checks import to_json
     from pipeline.verify.stage import require, verify_bundle
     from quantize.mixed import choose
+    from quantize.rounding import round_model
     from quantize.schemes import apply_scheme, apply_schemes
     from quantize.sensitivity import Judge
     from quantize.size import size_of
@@ -85,12 +89,15 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     examples, values = texts_for(recipe, pretrained)
     labels = values or ("start", "end")
     judge = Judge(programs, examples, tokenizer, labels, recipe)
-    options, schemes = recipe.quantize, {}
+    options, schemes, rounded = recipe.quantize, {}, None
+    others = texts_to_round_by(recipe, examples) if options.scheme in ("int4", "mixed") else []
+    if others:
+        rounded = Programs.of(round_model(model, make_items(others, tokenizer, labels, recipe), on_step))
     if options.scheme == "mixed":
-        schemes = choose(programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step).schemes
-        quantized = apply_schemes(programs, schemes)
+        schemes = choose(programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded).schemes
+        quantized = apply_schemes(programs, schemes, rounded)
     else:
-        quantized = apply_scheme(programs, options.scheme, options.embeddings)
+        quantized = apply_scheme(programs, options.scheme, options.embeddings, rounded)
     comparison = judge.compare(quantized)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
@@ -129,6 +136,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
         fp32_bytes=report.fp32_bytes,
         parts=report.targets[0].parts.model_dump(),
         texts=len(examples),
+        rounding_texts=len(others),
         metric=SCORE[task],
         parity_db=next(check.value for check in checks if check.metric == "logits_snr_db"),
         **comparison.model_dump(),
@@ -202,3 +210,20 @@ def texts_for(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tu
     if recipe.data.dev == "demo":
         return [replace(example, label=None) for example in examples], pretrained.labels
     return examples, numbers if {example.label for example in examples} <= {*numbers, None} else pretrained.labels
+
+
+def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Example]:
+    """Training texts where there are some, or what is left of those to compare on, without labels; none where that is too little.
+
+    On texts that it was rounded by, a model would look better than it is.
+    """
+    if recipe.data.train != "demo" or recipe.data.dev == "demo":
+        texts = read_source(recipe, "train")
+    else:
+        every = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dev_limit": None})})
+        texts = read_source(every, "dev")
+    if recipe.task != "qa":
+        texts, compared = ([replace(text, label=None) for text in some] for some in (texts, compared))
+    held = set(compared)
+    chosen = some_of([text for text in texts if text not in held], recipe.quantize.rounding_texts, recipe.seed)
+    return chosen if len(chosen) >= FEWEST_TO_ROUND_BY else []

@@ -199,6 +199,8 @@ def quantized_table(result: Quantized) -> Table:
         if size:
             table.add_row(f"MB, {part}", f"{size / MEGABYTE:.2f}")
     table.add_row("texts", str(result.texts))
+    if result.rounding_texts:
+        table.add_row("texts to round by", str(result.rounding_texts))
     table.add_row("relative error", f"{result.relative_error:.4f}")
     table.add_row("divergence, nats", f"{result.divergence:.2e}")
     table.add_row("same answer", f"{result.same_answer:.4f}")

@@ -14,19 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantize.int4 import GROUP, scales_of, steps_of, stored
+
 TARGETS = ("iOS16", "iOS17", "iOS18")  # oldest first
 
 # Weights of so many values or fewer stay float16: biases, norms and the last layers of heads, which are under 0.1 % of a model. The same
 # number is coremltools' `weight_threshold`.
 SMALLEST = 2048
-BLOCK = 32  # inputs that share a scale in four bits
-GROUP = 16  # at most so many outputs share a palette
+PALETTE_OUTPUTS = 16  # at most so many outputs share a palette
 FEWEST_IN_GROUP = 4  # of fewer, the palettes would take up what they save; then all outputs share one
 
 LLOYD_STEPS = 30
 QUANTILES = 512  # whose distances say where it starts
-# Shares of the range that is clipped to, tried for every block of four bits: with 15 steps a little clipping costs less than coarse steps.
-CLIPPING = torch.linspace(1.0, 0.7, 7)
 TINY = torch.finfo(torch.float16).tiny
 
 
@@ -111,39 +110,20 @@ def bytes_of(values: int, bits: int) -> int:
 def int8_rows(weight: Tensor) -> Affine:
     """int8 from -127 to 127 with a scale for each output (a row of an embedding table)."""
     peak = weight.flatten(1).abs().amax(dim=1).view(-1, *[1] * (weight.ndim - 1))
-    scale = stored(peak / 127)
-    return Affine(steps(weight, scale, 127).to(torch.int8).numpy(), scale.numpy(), 8)
+    scale = stored(peak / 127, torch.float16)
+    data = torch.round(weight / scale.float()).clamp_(-127, 127).to(torch.int8)
+    return Affine(data.numpy(), scale.numpy(), 8)
 
 
 def int4_blocks(weight: Tensor) -> Affine:
-    """Integers from -7 to 7 with a scale for every `BLOCK` inputs of an output; int8 where the inputs are no multiple of that.
-
-    Of some scales for each block, the one with the least squared error.
-    """
+    """Integers from -7 to 7 with a scale for every `GROUP` inputs of an output; int8 where the inputs are no multiple of that."""
     outputs, inputs, *kernel = weight.shape
-    if inputs % BLOCK:
+    if inputs % GROUP:
         return int8_rows(weight)
-    blocks = weight.reshape(outputs, inputs // BLOCK, -1)  # [outputs, blocks, BLOCK * kernel]
-    peak = blocks.abs().amax(dim=-1, keepdim=True)
-    best, scale = None, torch.empty(peak.shape, dtype=torch.float16)
-    for share in CLIPPING:
-        tried = stored(peak * share / 7)
-        error = (steps(blocks, tried, 7) * tried.float() - blocks).square_().sum(dim=-1, keepdim=True)
-        better = error < best if best is not None else torch.ones_like(error, dtype=torch.bool)
-        best = torch.where(better, error, best) if best is not None else error
-        scale = torch.where(better, tried, scale)
-    data = steps(blocks, scale, 7).to(torch.int8).reshape(weight.shape)
-    return Affine(data.numpy(), scale.reshape(outputs, inputs // BLOCK, *[1] * len(kernel)).numpy(), 4)
-
-
-def stored(scale: Tensor) -> Tensor:
-    """Scales in float16; the smallest normal number for a block of zeros."""
-    return scale.clamp(min=TINY).to(torch.float16)
-
-
-def steps(weight: Tensor, scale: Tensor, most: int) -> Tensor:
-    """The nearest multiples of the scales as they are stored, from -most to most."""
-    return torch.round(weight / scale.float()).clamp_(-most, most)
+    groups = weight.reshape(outputs, inputs // GROUP, -1)  # [outputs, groups, GROUP * kernel]
+    scale = scales_of(groups, torch.float16)
+    data = steps_of(groups, scale).to(torch.int8).reshape(weight.shape)
+    return Affine(data.numpy(), scale.reshape(outputs, inputs // GROUP, *[1] * len(kernel)).numpy(), 4)
 
 
 def palette(weight: Tensor, bits: int, groups: int) -> Palette:
@@ -193,8 +173,8 @@ def edges_of(values: Tensor, centres: Tensor) -> Tensor:
 
 
 def groups_of(outputs: int) -> int:
-    """How many palettes a matrix of so many outputs has: one for every `GROUP` of them, or for fewer where those divide it."""
-    sizes = [size for size in range(FEWEST_IN_GROUP, GROUP + 1) if outputs % size == 0]
+    """How many palettes a matrix of so many outputs has: one for every `PALETTE_OUTPUTS` of them, or for fewer where those divide it."""
+    sizes = [size for size in range(FEWEST_IN_GROUP, PALETTE_OUTPUTS + 1) if outputs % size == 0]
     return outputs // max(sizes, default=outputs)
 
 
@@ -203,9 +183,9 @@ def int8_bytes(shape: tuple[int, ...]) -> int:
 
 
 def int4_bytes(shape: tuple[int, ...]) -> int:
-    if shape[1] % BLOCK:
+    if shape[1] % GROUP:
         return int8_bytes(shape)
-    return bytes_of(values_of(shape), 4) + 2 * shape[0] * (shape[1] // BLOCK)
+    return bytes_of(values_of(shape), 4) + 2 * shape[0] * (shape[1] // GROUP)
 
 
 def palettized(summary: str, bits: int, per_tensor: bool = False) -> CoreMLScheme:
@@ -226,9 +206,9 @@ COREML_SCHEMES: dict[str, CoreMLScheme] = {
     "fp16": CoreMLScheme("weights in float16", "iOS16", lambda shape: 2 * values_of(shape)),
     "int8": CoreMLScheme("int8 weights with a scale per output channel", "iOS16", int8_bytes, int8_rows),
     "int8-a8": CoreMLScheme("int8 weights, and int8 inputs of the layers' matrices", "iOS17", int8_bytes, int8_rows, int8_inputs=True),
-    "int4": CoreMLScheme(f"int4 weights with a scale per block of {BLOCK} inputs", "iOS18", int4_bytes, int4_blocks),
-    "palette4": palettized(f"16 values for at most {GROUP} output channels, by k-means", 4),
-    "palette6": palettized(f"64 values for at most {GROUP} output channels, by k-means", 6),
+    "int4": CoreMLScheme(f"int4 weights with a scale per block of {GROUP} inputs", "iOS18", int4_bytes, int4_blocks),
+    "palette4": palettized(f"16 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 4),
+    "palette6": palettized(f"64 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 6),
     "palette4-per-tensor": palettized("16 values for a matrix, by k-means", 4, per_tensor=True),
     "palette6-per-tensor": palettized("64 values for a matrix, by k-means", 6, per_tensor=True),
     "mixed": CoreMLScheme("each matrix as the mix of `quantize.mixed` has it", "iOS18", lambda shape: 2 * values_of(shape), by_matrix=True),

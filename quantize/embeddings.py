@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32  # values of a row that share a scale in four bits
+from quantize.int4 import GROUP
 
 
 class HalfEmbedding(nn.Module):

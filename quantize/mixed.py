@@ -15,7 +15,7 @@ from pipeline.model.segments import Programs
 from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
 from quantize.schemes import EMBEDDINGS_MATRIX, apply_schemes
-from quantize.sensitivity import Judge, Sensitivity, measure_sensitivity, shapes_of, stored
+from quantize.sensitivity import Sensitivity, measure_sensitivity, shapes_of, stored
 from quantize.size import executorch_parts
 
 # What a matrix may have beside float32. int8-a16 is not among them: it costs time and no bytes, and no budget here sees time.
@@ -74,6 +74,7 @@ def choose(
     labels: Sequence[str] | LabelRange,
     recipe: Recipe,
     on_step: OnStep = silent,
+    rounded: Programs | None = None,
 ) -> Mix:
     """The mix that the recipe's budget asks for.
 
@@ -84,6 +85,7 @@ def choose(
     Args:
         programs: in float32.
         examples: see `measure_sensitivity`; with labels where there is a budget of points.
+        rounded: the weights that int4 takes, as of `apply_scheme`.
 
     Raises:
         UserError: no mix meets the budget; the line says what the best would be. Or there are too few examples, or they lack labels.
@@ -91,7 +93,7 @@ def choose(
     options = recipe.quantize
     if options.budget_points is not None and any(getattr(example, "label", "") is None for example in examples):
         raise UserError("needs labelled texts to measure a loss on; give labels, or quantize.budget_mb", field="quantize.budget_points")
-    sensitivity, judge = measure_sensitivity(programs, examples, tokenizer, labels, recipe, CHOICES, on_step)
+    sensitivity, judge = measure_sensitivity(programs, examples, tokenizer, labels, recipe, CHOICES, on_step, rounded)
     full = executorch_parts(programs, "fp32", "fp32").total
     choices = choices_of(sensitivity, programs)
     fixed = {}
@@ -115,9 +117,9 @@ def choose(
             )
         steps = enough[0]
     elif options.budget_points is not None:
-        steps = furthest(len(path), lambda at: loss_of(judge, programs, mix_at(at)) <= options.budget_points / 100)
+        steps = furthest(len(path), lambda at: judge.judge(apply_schemes(programs, mix_at(at), rounded))[1] <= options.budget_points / 100)
     schemes = mix_at(steps)
-    apart, loss = judge.judge(apply_schemes(programs, schemes))
+    apart, loss = judge.judge(apply_schemes(programs, schemes, rounded))
     if options.budget_points is not None and 100 * loss > options.budget_points:
         where = "" if options.budget_mb is None else f" in {options.budget_mb:g} MB"
         raise UserError(
@@ -126,11 +128,6 @@ def choose(
             field="quantize.budget_points",
         )
     return Mix(schemes=schemes, bytes=sizes[steps], divergence=apart, loss=loss, sensitivity=sensitivity)
-
-
-def loss_of(judge: Judge, programs: Programs, schemes: Mapping[str, str]) -> float:
-    """The score that the last exit loses with these schemes together."""
-    return judge.judge(apply_schemes(programs, schemes))[1]
 
 
 def furthest(last: int, fits: Callable[[int], bool]) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging
-from quantize.embeddings import GROUP, HalfEmbedding, Int4Embedding, Int8Embedding
+from quantize.embeddings import HalfEmbedding, Int4Embedding, Int8Embedding
 from quantize.float_inputs import HalfLinear, WeightOnlyLinear
+from quantize.int4 import GROUP, scales_of
 from quantize.two_term import GRID_ENDS, TwoTermLinear
 
 # A head's linear layer with fewer parameters stays float: it is under 0.2 % of a model, its answer is the one people see, and
@@ -76,6 +77,22 @@ def int4_dynamic() -> object:
     )
 
 
+def int4_steps(weight: Tensor) -> Tensor:
+    """What `int4_dynamic` makes of a weight, but with scales that leave as it is what is whole steps already (`quantize.rounding`)."""
+    tensor = import_quietly("torchao.quantization").IntxUnpackedToInt8Tensor
+    scales = scales_of(weight.view(weight.shape[0], -1, GROUP), torch.bfloat16).squeeze(-1)
+    zeros = torch.zeros_like(scales, dtype=torch.int8)
+    return tensor.from_hp(
+        weight,
+        (1, GROUP),
+        torch.int4,
+        activation_quantization="int8_asym_per_token",
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=zeros,
+    )
+
+
 SCHEMES: dict[str, Scheme] = {
     "fp32": Scheme("linear layers in float32", lambda outputs, inputs: 4 * outputs * inputs),
     "fp16": Scheme("weights and products in float16", lambda outputs, inputs: 2 * outputs * inputs, HalfLinear),
@@ -114,7 +131,7 @@ EMBEDDINGS: dict[str, EmbeddingScheme] = {
 
 
 @torch.no_grad()
-def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings: str) -> Programs:
+def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings: str, rounded: Programs | None = None) -> Programs:
     """A quantized copy of the programs: the quantized model in PyTorch, which every exported program is held against.
 
     The linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
@@ -123,6 +140,7 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
     Args:
         scheme: a name in `SCHEMES` for all of them, or one for each by its name in `named_linears`; who is not named stays float32.
         embeddings: a name in `EMBEDDINGS`, for the word table.
+        rounded: of `quantize.rounding.round_model`, whose weights int4 takes; None rounds to the nearest step.
 
     Raises:
         UserError: an unknown scheme, or one whose groups do not fit a layer's inputs.
@@ -142,6 +160,10 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
         for matrix, linear in chosen.items():
             check_groups(matrix, linear.in_features, name, each, "quantize.scheme")
         put(each, quantized, list(chosen.values()))
+        if name == "int4" and rounded is not None:
+            steps = named_linears(rounded)
+            for matrix, linear in chosen.items():
+                linear.weight = nn.Parameter(int4_steps(steps[matrix].weight.detach()), requires_grad=False)
     word, table = quantized.embed.embeddings.word, EMBEDDINGS[embeddings]
     check_groups(EMBEDDINGS_MATRIX, word.embedding_dim, embeddings, table, "quantize.embeddings")
     if table.replacement is not None:
@@ -150,10 +172,10 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
     return quantized.requires_grad_(False)
 
 
-def apply_schemes(programs: Programs, schemes: Mapping[str, str]) -> Programs:
+def apply_schemes(programs: Programs, schemes: Mapping[str, str], rounded: Programs | None = None) -> Programs:
     """`apply_scheme` with a scheme for each matrix, the word table, `EMBEDDINGS_MATRIX`, among them; who is not named stays float32."""
     linears = {matrix: scheme for matrix, scheme in schemes.items() if matrix != EMBEDDINGS_MATRIX}
-    return apply_scheme(programs, linears, schemes.get(EMBEDDINGS_MATRIX, "fp32"))
+    return apply_scheme(programs, linears, schemes.get(EMBEDDINGS_MATRIX, "fp32"), rounded)
 
 
 def check_groups(matrix: str, inputs: int, name: str, scheme: Scheme | EmbeddingScheme, field: str) -> None:

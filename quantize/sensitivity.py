@@ -153,6 +153,7 @@ def measure_sensitivity(
     recipe: Recipe,
     schemes: Sequence[str] = ("int8", "int4"),
     on_step: OnStep = silent,
+    rounded: Programs | None = None,
 ) -> tuple[Sensitivity, Judge]:
     """Quantizes each matrix alone by each scheme, and says how far the answers move; the judge knows float32's.
 
@@ -162,6 +163,7 @@ def measure_sensitivity(
     Args:
         programs: in float32.
         examples: of a split that nothing is promised about: thresholds that were tested on what chose the model would promise too much.
+        rounded: the weights that int4 takes, as of `apply_scheme`.
 
     Raises:
         UserError: an unknown scheme, or too few examples.
@@ -175,7 +177,7 @@ def measure_sensitivity(
     entries = []
     for done, (matrix, scheme) in enumerate(pairs):
         on_step(f"{matrix} in {scheme}", done, len(pairs))
-        alone = apply_schemes(programs, {matrix: scheme})
+        alone = apply_schemes(programs, {matrix: scheme}, rounded)
         exit = int(matrix.split(".")[1]) if matrix.startswith("exits.") else -1
         apart, loss = judge.judge(alone, exit)
         entries.append(Entry(matrix=matrix, scheme=scheme, bytes=stored(matrix, scheme, shapes[matrix]), divergence=apart, loss=loss))

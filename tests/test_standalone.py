@@ -20,7 +20,7 @@ from pipeline.manifest import read_manifest
 from pipeline.quiet import import_quietly
 from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.runner import Runner
-from pipeline.standalone import quantize_checkpoint
+from pipeline.standalone import load_with_head, quantize_checkpoint, recipe_for, texts_for, texts_to_round_by
 
 SIZES = {"bert": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}}
 SIZES["distilbert"] = {"dim": 64, "n_layers": 1, "n_heads": 2, "hidden_dim": 96, "max_position_embeddings": 64}
@@ -95,7 +95,8 @@ def test_a_distilbert_in_int4_is_near_hugging_faces_and_smaller(classifier, text
     error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
     assert 0.01 < error < 0.4 and error == pytest.approx(result.relative_error, rel=0.1)
     assert (got.argmax(1) == expected.argmax(1)).mean() == pytest.approx(result.same_answer, abs=0.05)
-    assert result.texts == 40 and result.loss is not None and result.divergence > 0
+    assert (result.texts, result.rounding_texts) == (40, 0)  # all are compared on, none is left to round by
+    assert result.loss is not None and result.divergence > 0
     manifest = read_manifest(out)
     assert (manifest.labels, manifest.label_values) == (["low", "middle", "high"], ["0", "1", "2"])
     assert runner.classify("ba de fi").label in manifest.labels
@@ -104,6 +105,28 @@ def test_a_distilbert_in_int4_is_near_hugging_faces_and_smaller(classifier, text
     ).stat().st_size
     with pytest.raises(UserError, match="bundle: is there already"):
         quantize_checkpoint(str(classifier), [], out)
+
+
+def test_int4_is_rounded_by_texts_that_are_not_compared_on(classifier, texts, tmp_path):
+    pretrained, task = load_with_head(str(classifier))
+
+    def chosen(*settings: str) -> tuple[set[str], set[str]]:
+        recipe = recipe_for(pretrained, task, settings)
+        compared, _ = texts_for(recipe, pretrained)
+        return {each.text for each in compared}, {each.text for each in texts_to_round_by(recipe, compared)}
+
+    compared, others = chosen(f"data.dev={texts}", "data.dev_limit=20")
+    assert (len(compared), len(others)) == (20, 20) and not compared & others
+    assert len(chosen(f"data.dev={texts}", "data.dev_limit=20", "quantize.rounding_texts=16")[1]) == 16
+    assert len(chosen(f"data.dev={texts}", "data.dev_limit=30")[1]) == 0  # 10 would say too little
+    assert len(chosen(f"data.dev={texts}", "data.dev_limit=20", "quantize.rounding_texts=0")[1]) == 0
+    train = tmp_path / "train.tsv"
+    train.write_text("text\tlabel\n" + "\n".join(f"go {'lu ' * at}fi\t9" for at in range(40)))  # a label that the head does not know is no matter
+    assert all(text.startswith("go ") for text in chosen(f"data.dev={texts}", f"data.train={train}")[1])
+    compared, others = chosen()  # embedded texts
+    assert len(others) == 128 and not compared & others
+    settings = ["quantize.scheme=int4", f"data.dev={texts}", f"data.train={train}"]
+    assert quantize_checkpoint(str(classifier), settings, tmp_path / "bundle").rounding_texts == 40
 
 
 def refused(weights: Path, *settings: str) -> str:

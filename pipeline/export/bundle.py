@@ -20,7 +20,6 @@ from pipeline.export.executorch import export_executorch
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
 from pipeline.manifest import (
-    APPLE_BACKENDS,
     MANIFEST_FILE,
     ExitOptions,
     LabelRange,
@@ -62,13 +61,14 @@ def write_bundle(
     label_range: LabelRange | None = None,
     matrix_schemes: Mapping[str, str] | None = None,
     input_gains: Mapping[str, Tensor] | None = None,
+    coreml_model: ExitModel | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
     """Writes all files of a bundle into `folder`, the manifest last; the same arguments give the same bytes.
 
     Args:
         folder: new or empty; on failure it holds a part of a bundle without a manifest, for the caller to throw away.
-        model: the trained student in float32; Core ML's programs are made from it.
+        model: the trained student in float32; Core ML's programs are made from it, unless there is a `coreml_model`.
         quantized: `apply_scheme` of its programs by the recipe; ExecuTorch's programs and the conformance vectors are made from it.
         tokenizer_vocab: the `vocab.txt` that the model was trained with.
         label_values: what the data files write for each class, in the order of the logits; empty for regression and question answering.
@@ -78,6 +78,7 @@ def write_bundle(
         label_range: for regression, that of the labels in train.
         matrix_schemes: where the recipe's scheme is mixed, that of each matrix in `quantized`.
         input_gains: where Core ML's programs have int8 inputs, their channels' gains (`quantize.int8_inputs.input_gains`).
+        coreml_model: where Core ML's packages have int4 matrices, the student with those in whole steps (`quantize.rounding`).
         on_step: told as the work goes on.
 
     Raises:
@@ -101,9 +102,13 @@ def write_bundle(
             on_step=on_step,
         )
         write_text(folder / SCHEMA_FILE, json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-        programs = export_programs(folder, model, quantized, recipe, on_step, matrix_schemes, input_gains)
-        if any(program.backend in APPLE_BACKENDS for program in programs):
-            fingerprints = make_fingerprints(model, programs, recipe.export.coreml_layout, matrix_schemes, input_gains)
+        coreml_model = coreml_model or model
+        programs = export_programs(folder, model, quantized, recipe, on_step, coreml_model, matrix_schemes, input_gains)
+        fingerprints = []
+        for backend, source in (("coreml", coreml_model), ("executorch-coreml", model)):
+            of_backend = [program for program in programs if program.backend == backend]
+            fingerprints += make_fingerprints(source, of_backend, recipe.export.coreml_layout, matrix_schemes, input_gains)
+        if fingerprints:
             vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
@@ -121,6 +126,7 @@ def export_programs(
     quantized: Programs,
     recipe: Recipe,
     on_step: OnStep,
+    coreml_model: ExitModel,
     matrix_schemes: Mapping[str, str] | None,
     input_gains: Mapping[str, Tensor] | None,
 ) -> list[Program]:
@@ -130,7 +136,7 @@ def export_programs(
     if recipe.export.coreml:
         from pipeline.export.coreml import export_coreml  # coremltools takes seconds to import
 
-        programs += export_coreml(model, folder, recipe, on_step, matrix_schemes, input_gains)
+        programs += export_coreml(coreml_model, folder, recipe, on_step, matrix_schemes, input_gains)
     if recipe.export.executorch_coreml:
         from pipeline.export.executorch_coreml import export_executorch_coreml
 

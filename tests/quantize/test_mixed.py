@@ -207,10 +207,17 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     stages.quantize(run, Place(tmp_path / "quantized", tmp_path), lambda *step: None)
     mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
     assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 52_000
+    steps, held = named_linears(Programs.of(stages.rounded_student(run))), named_linears(stages.quantized_programs(run))
+    in_four_bits = [name for name, scheme in mix.schemes.items() if scheme == "int4" and name in held]
+    assert in_four_bits
+    for name in in_four_bits:  # what was rounded by texts is what is in the bundle
+        torch.testing.assert_close(held[name].weight.dequantize(), steps[name].weight.detach(), rtol=0.004, atol=1e-6)
+        assert not torch.equal(steps[name].weight, named_linears(Programs.of(model))[name].weight)
     assert mix.sensitivity.examples == len(stages.draft_examples(run)) < len(examples)  # thresholds are tested on the others
     manifest = write_bundle(
         tmp_path / "bundle",
         model=model,
+        coreml_model=stages.coreml_model(run),
         quantized=stages.quantized_programs(run),
         recipe=recipe,
         tokenizer_vocab=tiny_vocab,

@@ -1,0 +1,155 @@
+"""Rounding that makes up for its errors: the same as solving for the best remaining weights after every column, and nearer than the nearest steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import stages
+from pipeline.data.items import Item
+from pipeline.errors import UserError
+from pipeline.export.coreml import sources
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
+from pipeline.recipe import Recipe
+from quantize.coreml_schemes import compress
+from quantize.int4 import GROUP, scales_of, steps_of
+from quantize.rounding import DAMPING, round_model, round_to_moments, second_moments, with_rounded
+from quantize.schemes import apply_scheme, named_linears
+
+CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=2, heads=2, intermediate_size=96, max_positions=32)
+LAYERS = [f"layers.{at}.{part}" for at in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")]
+
+
+@pytest.fixture(scope="module")
+def model() -> ExitModel:
+    torch.manual_seed(0)
+    model = ExitModel("qa", CONFIG, 2, "attention", [1, 2]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    return some_items(0)
+
+
+def some_items(seed: int) -> list[Item]:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(5, 30, 40)
+    return [Item(random.integers(0, 100, size), np.zeros(size, int), None, np.arange(size) > 2) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def rounded(model, items) -> ExitModel:
+    return round_model(model, items)
+
+
+def logits(programs: Programs, items: list[Item]) -> torch.Tensor:
+    runs = [programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids))) for each in items]
+    return torch.cat([run[-1][1].flatten() for run in runs])
+
+
+def correlated(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight, and moments of inputs of which some are nearly sums of others."""
+    random = torch.Generator().manual_seed(2)
+    weight = torch.randn(outputs, inputs, generator=random)
+    rows = torch.randn(500, inputs // 4, generator=random) @ torch.randn(inputs // 4, inputs, generator=random)
+    rows += 0.3 * torch.randn(500, inputs, generator=random)
+    return weight, rows.T @ rows / 500
+
+
+def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
+    """A plain reference: what is not rounded yet is solved for, after each column, so that the outputs' error is least (the paper's equation 2)."""
+    weight, moments = correlated(6, 3 * GROUP)
+    damped = moments.double() + DAMPING * float(moments.diagonal().mean()) * torch.eye(3 * GROUP, dtype=torch.float64)
+    expected, target = torch.empty_like(weight, dtype=torch.float64), weight.double()
+    for at in range(weight.shape[1]):
+        errors = expected[:, :at] - target[:, :at]
+        left = target[:, at:] - errors @ damped[:at, at:] @ torch.linalg.inv(damped[at:, at:])
+        if at % GROUP == 0:
+            scales = scales_of(left[:, :GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + GROUP])
+        expected[:, at] = (steps_of(left[:, :1], scales) * scales)[:, 0]
+    # A column that lies between two steps by chance may fall to either side; then all later ones of its row differ.
+    same = (round_to_moments(weight, moments) == expected.float()).all(dim=1)
+    assert same.float().mean() > 0.8
+
+
+def test_outputs_are_nearer_than_of_nearest_steps():
+    weight, moments = correlated(64, 4 * GROUP)
+    groups = weight.view(64, 4, GROUP)
+    scales = scales_of(groups, torch.bfloat16)
+    nearest = (steps_of(groups, scales) * scales).view_as(weight)
+
+    def error(rounded: torch.Tensor) -> float:
+        return float((((rounded - weight) @ moments) * (rounded - weight)).sum())
+
+    assert error(round_to_moments(weight, moments)) < 0.35 * error(nearest)
+
+
+def test_moments_are_those_of_the_matrices_inputs(model, items):
+    """The first matrix reads the embeddings; what a separator would say of token types is in them, as in the programs."""
+    programs = Programs.of(model)
+    found = second_moments(programs, items[:3])
+    assert set(LAYERS) <= set(found) and all(moments.shape[0] == moments.shape[1] for moments in found.values())
+    rows = torch.cat([programs.embed(torch.from_numpy(each.ids)[None])[0] for each in items[:3]]).detach()
+    torch.testing.assert_close(found["layers.0.qkv"], rows.T @ rows / len(rows))
+
+
+@torch.no_grad()
+def test_a_model_rounded_on_some_texts_answers_others_better(model, rounded):
+    others, programs = some_items(1), Programs.of(model)
+    full = logits(programs, others)
+
+    def error(made: Programs) -> float:
+        return float((logits(made, others) - full).norm() / full.norm())
+
+    nearest, made_up = apply_scheme(programs, "int4", "fp32"), apply_scheme(programs, "int4", "fp32", Programs.of(rounded))
+    assert error(made_up) < 0.9 * error(nearest)  # random layers have less to make up for it than trained ones
+    assert error(made_up) == pytest.approx(error(apply_scheme(Programs.of(rounded), "fp32", "fp32")), rel=0.3)  # the inputs' int8 is little beside it
+
+
+def test_both_targets_hold_the_very_steps(model, rounded):
+    """The query's rows are scaled in a program by 2 ** -2.5 here, which moves a scale by its own rounding."""
+    programs = Programs.of(rounded)
+    quantized = named_linears(apply_scheme(Programs.of(model), "int4", "fp32", programs))
+    for name, linear in named_linears(programs).items():
+        exact = slice(64, None) if name.endswith("qkv") and name.startswith("layers") else slice(None)
+        held = quantized[name].weight.dequantize()
+        assert torch.equal(held[exact], linear.weight[exact]), name
+        torch.testing.assert_close(held, linear.weight.detach(), rtol=0.004, atol=1e-6)
+    for layout in ("standard", "ane"):
+        for source in sources(rounded, layout)[1:]:
+            for name, weight in source.weights(8).items():
+                if name.startswith("layers.") and name.endswith("weight") and weight.dim() > 1 and weight.numel() > 2048:
+                    dense = torch.from_numpy(compress(weight, "int4").dense())
+                    torch.testing.assert_close(dense, weight, rtol=0.004, atol=1e-6)
+
+
+def test_a_mix_has_the_steps_where_it_has_int4(model, rounded):
+    mixed = with_rounded(model, rounded, {"layers.0.ffn_in": "int4", "layers.1.ffn_in": "int8", "embeddings.word": "int4"})
+    changed = {name for name, value in mixed.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
+    assert changed == {"encoder.layers.0.ffn_in.weight"}
+    assert torch.equal(mixed.encoder.layers[0].ffn_in.weight, rounded.encoder.layers[0].ffn_in.weight)
+
+
+def test_too_few_texts_are_refused(model, items):
+    with pytest.raises(UserError, match=r"quantize.rounding_texts: 15 texts to round int4 by, at least 16 are needed; give more, or set it to 0"):
+        round_model(model, items[:15])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision", "texts", "wanted"),
+    [("int8", "int8", 128, False), ("int4", "int8", 128, True), ("int8", "int4", 128, True), ("int8", "palette4", 128, False), ("int4", "int4", 0, False)],
+)
+def test_a_recipe_rounds_where_a_target_has_four_bits(scheme, precision, texts, wanted):
+    export = {"coreml": True, "coreml_precision": precision, "coreml_target": "iOS18"}
+    recipe = Recipe.model_validate(
+        {"name": "r", "task": "classification", "quantize": {"scheme": scheme, "rounding_texts": texts}, "export": export}
+    )
+    assert stages.rounds(recipe) is wanted
