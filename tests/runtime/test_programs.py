@@ -28,12 +28,13 @@ def embedding(tmp_path_factory) -> Path:
     return path
 
 
-def test_outputs_outlive_the_next_run(embedding):
+@pytest.mark.parametrize("length", [2, LONGEST])
+def test_outputs_outlive_the_next_run(embedding, length):
     file = MethodFile(embedding, threads=1)
     file.load("embed")
-    (first,) = file.run("embed", [torch.full((1, LONGEST), 7)])
+    (first,) = file.run("embed", [torch.full((1, length), 7)])
     before = first.clone()
-    (second,) = file.run("embed", [torch.full((1, LONGEST), 8)])
+    (second,) = file.run("embed", [torch.full((1, length), 8)])
     assert torch.equal(first, before) and not torch.equal(first, second)
 
 
