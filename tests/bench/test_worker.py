@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.bench import worker
-from pipeline.bench.worker import WARM_UP_SECONDS, Worker
+from pipeline.bench.worker import WAITED_SECONDS, WARM_UP_SECONDS, Worker
 
 
 class Clock:
-    """Time that passes only while something runs."""
+    """Time that passes only where it is told to."""
 
     now = 0.0
 
@@ -18,14 +18,18 @@ class Clock:
 
 
 @pytest.mark.parametrize("seconds, untimed", [(WARM_UP_SECONDS / 8, 8), (WARM_UP_SECONDS * 4, 1)])
-def test_a_run_is_timed_once_the_processor_is_awake(monkeypatch, seconds, untimed):
+def test_a_system_that_waited_for_its_turn_warms_up_before_it_is_timed(monkeypatch, seconds, untimed):
     clock, runs = Clock(), []
 
     def run() -> None:
-        runs.append((16, 2))
-        clock.now += seconds if len(runs) > untimed else seconds * (1 + 1e-9)  # sums of floats must not fall short
+        runs.append(seconds)
+        clock.now += seconds * (1 + 1e-9)  # eighths must not fall short of the whole
 
     monkeypatch.setattr(worker, "time", clock)
-    answer = Worker(SimpleNamespace(prepare=lambda length, depth: run)).run(16, 2)
-    assert len(runs) == untimed + 1
-    assert answer["ms"] == pytest.approx(seconds * 1000.0)
+    timed = Worker(SimpleNamespace(prepare=lambda length, depth: run))
+    for waited, before in ((0.0, untimed), (WAITED_SECONDS / 2, 1), (WAITED_SECONDS * 2, untimed)):
+        runs.clear()
+        clock.now += waited
+        answer = timed.run(16, 2)
+        assert len(runs) == before + 1
+        assert answer["ms"] == pytest.approx(seconds * 1000.0)
