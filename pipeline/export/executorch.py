@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.model.encoder import ExportLayer
 from pipeline.model.segments import Monolith, Programs
 from pipeline.progress import OnStep, silent
 from pipeline.quiet import import_quietly, quiet_logging
@@ -110,13 +111,46 @@ LENGTH_AXIS = {"input_ids": 1, "hidden": 1, "attention_bias": 2, "answer_bias": 
 
 def export_program(module: nn.Module, programs: Programs, max_length: int) -> ExportedProgram:
     """The program as a graph of free length; its weights are plain tensors, torchao's subclasses taken apart."""
-    plain = import_quietly("torchao.utils").unwrap_tensor_subclass(copy.deepcopy(module))
+    plain = import_quietly("torchao.utils").unwrap_tensor_subclass(with_parts(module))
     length = Dim("length", min=SHORTEST, max=max_length)
     inputs = example_inputs(module, programs, min(16, max_length))
     with torch.no_grad():
         return torch.export.export(
             plain, tuple(inputs.values()), dynamic_shapes=tuple({LENGTH_AXIS[name]: length} for name in inputs)
         )
+
+
+class QueryKeyValue(nn.Module):
+    """A fused layer of query, key and value as three with its rows, which give the same bits.
+
+    Between the fused one and the attention ExecuTorch copies all it gave, 16 bytes at a time: a layer of DistilBERT's takes 2 to 6 % longer.
+    """
+
+    def __init__(self, fused: nn.Linear):
+        super().__init__()
+        outputs = fused.out_features // 3
+        self.query, self.key, self.value = (rows_of(fused, slice(at, at + outputs)) for at in range(0, fused.out_features, outputs))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden: [batch, length, hidden_size]. Returns three like it."""
+        return self.query(hidden), self.key(hidden), self.value(hidden)
+
+
+def rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
+    """A layer, quantized or not, that gives some of the outputs of one."""
+    weight, bias = linear.weight[rows].clone(), None if linear.bias is None else nn.Parameter(linear.bias[rows].clone(), requires_grad=False)
+    part = nn.Linear(linear.in_features, weight.shape[0], bias=False, device="meta")
+    part.weight, part.bias = nn.Parameter(weight, requires_grad=False), bias
+    return part
+
+
+def with_parts(module: nn.Module) -> nn.Module:
+    """A copy whose layers have `QueryKeyValue`s, where query, key and value are one plain or torchao linear layer."""
+    copied = copy.deepcopy(module)
+    for layer in copied.modules():
+        if isinstance(layer, ExportLayer) and isinstance(layer.qkv, nn.Linear):
+            layer.qkv = QueryKeyValue(layer.qkv)
+    return copied
 
 
 def structure_of(exported: ExportedProgram) -> tuple:

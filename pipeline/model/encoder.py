@@ -119,9 +119,11 @@ class ExportLayer(Layer):
     folded into the query's weights, which changes the result by rounding only (tests/model/test_encoder.py).
     """
 
-    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        batch, length, _ = qkv.shape
-        query, key, value = (part.view(batch, length, self.heads, self.head_dim) for part in qkv.chunk(3, dim=-1))
+    def attend(self, qkv: Tensor | tuple[Tensor, Tensor, Tensor], bias: Tensor) -> Tensor:
+        """The same; qkv may come in its three parts, [batch, length, hidden_size] each."""
+        parts = qkv.chunk(3, dim=-1) if isinstance(qkv, Tensor) else qkv
+        batch, length, _ = parts[0].shape
+        query, key, value = (part.view(batch, length, self.heads, self.head_dim) for part in parts)
         query, value = (part.transpose(1, 2).reshape(-1, length, self.head_dim) for part in (query, value))  # [batch * heads, length, head_dim]
         key = key.permute(0, 2, 3, 1).reshape(-1, self.head_dim, length)  # as the product takes it: turned once, not twice
         if batch > 1:  # never in a program, whose batch is 1; calibration runs the same module in batches

@@ -10,11 +10,13 @@ import torch
 from pipeline.errors import UserError
 from pipeline.export.executorch import (
     Lowered,
+    QueryKeyValue,
     export_executorch,
     export_monolith,
     export_program,
     lower,
     structure_of,
+    with_parts,
     with_weights,
     write,
 )
@@ -22,6 +24,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from quantize.schemes import SCHEMES, apply_scheme
 
 POSITIONS = 24
 MOST_DELEGATES = 12
@@ -99,6 +102,26 @@ def test_what_costs_time_is_delegated(tiny_qa):
     assert all(len(plan.delegates) >= 1 for plan in plans)
     # A linear layer alone in its delegate, as by a partitioner of its own, would make it 18 of a classifier's segment.
     assert all(len(plan.delegates) <= MOST_DELEGATES for plan in plans)
+
+
+def test_query_key_and_value_are_not_split_afterwards(tiny_classifier):
+    schema = import_quietly("executorch.exir._serialize._program")
+    file = schema.deserialize_pte_binary((tiny_classifier.path / "model.pte").read_bytes())
+    plans = getattr(file, "program", file).execution_plan
+    outside = {operator.name for plan in plans if plan.name != "embed" for operator in plan.operators}
+    assert not outside & {"aten::split_with_sizes_copy", "aten::split_copy", "aten::slice_copy"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@torch.no_grad()
+def test_query_key_and_value_apart_are_the_fused_layer(scheme):
+    programs = apply_scheme(Programs.of(exit_model()), scheme, "fp32")
+    segment = programs.segments[0]
+    inputs = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(4)), torch.zeros(1, 1, 9)
+    apart = with_parts(segment)
+    assert largest_difference(apart(*inputs), segment(*inputs)) < 1e-6
+    assert not isinstance(segment.layers[0].qkv, QueryKeyValue), "the given one was changed"
+    assert isinstance(apart.layers[0].qkv, QueryKeyValue) == (scheme in ("fp32", "int8", "int4"))
 
 
 @pytest.mark.parametrize(("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")])
