@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bench import host
 from pipeline.bench.host import WorkerProcess, bench_host
 from pipeline.bench.measurements import BenchReport
+from pipeline.bench.protocol import alternate
 from pipeline.bench.worker import BundlePrograms
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST_FILE
@@ -37,6 +39,19 @@ def test_every_length_and_depth_and_the_reference_are_measured(tiny_classifier, 
     assert DESIGN <= set(raw["results"][0]) and raw["device"]["kind"] == "host" and raw["device"]["executorch"]
     assert BenchReport.model_validate(raw) == report
     assert told[-1] == ("timing in turns", 5, 5)
+
+
+def test_a_system_has_its_whole_turn_at_once_and_the_deepest_point_first(tiny_classifier, small_bert, monkeypatch):
+    turns = []
+
+    def record(points, *arguments):
+        turns.extend((point.source.system, point.length, point.depth) for point in points)
+        return alternate(points, *arguments)
+
+    monkeypatch.setattr(host, "alternate", record)
+    bench_host(tiny_classifier.path, [8, 16], repeats=1, threads=1, reference_length=16, reference_shape=small_bert)
+    bundle = [("pocketbert", 8, 2), ("pocketbert", 16, 2), ("pocketbert", 8, 1), ("pocketbert", 16, 1)]
+    assert turns == [*bundle, ("bert-base", 16, 2)]
 
 
 def test_a_run_passes_through_the_programs_up_to_its_depth(tiny_qa):
