@@ -123,7 +123,7 @@ def export_program(module: nn.Module, programs: Programs, max_length: int) -> Ex
 class QueryKeyValue(nn.Module):
     """A fused layer of query, key and value as three with its rows, which give the same bits.
 
-    Between the fused one and the attention ExecuTorch copies all it gave, 16 bytes at a time: a layer of DistilBERT's takes 2 to 6 % longer.
+    Between the fused one and the attention ExecuTorch copies all it gave, 16 bytes at a time: a layer of DistilBERT's takes 3 to 7 % longer at 128 tokens.
     """
 
     def __init__(self, fused: nn.Linear):
@@ -137,10 +137,9 @@ class QueryKeyValue(nn.Module):
 
 
 def rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
-    """A layer, quantized or not, that gives some of the outputs of one."""
-    weight, bias = linear.weight[rows].clone(), None if linear.bias is None else nn.Parameter(linear.bias[rows].clone(), requires_grad=False)
-    part = nn.Linear(linear.in_features, weight.shape[0], bias=False, device="meta")
-    part.weight, part.bias = nn.Parameter(weight, requires_grad=False), bias
+    """A layer, plain or torchao's, that gives some of the outputs of one."""
+    part = nn.Linear(linear.in_features, rows.stop - rows.start, device="meta")
+    part.weight, part.bias = (nn.Parameter(each[rows].clone(), requires_grad=False) for each in (linear.weight, linear.bias))
     return part
 
 

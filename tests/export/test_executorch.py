@@ -44,6 +44,12 @@ def methods(path) -> dict:
         return {name: program.load_method(name) for name in program.method_names}
 
 
+def plans_of(path) -> list:
+    """What each method of a file runs: its operators and delegates."""
+    file = import_quietly("executorch.exir._serialize._program").deserialize_pte_binary(path.read_bytes())
+    return getattr(file, "program", file).execution_plan
+
+
 @torch.no_grad()
 def largest_difference(got, expected) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(got, expected, strict=True))
@@ -93,9 +99,7 @@ def test_the_manifest_says_what_the_file_holds(bundle, request):
 
 
 def test_what_costs_time_is_delegated(tiny_qa):
-    schema = import_quietly("executorch.exir._serialize._program")
-    file = schema.deserialize_pte_binary((tiny_qa.path / "model.pte").read_bytes())
-    plans = getattr(file, "program", file).execution_plan
+    plans = plans_of(tiny_qa.path / "model.pte")
     outside = {operator.name for plan in plans for operator in plan.operators}
     assert not outside & {f"aten::{name}" for name in ("linear", "addmm", "mm", "bmm", "_softmax", "gelu", "tanh", "mul", "add")}
     assert not any(name.startswith("torchao::") for name in outside)
@@ -105,9 +109,7 @@ def test_what_costs_time_is_delegated(tiny_qa):
 
 
 def test_query_key_and_value_are_not_split_afterwards(tiny_classifier):
-    schema = import_quietly("executorch.exir._serialize._program")
-    file = schema.deserialize_pte_binary((tiny_classifier.path / "model.pte").read_bytes())
-    plans = getattr(file, "program", file).execution_plan
+    plans = plans_of(tiny_classifier.path / "model.pte")
     outside = {operator.name for plan in plans if plan.name != "embed" for operator in plan.operators}
     assert not outside & {"aten::split_with_sizes_copy", "aten::split_copy", "aten::slice_copy"}
 
