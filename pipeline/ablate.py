@@ -76,7 +76,10 @@ def variants(recipe: Recipe) -> list[Variant]:
         return Variant(name, change, Recipe.model_validate(raw))
 
     found = [Variant(FULL, "the recipe as it is", recipe)]
-    for terms, used in ((PRETRAINING_TERMS, recipe.pretrain.corpus is not None), (TASK_TERMS, recipe.distill.training.epochs > 0)):
+    for terms, used in (
+        (PRETRAINING_TERMS, recipe.pretrain.corpus is not None),
+        (TASK_TERMS, recipe.distill.training.epochs > 0),
+    ):
         weighted = [key for key in terms if used and weight(recipe, key) > 0]
         if len(weighted) > 1:
             found += [changed(*terms[key], key, 0.0) for key in weighted]
@@ -138,10 +141,18 @@ def summarise(recipe: Recipe, measured: Sequence[tuple[Variant, dict]]) -> Ablat
 
 def ablation_table(ablation: Ablation) -> Table:
     """The results for a terminal; deltas in points."""
-    table = Table("variant", *(name.replace("_", " ") for name in ablation.variants[0].metrics), "delta, points", "exits, first to last")
+    table = Table(
+        "variant",
+        *(name.replace("_", " ") for name in ablation.variants[0].metrics),
+        "delta, points",
+        "exits, first to last",
+    )
     for row in ablation.variants:
         delta = "" if row.name == FULL else f"{100 * row.delta:+.2f}"
         table.add_row(
-            row.change, *(f"{value:.4f}" for value in row.metrics.values()), delta, " ".join(f"{value:.3f}" for value in row.exits)
+            row.change,
+            *(f"{value:.4f}" for value in row.metrics.values()),
+            delta,
+            " ".join(f"{value:.3f}" for value in row.exits),
         )
     return table

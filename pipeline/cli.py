@@ -27,13 +27,21 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, fo
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
 Settings = Annotated[
     Optional[list[str]],
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, for example data.train=train.tsv; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Overrides a key of the recipe, for example data.train=train.tsv; may be repeated.",
+    ),
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Where results go; runs/NAME by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 Speed = Annotated[
     Optional[str],
-    typer.Option("--speed", metavar="S", help="exact, balanced, fast, or an uncertainty below which to stop (0: never); exact by default."),
+    typer.Option(
+        "--speed",
+        metavar="S",
+        help="exact, balanced, fast, or an uncertainty below which to stop (0: never); exact by default.",
+    ),
 ]
 
 
@@ -91,10 +99,16 @@ stage_command("exits", "Trains the exit heads on the frozen student.")
 @app.command()
 def quantize(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|CHECKPOINT", help="A recipe, or a fine-tuned BERT or DistilBERT: a folder, or a hub name.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|CHECKPOINT", help="A recipe, or a fine-tuned BERT or DistilBERT: a folder, or a hub name."
+        ),
     ],
     settings: Settings = None,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Results of the recipe; or the checkpoint's bundle, a new folder.")] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", metavar="DIR", help="Results of the recipe; or the checkpoint's bundle, a new folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of a checkpoint: print JSON alone on stdout.")] = False,
 ) -> None:
     """Quantizes the student and calibrates the named speeds on it; stages that it needs run first. Or writes a checkpoint's bundle as it stands."""
@@ -158,16 +172,29 @@ def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_js
 @app.command()
 def verify(
     target: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|RECIPE|PACKAGE", help="A bundle, a recipe whose bundle to check, an .mlpackage, or a .pte for Core ML.")
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|RECIPE|PACKAGE",
+            help="A bundle, a recipe whose bundle to check, an .mlpackage, or a .pte for Core ML.",
+        ),
     ],
     settings: Settings = None,
     out: Out = None,
     inputs: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="For a package: .npz or JSON with its inputs; seeded random ones without it.")
+        Optional[Path],
+        typer.Option(
+            metavar="FILE", help="For a package: .npz or JSON with its inputs; seeded random ones without it."
+        ),
     ] = None,
-    function: Annotated[Optional[str], typer.Option(metavar="NAME", help="For a package: the function to run; all without it.")] = None,
-    precision: Annotated[str, typer.Option(help="For a package: whose outputs to show, float32's or float16's.")] = "float32",
-    outputs: Annotated[Optional[Path], typer.Option(metavar="FILE.npz", help="For a package: write its outputs there.")] = None,
+    function: Annotated[
+        Optional[str], typer.Option(metavar="NAME", help="For a package: the function to run; all without it.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="For a package: whose outputs to show, float32's or float16's.")
+    ] = "float32",
+    outputs: Annotated[
+        Optional[Path], typer.Option(metavar="FILE.npz", help="For a package: write its outputs there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Checks every program of a bundle against the model it came from, or evaluates one Core ML package, without Core ML.
@@ -236,7 +263,9 @@ def predict(
     text: Annotated[Optional[str], typer.Option(help="The text to classify, or to predict a number for.")] = None,
     text_pair: Annotated[Optional[str], typer.Option("--text-pair", help="The second text of a pair.")] = None,
     question: Annotated[Optional[str], typer.Option(help="The question.")] = None,
-    passage: Annotated[Optional[str], typer.Option(help="The passage that holds the answer, or @FILE to read it from a file.")] = None,
+    passage: Annotated[
+        Optional[str], typer.Option(help="The passage that holds the answer, or @FILE to read it from a file.")
+    ] = None,
     speed: Speed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -254,7 +283,9 @@ def predict(
         line = f"{result.label}  (score {result.score:.3f}, "
     elif opened.manifest.task == "regression":
         if text is None:
-            raise UserError("this bundle predicts a number; give --text, and --text-pair if it was trained on pairs", file=bundle)
+            raise UserError(
+                "this bundle predicts a number; give --text, and --text-pair if it was trained on pairs", file=bundle
+            )
         runner.estimate(text, text_pair, speed)
         result = runner.estimate(text, text_pair, speed)
         line = f"{result.value:.4g}  ("
@@ -269,7 +300,9 @@ def predict(
         emit(result)
     else:
         unsure = ", ".join(f"{value:.2f}" for value in result.uncertainty)
-        print(f"{line}{result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)")
+        print(
+            f"{line}{result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)"
+        )
 
 
 def read_text(value: str) -> str:
@@ -290,10 +323,15 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help='A labelled file, a hub data set, or "demo".')],
     speed: Speed = None,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N examples.")] = None,
-    text: Annotated[Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")] = None,
+    text: Annotated[
+        Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")
+    ] = None,
     text_pair: Annotated[Optional[str], typer.Option("--pair-column", help="The second text's column.")] = None,
     label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="Of the runtime; as many as physical cores without it. Short texts want 1.")] = None,
+    threads: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Of the runtime; as many as physical cores without it. Short texts want 1."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs the bundle's own programs over a labelled file: accuracy, EM/F1 or correlations, depth, latency; --speed takes several."""
@@ -305,10 +343,14 @@ def evaluate(
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
-    examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    examples = (
+        load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    )
     speeds = [part.strip() for part in (speed or default_speed(opened.manifest)).split(",") if part.strip()]
     with progress() as on_step:
-        evaluation = run_evaluation(opened, examples, speeds, limit=limit, on_progress=on_step, threads=threads, source=data)
+        evaluation = run_evaluation(
+            opened, examples, speeds, limit=limit, on_progress=on_step, threads=threads, source=data
+        )
     if as_json:
         emit(evaluation)
     else:
@@ -320,11 +362,15 @@ def study(
     bundle: BundleFolder,
     data: Annotated[str, typer.Argument(metavar="DATA", help='A labelled file, a hub data set, or "demo".')],
     limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N examples.")] = None,
-    text: Annotated[Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")] = None,
+    text: Annotated[
+        Optional[str], typer.Option("--text-column", help="The text's column; guessed when absent.")
+    ] = None,
     text_pair: Annotated[Optional[str], typer.Option("--pair-column", help="The second text's column.")] = None,
     label: Annotated[Optional[str], typer.Option("--label-column", help="The label's column.")] = None,
     as_json: AsJson = False,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Write the page study.html and study.json there.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", metavar="DIR", help="Write the page study.html and study.json there.")
+    ] = None,
 ) -> None:
     """What each exit is worth: score against depth and operations at every threshold and measure of uncertainty, on any labelled data."""
     from pipeline.data.demo import load_demo
@@ -335,7 +381,9 @@ def study(
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
-    examples = load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    examples = (
+        load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+    )
     with progress() as on_step:
         result = study_bundle(opened, examples, limit, on_step, source=data)
     if out is not None:
@@ -351,25 +399,36 @@ def study(
 @app.command()
 def bench(
     target: Annotated[
-        Optional[Path], typer.Argument(metavar="[BUNDLE|RECIPE]", help="A bundle folder, or a recipe whose bundle to measure.")
+        Optional[Path],
+        typer.Argument(metavar="[BUNDLE|RECIPE]", help="A bundle folder, or a recipe whose bundle to measure."),
     ] = None,
     settings: Settings = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="host; android, ios and coreml come with the apps.")] = "host",
-    reference: Annotated[str, typer.Option(help="bert-base, same-width (12 layers as wide as the bundle's) or none.")] = "bert-base",
-    reference_length: Annotated[int, typer.Option(min=8, max=512, help="What the reference pads every input to.")] = 128,
+    reference: Annotated[
+        str, typer.Option(help="bert-base, same-width (12 layers as wide as the bundle's) or none.")
+    ] = "bert-base",
+    reference_length: Annotated[
+        int, typer.Option(min=8, max=512, help="What the reference pads every input to.")
+    ] = 128,
     lengths: Annotated[str, typer.Option(help="Lengths in tokens.")] = "16,32,64,128",
     repeats: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     peers: Annotated[bool, typer.Option("--peers", help="Measure other runtimes on the same weights, too.")] = False,
     weights: Annotated[
-        Optional[Path], typer.Option(metavar="DIR", help="The peers' weights, OUT/exits of the bundle's run; found beside OUT/bundle.")
+        Optional[Path],
+        typer.Option(metavar="DIR", help="The peers' weights, OUT/exits of the bundle's run; found beside OUT/bundle."),
     ] = None,
     shape: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="Instead of a bundle: distilbert or minilm, int8, with random weights.")
+        Optional[str],
+        typer.Option(metavar="NAME", help="Instead of a bundle: distilbert or minilm, int8, with random weights."),
     ] = None,
-    file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - for stdout.")] = None,
-    plot: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write a plot of latency by length to FILE, as SVG.")] = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - for stdout.")
+    ] = None,
+    plot: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write a plot of latency by length to FILE, as SVG.")
+    ] = None,
 ) -> None:
     """Latency, load time, peak memory and size on this machine, against BERT-base and peers, alternating, each in its own process."""
     from pipeline.bench.host import Reference, bench_host
@@ -381,7 +440,9 @@ def bench(
     if device != "host":
         raise UserError(f"{device!r} cannot be measured by this version; take host", field="--device")
     if reference not in get_args(Reference):
-        raise UserError(f"{reference!r} is not known; take {', '.join(get_args(Reference)[:-1])} or none", field="--reference")
+        raise UserError(
+            f"{reference!r} is not known; take {', '.join(get_args(Reference)[:-1])} or none", field="--reference"
+        )
     try:
         chosen = [int(part) for part in lengths.split(",")]
     except ValueError:
@@ -429,7 +490,8 @@ def bench(
 
 @app.command()
 def size(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="One or more bundles.")], as_json: AsJson = False
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="One or more bundles.")],
+    as_json: AsJson = False,
 ) -> None:
     """Bytes by part, against fp32, BERT-base and the 207 MB of the DistilBERT paper's app."""
     from pipeline.summary import size_table
@@ -454,7 +516,11 @@ def doctor(as_json: AsJson = False) -> None:
         return
     table = Table("", "what", "found")
     for finding in findings:
-        table.add_row("ok" if finding.ok else "--", finding.what, finding.found if finding.ok else f"{finding.found}; {finding.remedy}")
+        table.add_row(
+            "ok" if finding.ok else "--",
+            finding.what,
+            finding.found if finding.ok else f"{finding.found}; {finding.remedy}",
+        )
     output().print(table)
 
 

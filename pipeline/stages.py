@@ -77,7 +77,9 @@ class Run:
         if self.base is None:
             return False
         if name not in self._shared:  # answered once: it reads the whole result
-            self._shared[name] = self.base.has(name) and self.base.workspace.is_done(STAGES[name].folder, self.mark(name))
+            self._shared[name] = self.base.has(name) and self.base.workspace.is_done(
+                STAGES[name].folder, self.mark(name)
+            )
         return self._shared[name]
 
     def path(self, stage: str) -> Path:
@@ -91,7 +93,9 @@ class Run:
         sections = [getattr(self.recipe, section) for section in stage.sections]
         values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
         inputs = INPUTS[name](self) if name in INPUTS else None
-        return fingerprint(name, stage.version, values, inputs, [self.mark(before) for before in stage.after if self.has(before)])
+        return fingerprint(
+            name, stage.version, values, inputs, [self.mark(before) for before in stage.after if self.has(before)]
+        )
 
     def input_digests(self) -> list[str]:
         """What identifies the data: a file's digest, or the name of a set."""
@@ -112,7 +116,9 @@ class Run:
     def corpus_inputs(self) -> list:
         """What identifies the text, the teacher and the shape of a student that is pre-trained; not where its exits are."""
         student = self.recipe.student
-        teachers = [self.weights_digest(weights) for weights in (self.recipe.pretrain.teacher, self.recipe.teacher.weights)]
+        teachers = [
+            self.weights_digest(weights) for weights in (self.recipe.pretrain.teacher, self.recipe.teacher.weights)
+        ]
         return [corpus_digest(self.recipe.pretrain.corpus), teachers, student.layers, student.initialise]
 
     def upto(self, last: str) -> None:
@@ -143,11 +149,16 @@ class Run:
             def build(place: Place | None = None) -> None:
                 place = processes.from_main(lambda: place)
                 if not all(processes.agree(place.scratch.is_dir())):
-                    raise UserError("is not there for every process; give --out on a file system that all hosts share", file=place.scratch)
+                    raise UserError(
+                        "is not there for every process; give --out on a file system that all hosts share",
+                        file=place.scratch,
+                    )
                 stage.build(self, place, on_step)
 
             if not stage.trains:
-                processes.from_main(lambda: self.workspace.run(stage.folder, mark, partial(stage.build, self, on_step=on_step)))
+                processes.from_main(
+                    lambda: self.workspace.run(stage.folder, mark, partial(stage.build, self, on_step=on_step))
+                )
             elif processes.is_main():
                 self.workspace.run(stage.folder, mark, build)
             else:
@@ -161,7 +172,9 @@ class Run:
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of every finished stage, in order."""
-        return {name: self.seconds(name) for name in STAGES if self.has(name) and self.workspace.record(STAGES[name].folder)}
+        return {
+            name: self.seconds(name) for name in STAGES if self.has(name) and self.workspace.record(STAGES[name].folder)
+        }
 
     # What stages left, read back.
 
@@ -226,7 +239,9 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
 def read_unlabelled(recipe: Recipe) -> list[Example]:
     """The texts of `distill.unlabelled`, without a label whatever the file has; none if the recipe names none."""
     source, data = recipe.distill.unlabelled, recipe.data
-    return [] if source is None else read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label="")
+    return (
+        [] if source is None else read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label="")
+    )
 
 
 def prepare(run: Run, place: Place, on_step: OnStep) -> None:
@@ -243,20 +258,27 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
         unknown = sorted({example.label for example in dev} - set(labels), key=str)
         if unknown:
             raise UserError(
-                f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})", file=recipe.data.dev, field="data.label"
+                f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
+                file=recipe.data.dev,
+                field="data.label",
             )
         if recipe.data.label_names and len(recipe.data.label_names) != len(labels):
             raise UserError(
-                f"has {len(recipe.data.label_names)} names for {len(labels)} labels ({', '.join(labels)})", field="data.label_names"
+                f"has {len(recipe.data.label_names)} names for {len(labels)} labels ({', '.join(labels)})",
+                field="data.label_names",
             )
     elif recipe.task == "regression":
-        labels, _ = label_range(train), label_range(dev)  # of labels that are all alike, nothing can be learned or measured
+        labels, _ = (
+            label_range(train),
+            label_range(dev),
+        )  # of labels that are all alike, nothing can be learned or measured
     else:
         labels = ("start", "end")
         unanswered = sum(1 for example in (*train, *dev) if not example.answers)
         if unanswered and not recipe.qa.allow_no_answer:
             raise UserError(
-                f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data", field="qa.allow_no_answer"
+                f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
+                field="qa.allow_no_answer",
             )
     if len(train) < 2 * recipe.data.calibration:
         raise UserError(
@@ -346,7 +368,13 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
 
 def check_window(recipe: Recipe, positions: int) -> None:
     """UserError if the recipe asks for longer inputs than the weights have positions."""
-    for field, length in (("qa.window" if recipe.task == "qa" else "data.max_length", recipe.qa.window if recipe.task == "qa" else recipe.data.max_length), ("export.max_length", recipe.export.max_length)):
+    for field, length in (
+        (
+            "qa.window" if recipe.task == "qa" else "data.max_length",
+            recipe.qa.window if recipe.task == "qa" else recipe.data.max_length,
+        ),
+        ("export.max_length", recipe.export.max_length),
+    ):
         if length > positions:
             raise UserError(f"{length} is more than the {positions} positions of {recipe.teacher.weights}", field=field)
 
@@ -366,9 +394,13 @@ def pretrain(run: Run, place: Place, on_step: OnStep) -> None:
     if options.teacher:  # hours before the task's teacher and this student would meet
         later = load_pretrained(recipe.teacher.weights, recipe.task)
         check_same_shape(pretrained.config, later.config, "pretrain.teacher")
-        if tokenizer.tokens != WordPieceTokenizer.from_vocab(later.vocab).tokens or pretrained.lowercase != later.lowercase:
+        if (
+            tokenizer.tokens != WordPieceTokenizer.from_vocab(later.vocab).tokens
+            or pretrained.lowercase != later.lowercase
+        ):
             raise UserError(
-                f"its vocabulary is not that of {recipe.teacher.weights}; take a teacher with the same", field="pretrain.teacher"
+                f"its vocabulary is not that of {recipe.teacher.weights}; take a teacher with the same",
+                field="pretrain.teacher",
             )
     torch.manual_seed(recipe.seed + 3)
     teacher = teacher_of(pretrained)
@@ -439,7 +471,9 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
     if recipe.exits.training.epochs:
         items = make_items(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
-        student = self_distill(student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
+        student = self_distill(
+            student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE
+        )
     if not processes.is_main():
         return
     student.uncertainty = recipe.exits.uncertainty
@@ -484,7 +518,9 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
     speeds = {
-        name: calibrate(calibration, getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task], recipe.seed).model_dump()
+        name: calibrate(
+            calibration, getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task], recipe.seed
+        ).model_dump()
         for name in SPEEDS
     }
     write_text(place.out / "speeds.json", json.dumps(speeds, indent=2))
@@ -510,7 +546,9 @@ def quantized_programs(run: Run, folder: Path | None = None):
 
 def rounds(recipe: Recipe) -> bool:
     """Whether a target has int4 matrices, and the recipe texts to round them by (`quantize.rounding`)."""
-    four_bits = recipe.quantize.scheme in ("int4", "mixed") or (recipe.export.coreml and recipe.export.coreml_precision == "int4")
+    four_bits = recipe.quantize.scheme in ("int4", "mixed") or (
+        recipe.export.coreml and recipe.export.coreml_precision == "int4"
+    )
     return four_bits and recipe.quantize.rounding_texts > 0
 
 
@@ -556,7 +594,9 @@ def chosen_mix(run: Run, folder: Path, on_step: OnStep):
 
     examples = draft_examples(run, run.recipe.quantize.sensitivity_examples)
     rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
-    return choose(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), run.recipe, on_step, rounded)
+    return choose(
+        Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), run.recipe, on_step, rounded
+    )
 
 
 def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
@@ -569,7 +609,9 @@ def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
     examples = draft_examples(run, recipe.quantize.sensitivity_examples)
     by_texts = "int4" in schemes and recipe.quantize.rounding_texts > 0
     rounded = Programs.of(round_student(run, on_step)) if by_texts else None
-    return measure_sensitivity(Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step, rounded)
+    return measure_sensitivity(
+        Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step, rounded
+    )
 
 
 def export(run: Run, place: Place, on_step: OnStep) -> None:
@@ -649,7 +691,9 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
 
         checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
         if manifest.task == "classification":
-            checks.append(check_coreml_labels(Bundle.open(bundle), run.model("exits"), run.examples("dev"), on_step, backend))
+            checks.append(
+                check_coreml_labels(Bundle.open(bundle), run.model("exits"), run.examples("dev"), on_step, backend)
+            )
     answers = json.loads((run.path("quantize") / "answers.json").read_text())
     checks.append(check_agreement(Bundle.open(bundle), run.examples("dev"), answers, on_step))
     report = json.dumps(to_json(checks, lint_bundle(bundle), mac), indent=2)
@@ -668,7 +712,11 @@ def bench(run: Run, place: Place, on_step: OnStep) -> None:
     recipe = run.recipe
     bundle = run.path("export")
     evaluation = evaluate(
-        Bundle.open(bundle), run.examples("dev"), recipe.bench.speeds, limit=recipe.bench.evaluate_limit, on_progress=on_step
+        Bundle.open(bundle),
+        run.examples("dev"),
+        recipe.bench.speeds,
+        limit=recipe.bench.evaluate_limit,
+        on_progress=on_step,
     )
     write_text(place.out / "evaluation.json", evaluation.model_dump_json(indent=2))
     study = study_bundle(Bundle.open(bundle), run.examples("dev"), recipe.bench.evaluate_limit, on_step)
@@ -734,7 +782,9 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("prepare", "data", (), ("task", "seed", "data", "qa"), prepare, version=2),
         Stage("finetune", "teacher", ("prepare",), ("teacher", "precision", "qa"), finetune, trains=True),
-        Stage("pretrain", "pretrained", (), ("seed", "precision", "pretrain"), pretrain, wanted=names_corpus, trains=True),
+        Stage(
+            "pretrain", "pretrained", (), ("seed", "precision", "pretrain"), pretrain, wanted=names_corpus, trains=True
+        ),
         Stage("distill", "student", ("finetune", "pretrain"), ("student", "distill"), distill, trains=True),
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=4),

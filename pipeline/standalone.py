@@ -43,15 +43,21 @@ class Quantized(BaseModel):
     fp32_bytes: int = Field(description="of the same model's parameters in float32")
     parts: dict[str, int] = Field(description="bytes of the bundle by what they hold")
     texts: int
-    rounding_texts: int = Field(description="other texts, for whose sake int4 matrices were rounded as they are; 0 is each weight to the nearest step")
+    rounding_texts: int = Field(
+        description="other texts, for whose sake int4 matrices were rounded as they are; 0 is each weight to the nearest step"
+    )
     relative_error: float = Field(
         description="of the logits against float32's: the root mean square of the difference over theirs; a mix was chosen on these very texts"
     )
     divergence: float = Field(description="of the answers from float32's, mean over the texts, in nats")
-    same_answer: float = Field(description="share of texts that get float32's answer; of questions, of windows with its best start and end")
+    same_answer: float = Field(
+        description="share of texts that get float32's answer; of questions, of windows with its best start and end"
+    )
     metric: Metric
     loss: float | None = Field(description="score lost, a fraction of 1; null without labels")
-    parity_db: float = Field(description="the program in ExecuTorch against the quantized model in PyTorch: signal over noise of the logits")
+    parity_db: float = Field(
+        description="the program in ExecuTorch against the quantized model in PyTorch: signal over noise of the logits"
+    )
 
 
 def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None, on_step: OnStep = silent) -> Quantized:
@@ -94,7 +100,9 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     if others:
         rounded = Programs.of(round_model(model, make_items(others, tokenizer, labels, recipe), on_step))
     if options.scheme == "mixed":
-        schemes = choose(programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded).schemes
+        schemes = choose(
+            programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded
+        ).schemes
         quantized = apply_schemes(programs, schemes, rounded)
     else:
         quantized = apply_scheme(programs, options.scheme, options.embeddings, rounded)
@@ -113,7 +121,10 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
             matrix_schemes=schemes,
             speeds={},
             conformance_examples=examples[:8],
-            provenance={"weights": weights, "relative_error": f"{comparison.relative_error:.3g} on {len(examples)} texts of {recipe.data.dev}"},
+            provenance={
+                "weights": weights,
+                "relative_error": f"{comparison.relative_error:.3g} on {len(examples)} texts of {recipe.data.dev}",
+            },
             on_step=on_step,
         )
         checks = verify_bundle(partial, on_step)
@@ -155,7 +166,10 @@ def load_with_head(weights: str) -> tuple[Pretrained, Task]:
             file=weights,
         )
     if task == "classification" and len(pretrained.labels) == 1:
-        raise UserError("has one output, a regression, and does not say its range of labels; give a recipe of that task", file=weights)
+        raise UserError(
+            "has one output, a regression, and does not say its range of labels; give a recipe of that task",
+            file=weights,
+        )
     return pretrained, task
 
 

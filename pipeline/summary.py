@@ -64,7 +64,14 @@ def study_tables(study: Study) -> list[Table]:
     metric = METRIC_NAMES[study.metric]
     exits = Table("exit", "after layer", metric, "operations", "median uncertainty", "AUROC")
     for at, (each, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
-        exits.add_row(str(at), str(each.layer), f"{each.score:.4f}", f"{each.flops:.1%}", f"{each.quantiles[2]:.3f}", cell(ranking.auroc, ".3f"))
+        exits.add_row(
+            str(at),
+            str(each.layer),
+            f"{each.score:.4f}",
+            f"{each.flops:.1%}",
+            f"{each.quantiles[2]:.3f}",
+            cell(ranking.auroc, ".3f"),
+        )
     speeds = Table("speed", "loss promised", "loss", "mean depth", "operations", "speed-up", "exits")
     for speed in study.speeds:
         counts = " ".join(str(count) for count in speed.exits)
@@ -89,7 +96,19 @@ def study_tables(study: Study) -> list[Table]:
 
 def bench_table(report: BenchReport) -> Table:
     """A row for everything that was timed. Memory is what the process held at most beyond its bare runtime."""
-    columns = ["system", "variant", "model", "precision", "length", "depth", "median ms", "5-95 %", "load ms", "memory MB", "file MB"]
+    columns = [
+        "system",
+        "variant",
+        "model",
+        "precision",
+        "length",
+        "depth",
+        "median ms",
+        "5-95 %",
+        "load ms",
+        "memory MB",
+        "file MB",
+    ]
     compared = any(row.difference is not None for row in report.results)
     table = Table(*columns, *(["difference"] if compared else []))
     for row in report.results:
@@ -114,7 +133,9 @@ def size_table(bundle: Path, report: SizeReport) -> Table:
     """Bytes by target and part, then what they are compared with."""
     table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
     for row in report.rows():
-        table.add_row(row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE))
+        table.add_row(
+            row.target, row.part, row.scheme, cell(row.bytes, ".2f", MEGABYTE), cell(row.fp32_bytes, ".2f", MEGABYTE)
+        )
     return table
 
 
@@ -130,12 +151,28 @@ def checks_table(checks: Sequence[Check]) -> Table:
 def package_table(report: PackageReport) -> Table:
     """A row for each output of each function."""
     title = f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, shown in {report.precision}"
-    table = Table("function", "output", "shape", "least", "greatest", "float16 against float32", "", title=title, title_justify="left")
+    table = Table(
+        "function",
+        "output",
+        "shape",
+        "least",
+        "greatest",
+        "float16 against float32",
+        "",
+        title=title,
+        title_justify="left",
+    )
     for function in report.functions:
         for at in function.outputs:
             shape, agrees = f"{at.dtype} {at.shape}", f"{at.float16_snr_db:.1f} dB"
             table.add_row(
-                function.function, at.name, shape, cell(at.minimum, ".4g"), cell(at.maximum, ".4g"), agrees, "ok" if at.finite else "NOT FINITE"
+                function.function,
+                at.name,
+                shape,
+                cell(at.minimum, ".4g"),
+                cell(at.maximum, ".4g"),
+                agrees,
+                "ok" if at.finite else "NOT FINITE",
             )
     return table
 
@@ -184,7 +221,11 @@ def sensitivity_table(result: Sensitivity) -> Table:
             if entry is None:
                 row += ["", "", ""]
             else:
-                row += [f"{entry.bytes / 1000:.0f}", f"{entry.divergence:.2e}", "" if entry.loss is None else f"{100 * entry.loss:+.2f}"]
+                row += [
+                    f"{entry.bytes / 1000:.0f}",
+                    f"{entry.divergence:.2e}",
+                    "" if entry.loss is None else f"{100 * entry.loss:+.2f}",
+                ]
         table.add_row(matrix, *row)
     return table
 
@@ -238,7 +279,14 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
     notes: dict[str, str] = {}
     for line in headline_lines(results):
         scores = quality(results.task, line.score)
-        table.add_row(line.name, *scores, cell(line.megabytes), cell(line.latency_ms, ".2f"), cell(line.speed_up), line.depth or "")
+        table.add_row(
+            line.name,
+            *scores,
+            cell(line.megabytes),
+            cell(line.latency_ms, ".2f"),
+            cell(line.speed_up),
+            line.depth or "",
+        )
         notes.setdefault(line.note, line.name.split(",")[0])
     return table, [f"{name}: {note}" for note, name in notes.items()]
 
@@ -260,7 +308,9 @@ def print_answers(out: Console, run: Run, bundle: Path) -> None:
         else:
             result = runner.classify(example.text, example.text_pair, "exact")
             said, asked = result.label, example.text
-        out.print(f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)")
+        out.print(
+            f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
+        )
 
 
 def spread(examples: list, count: int) -> list:

@@ -1,8 +1,8 @@
 """Stage folders: written whole or not at all, skipped when nothing that went into them has changed.
 
-    OUT/<stage>/              what a finished stage left
-    OUT/.stages/<stage>.json  its fingerprint, its seconds, the digests of its files
-    OUT/.work/<stage>/        a stage under way: `out` becomes the stage folder, the rest is its place to continue from
+OUT/<stage>/              what a finished stage left
+OUT/.stages/<stage>.json  its fingerprint, its seconds, the digests of its files
+OUT/.work/<stage>/        a stage under way: `out` becomes the stage folder, the rest is its place to continue from
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def fingerprint(*parts) -> str:
 
 def digest_tree(folder: Path) -> str:
     """A digest of all files below a folder: names and contents."""
-    entries = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    entries = [
+        (path.relative_to(folder).as_posix(), sha256_of(path)) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
     return fingerprint(entries)
 
 
@@ -63,7 +65,9 @@ class Workspace:
             (self.root / ".stages").mkdir(parents=True, exist_ok=True)
             (self.root / ".work").mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made ({error.strerror}); give another folder with --out", file=self.root) from None
+            raise UserError(
+                f"cannot be made ({error.strerror}); give another folder with --out", file=self.root
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -75,7 +79,9 @@ class Workspace:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError("another run is writing here; wait for it or give another --out", file=self.root) from None
+                raise UserError(
+                    "another run is writing here; wait for it or give another --out", file=self.root
+                ) from None
             yield
 
     def folder(self, stage: str) -> Path:
@@ -131,7 +137,8 @@ class Workspace:
         except Exception as error:
             if is_full_disk(error):
                 raise UserError(
-                    f"the disk is full in stage {stage}; free some space and run the same command again, it continues", file=self.root
+                    f"the disk is full in stage {stage}; free some space and run the same command again, it continues",
+                    file=self.root,
                 ) from None
             raise
         return True

@@ -143,7 +143,9 @@ def palette(weight: Tensor, bits: int, groups: int) -> Palette:
         centres = torch.where(counts > 0, means, centres).sort(dim=1).values
     table = centres.to(torch.float16)
     stretches = edges_of(values, table.double()).diff(dim=1)  # values are given to the table as it is stored
-    clusters = torch.arange(size, dtype=torch.uint8).repeat(groups).repeat_interleave(stretches.flatten()).view(groups, -1)
+    clusters = (
+        torch.arange(size, dtype=torch.uint8).repeat(groups).repeat_interleave(stretches.flatten()).view(groups, -1)
+    )
     indices = torch.empty_like(clusters).scatter_(1, order, clusters)
     return Palette(indices.reshape(weight.shape).numpy(), table.numpy(), bits)
 
@@ -205,13 +207,17 @@ def palettized(summary: str, bits: int, per_tensor: bool = False) -> CoreMLSchem
 COREML_SCHEMES: dict[str, CoreMLScheme] = {
     "fp16": CoreMLScheme("weights in float16", "iOS16", lambda shape: 2 * values_of(shape)),
     "int8": CoreMLScheme("int8 weights with a scale per output channel", "iOS16", int8_bytes, int8_rows),
-    "int8-a8": CoreMLScheme("int8 weights, and int8 inputs of the layers' matrices", "iOS17", int8_bytes, int8_rows, int8_inputs=True),
+    "int8-a8": CoreMLScheme(
+        "int8 weights, and int8 inputs of the layers' matrices", "iOS17", int8_bytes, int8_rows, int8_inputs=True
+    ),
     "int4": CoreMLScheme(f"int4 weights with a scale per block of {GROUP} inputs", "iOS18", int4_bytes, int4_blocks),
     "palette4": palettized(f"16 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 4),
     "palette6": palettized(f"64 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 6),
     "palette4-per-tensor": palettized("16 values for a matrix, by k-means", 4, per_tensor=True),
     "palette6-per-tensor": palettized("64 values for a matrix, by k-means", 6, per_tensor=True),
-    "mixed": CoreMLScheme("each matrix as the mix of `quantize.mixed` has it", "iOS18", lambda shape: 2 * values_of(shape), by_matrix=True),
+    "mixed": CoreMLScheme(
+        "each matrix as the mix of `quantize.mixed` has it", "iOS18", lambda shape: 2 * values_of(shape), by_matrix=True
+    ),
 }
 # What a matrix has here that `quantize.schemes` has for ExecuTorch, of those that a mix may hold: as many bits; a package has no float32.
 OF_MATRIX = {"fp32": "fp16", "fp16": "fp16", "int8": "int8", "int4": "int4"}

@@ -29,7 +29,9 @@ class Mix(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schemes: dict[str, str] = Field(description="of every matrix, the word table among them")
-    bytes: int = Field(description="of all weights in the ExecuTorch programs, those that no scheme applies to included")
+    bytes: int = Field(
+        description="of all weights in the ExecuTorch programs, those that no scheme applies to included"
+    )
     divergence: float = Field(description="of the last exit from float32's on the examples, in nats")
     loss: float | None = Field(description="score lost there, a fraction of 1; null without labels")
     sensitivity: Sensitivity
@@ -59,7 +61,9 @@ def greedy_path(choices: Mapping[str, Mapping[str, Choice]]) -> list[tuple[str, 
             now = schemes[current[matrix]]
             for scheme, then in schemes.items():
                 if then.bytes < now.bytes:
-                    moves.append(((then.divergence - now.divergence) / (now.bytes - then.bytes), then.bytes, matrix, scheme))
+                    moves.append(
+                        ((then.divergence - now.divergence) / (now.bytes - then.bytes), then.bytes, matrix, scheme)
+                    )
         if not moves:
             return path
         _, _, matrix, scheme = min(moves)
@@ -92,7 +96,10 @@ def choose(
     """
     options = recipe.quantize
     if options.budget_points is not None and any(getattr(example, "label", "") is None for example in examples):
-        raise UserError("needs labelled texts to measure a loss on; give labels, or quantize.budget_mb", field="quantize.budget_points")
+        raise UserError(
+            "needs labelled texts to measure a loss on; give labels, or quantize.budget_mb",
+            field="quantize.budget_points",
+        )
     sensitivity, judge = measure_sensitivity(programs, examples, tokenizer, labels, recipe, CHOICES, on_step, rounded)
     full = executorch_parts(programs, "fp32", "fp32").total
     choices = choices_of(sensitivity, programs)
@@ -105,7 +112,10 @@ def choose(
     def mix_at(steps: int) -> dict[str, str]:
         return {**fixed, **dict.fromkeys(choices, "fp32"), **dict(path[:steps])}
 
-    sizes = [executorch_parts(programs, mix_at(steps), mix_at(steps)[EMBEDDINGS_MATRIX]).total for steps in range(len(path) + 1)]
+    sizes = [
+        executorch_parts(programs, mix_at(steps), mix_at(steps)[EMBEDDINGS_MATRIX]).total
+        for steps in range(len(path) + 1)
+    ]
     steps = 0
     if options.budget_mb is not None:
         enough = [at for at, size in enumerate(sizes) if size <= options.budget_mb * MEGABYTE]
@@ -117,7 +127,10 @@ def choose(
             )
         steps = enough[0]
     elif options.budget_points is not None:
-        steps = furthest(len(path), lambda at: judge.judge(apply_schemes(programs, mix_at(at), rounded))[1] <= options.budget_points / 100)
+        steps = furthest(
+            len(path),
+            lambda at: judge.judge(apply_schemes(programs, mix_at(at), rounded))[1] <= options.budget_points / 100,
+        )
     schemes = mix_at(steps)
     apart, loss = judge.judge(apply_schemes(programs, schemes, rounded))
     if options.budget_points is not None and 100 * loss > options.budget_points:
@@ -144,5 +157,7 @@ def choices_of(sensitivity: Sensitivity, programs: Programs) -> dict[str, dict[s
     choices = {}
     for matrix, shape in shapes_of(programs).items():
         choices[matrix] = {"fp32": Choice(stored(matrix, "fp32", shape), 0.0)}
-        choices[matrix].update((entry.scheme, Choice(entry.bytes, entry.divergence)) for entry in sensitivity.of(matrix).values())
+        choices[matrix].update(
+            (entry.scheme, Choice(entry.bytes, entry.divergence)) for entry in sensitivity.of(matrix).values()
+        )
     return choices

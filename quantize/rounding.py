@@ -45,7 +45,8 @@ def round_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silen
     """
     if len(items) < FEWEST_TO_ROUND_BY:
         raise UserError(
-            f"{len(items)} texts to round int4 by, at least {FEWEST_TO_ROUND_BY} are needed; give more, or set it to 0", field="quantize.rounding_texts"
+            f"{len(items)} texts to round int4 by, at least {FEWEST_TO_ROUND_BY} are needed; give more, or set it to 0",
+            field="quantize.rounding_texts",
         )
     rounded, moments = copy.deepcopy(model), second_moments(Programs.of(model), items, on_step)
     for done, (name, of_inputs) in enumerate(moments.items(), start=1):
@@ -111,7 +112,9 @@ def round_to_moments(weight: Tensor, moments: Tensor) -> Tensor:
         as `weight`.
     """
     left, importance = weight.detach().double(), moments.diagonal()
-    damped = moments.double() + torch.diag(torch.full_like(importance, DAMPING * float(importance.mean()) or 1.0).double())
+    damped = moments.double() + torch.diag(
+        torch.full_like(importance, DAMPING * float(importance.mean()) or 1.0).double()
+    )
     # Row i of the upper factor of the inverse: how errors of input i go to the later inputs, when all before are settled.
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     rounded = torch.empty_like(left)

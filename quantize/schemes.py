@@ -97,7 +97,9 @@ SCHEMES: dict[str, Scheme] = {
     "fp32": Scheme("linear layers in float32", lambda outputs, inputs: 4 * outputs * inputs),
     "fp16": Scheme("weights and products in float16", lambda outputs, inputs: 2 * outputs * inputs, HalfLinear),
     "int8-weight-only": Scheme(
-        "int8 weights per output channel, computed in float32", lambda outputs, inputs: outputs * (inputs + 4), WeightOnlyLinear
+        "int8 weights per output channel, computed in float32",
+        lambda outputs, inputs: outputs * (inputs + 4),
+        WeightOnlyLinear,
     ),
     "int8": Scheme(
         "int8 weights per output channel, int8 activations per token at run time",
@@ -131,7 +133,9 @@ EMBEDDINGS: dict[str, EmbeddingScheme] = {
 
 
 @torch.no_grad()
-def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings: str, rounded: Programs | None = None) -> Programs:
+def apply_scheme(
+    programs: Programs, scheme: str | Mapping[str, str], embeddings: str, rounded: Programs | None = None
+) -> Programs:
     """A quantized copy of the programs: the quantized model in PyTorch, which every exported program is held against.
 
     The linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
@@ -153,7 +157,8 @@ def apply_scheme(programs: Programs, scheme: str | Mapping[str, str], embeddings
             raise UserError(f"{each!r} is no scheme; take one of {', '.join(SCHEMES)}", field="quantize.scheme")
     if embeddings not in EMBEDDINGS:
         raise UserError(
-            f"{embeddings!r} is no scheme for embeddings; take one of {', '.join(EMBEDDINGS)}", field="quantize.embeddings"
+            f"{embeddings!r} is no scheme for embeddings; take one of {', '.join(EMBEDDINGS)}",
+            field="quantize.embeddings",
         )
     for name, each in SCHEMES.items():
         chosen = {matrix: linear for matrix, linear in linears.items() if schemes.get(matrix) == name}
@@ -181,7 +186,10 @@ def apply_schemes(programs: Programs, schemes: Mapping[str, str], rounded: Progr
 def check_groups(matrix: str, inputs: int, name: str, scheme: Scheme | EmbeddingScheme, field: str) -> None:
     """UserError unless a matrix of so many inputs is made of whole groups."""
     if inputs % scheme.group:
-        raise UserError(f"{name} has groups of {scheme.group}, and {matrix} is {inputs} wide, no multiple of it; take int8", field=field)
+        raise UserError(
+            f"{name} has groups of {scheme.group}, and {matrix} is {inputs} wide, no multiple of it; take int8",
+            field=field,
+        )
 
 
 def put(scheme: Scheme, programs: Programs, linears: list[nn.Linear]) -> None:
@@ -215,5 +223,6 @@ def named_linears(programs: Programs) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in named.items()
-        if isinstance(module, nn.Linear) and (name.startswith("layers.") or module.weight.numel() >= SMALLEST_HEAD_LINEAR)
+        if isinstance(module, nn.Linear)
+        and (name.startswith("layers.") or module.weight.numel() >= SMALLEST_HEAD_LINEAR)
     }

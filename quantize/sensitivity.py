@@ -106,9 +106,11 @@ class Judge:
         """The mean divergence of an exit of other programs, in nats, and the score that it loses, None without labels."""
         logits, _, scores = self._run(programs)
         task = self.recipe.task
-        apart = [divergence(task, *(each[exit] for each in pair), mask) for *pair, mask in zip(self.logits, logits, self.masks)]
+        apart = [
+            divergence(task, *(each[exit] for each in pair), mask)
+            for *pair, mask in zip(self.logits, logits, self.masks)
+        ]
         return float(np.mean(apart)), None if scores is None else float(self.scores[exit] - scores[exit])
-
 
     def compare(self, programs: Programs) -> Comparison:
         """The last exit of other programs in four numbers.
@@ -117,8 +119,13 @@ class Judge:
         the share of inputs with float32's answer (the label; of a window, the best start and the best end), and the score lost.
         """
         logits, _, scores = self._run(programs)
-        rows = [(each[-1], got[-1]) if mask is None else (each[-1][mask], got[-1][mask]) for each, got, mask in zip(self.logits, logits, self.masks)]
-        error = sum(float(np.square(got - each).sum()) for each, got in rows) / sum(float(np.square(each).sum()) for each, _ in rows)
+        rows = [
+            (each[-1], got[-1]) if mask is None else (each[-1][mask], got[-1][mask])
+            for each, got, mask in zip(self.logits, logits, self.masks)
+        ]
+        error = sum(float(np.square(got - each).sum()) for each, got in rows) / sum(
+            float(np.square(each).sum()) for each, _ in rows
+        )
         return Comparison(
             relative_error=error**0.5,
             divergence=float(np.mean([divergence(self.recipe.task, each, got) for each, got in rows])),
@@ -180,16 +187,25 @@ def measure_sensitivity(
         alone = apply_schemes(programs, {matrix: scheme}, rounded)
         exit = int(matrix.split(".")[1]) if matrix.startswith("exits.") else -1
         apart, loss = judge.judge(alone, exit)
-        entries.append(Entry(matrix=matrix, scheme=scheme, bytes=stored(matrix, scheme, shapes[matrix]), divergence=apart, loss=loss))
+        entries.append(
+            Entry(
+                matrix=matrix, scheme=scheme, bytes=stored(matrix, scheme, shapes[matrix]), divergence=apart, loss=loss
+            )
+        )
     on_step("sensitivity", len(pairs), len(pairs))
     score = None if judge.scores is None else float(judge.scores[-1])
-    return Sensitivity(task=recipe.task, metric=SCORE[recipe.task], examples=len(examples), score=score, entries=entries), judge
+    return Sensitivity(
+        task=recipe.task, metric=SCORE[recipe.task], examples=len(examples), score=score, entries=entries
+    ), judge
 
 
 def shapes_of(programs: Programs) -> dict[str, tuple[int, int]]:
     """Every matrix that has a scheme, the word table last: its outputs and inputs, or rows and width."""
     matrices = {name: linear.weight for name, linear in named_linears(programs).items()}
-    return {name: tuple(weight.shape) for name, weight in (*matrices.items(), (EMBEDDINGS_MATRIX, programs.embed.embeddings.word.weight))}
+    return {
+        name: tuple(weight.shape)
+        for name, weight in (*matrices.items(), (EMBEDDINGS_MATRIX, programs.embed.embeddings.word.weight))
+    }
 
 
 def fits(matrix: str, scheme: str, width: int) -> bool:

@@ -95,7 +95,9 @@ class SizeReport(Strict):
         for target in self.targets:
             for part in PARTS:
                 if size := getattr(target.parts, part):
-                    rows.append(SizeRow(target.backend, part, target.scheme, size, getattr(self.fp32_parts, part) or None))
+                    rows.append(
+                        SizeRow(target.backend, part, target.scheme, size, getattr(self.fp32_parts, part) or None)
+                    )
             rows.append(SizeRow(target.backend, "total", target.scheme, target.bytes, self.fp32_bytes))
         rows.append(SizeRow("bundle", "total", "", self.total_bytes, None))
         rows.append(SizeRow("same model", "total", "fp32", self.fp32_bytes, self.fp32_bytes))
@@ -133,14 +135,18 @@ def size_of(bundle: str | Path) -> SizeReport:
     owner = {file.path: backend_of(file.path, manifest) for file in files}
     shared = Parts(
         vocabulary=sum(file.bytes for file in files if file.path == manifest.tokenizer.vocab_file),
-        other=sum(file.bytes for file in files if owner[file.path] is None and file.path != manifest.tokenizer.vocab_file),
+        other=sum(
+            file.bytes for file in files if owner[file.path] is None and file.path != manifest.tokenizer.vocab_file
+        ),
     )
     targets, parts = [], shared
     for backend in get_args(Backend):
         if backend not in backends:
             continue
         size = sum(file.bytes for file in files if owner[file.path] == backend)
-        programs = executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest, backend)
+        programs = (
+            executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest, backend)
+        )
         programs += Parts(overhead=size - programs.total)
         parts += programs
         shipped = programs + shared
@@ -203,7 +209,9 @@ def model_of(manifest: Manifest, file: Path) -> ExitModel:
     try:
         one = build_meta(manifest.task, shape, labels, 1)
     except (KeyError, ValueError) as error:
-        raise UserError(f"is no shape of a model ({error}); export the bundle again", file=file, field="model") from None
+        raise UserError(
+            f"is no shape of a model ({error}); export the bundle again", file=file, field="model"
+        ) from None
     missing = shape.parameters - parameter_count(one)
     if missing < 0 or missing % shape.hidden_size:
         raise UserError(
@@ -270,7 +278,9 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
 
     def bytes_of(modules: Iterable[nn.Module]) -> int:
         weights = [weight for module in modules for weight in module.parameters()]
-        return sum(stored[id(weight)](*weight.shape) if id(weight) in stored else 4 * weight.numel() for weight in weights)
+        return sum(
+            stored[id(weight)](*weight.shape) if id(weight) in stored else 4 * weight.numel() for weight in weights
+        )
 
     return Parts(
         embeddings=bytes_of([programs.embed]),
@@ -293,12 +303,16 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
         return stored_bytes((rows, *weight.shape[1:]), precision)
 
     def packages(name: str) -> int:
-        return len({program.file for program in manifest.programs if program.backend == backend and program.name == name})
+        return len(
+            {program.file for program in manifest.programs if program.backend == backend and program.name == name}
+        )
 
     def whole(module: nn.Module, name: str, kind: str) -> int:
         """`kind` is what the names of the module's matrices begin with, see `named_linears`."""
         precision, weights = manifest.program(name, backend).precision, module.named_parameters(prefix=kind)
-        return packages(name) * sum(stored(weight, precision, weight.shape[0], path.removesuffix(".weight")) for path, weight in weights)
+        return packages(name) * sum(
+            stored(weight, precision, weight.shape[0], path.removesuffix(".weight")) for path, weight in weights
+        )
 
     buckets = {
         length

@@ -24,7 +24,16 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 
 SYLLABLES = [a + b for a in "bdfglmnprstv" for b in ("a", "e", "i", "o", "u", "an", "el")]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".,?!", *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES)]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *".,?!",
+    *SYLLABLES,
+    *(f"##{syllable}" for syllable in SYLLABLES),
+]
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,10 @@ def tiny_vocab(tmp_path_factory) -> Path:
 def tiny_classifier(tmp_path_factory, tiny_vocab) -> TinyBundle:
     """int8, 2 layers and exits, 3 labels whose names differ from their values, inputs of 4 to 60 tokens."""
     words = Words(1)
-    examples = [ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, words.pick("0", "1", "2")) for at in range(24)]
+    examples = [
+        ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, words.pick("0", "1", "2"))
+        for at in range(24)
+    ]
     recipe = Recipe.model_validate(
         {
             "name": "tiny-classifier",
@@ -65,7 +77,10 @@ def tiny_regressor(tmp_path_factory, tiny_vocab) -> TinyBundle:
     """int8, 4 layers and exits, labels from -2 to 6, inputs of 4 to 60 tokens."""
     words = Words(4)
     labels = [-2.0, 6.0, *(round(words.random.uniform(-2, 6), 2) for _ in range(22))]
-    examples = [ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, label) for at, label in enumerate(labels)]
+    examples = [
+        ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, label)
+        for at, label in enumerate(labels)
+    ]
     recipe = Recipe.model_validate(
         {
             "name": "tiny-regressor",
@@ -75,7 +90,15 @@ def tiny_regressor(tmp_path_factory, tiny_vocab) -> TinyBundle:
             "export": {"max_length": 64, "coreml": False},
         }
     )
-    return build(tmp_path_factory.mktemp("regressor") / "bundle", recipe, 1, (), examples, tiny_vocab, LabelRange(minimum=-2, maximum=6))
+    return build(
+        tmp_path_factory.mktemp("regressor") / "bundle",
+        recipe,
+        1,
+        (),
+        examples,
+        tiny_vocab,
+        LabelRange(minimum=-2, maximum=6),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +139,12 @@ def patient_qa(tmp_path_factory, tiny_qa) -> TinyBundle:
 @pytest.fixture(scope="session")
 def agreeing_classifier(tmp_path_factory, tiny_classifier) -> TinyBundle:
     """`patient_classifier` by agreement."""
-    return patient(tiny_classifier, tmp_path_factory.mktemp("agreeing-classifier") / "bundle", tiny_classifier.examples, "agreement")
+    return patient(
+        tiny_classifier,
+        tmp_path_factory.mktemp("agreeing-classifier") / "bundle",
+        tiny_classifier.examples,
+        "agreement",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -132,8 +160,13 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
     from pipeline.manifest import MANIFEST_FILE, ExitOptions, describe_files
 
     shutil.copytree(tiny.path, folder)
-    programs = Programs(tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], measure).eval()
-    again = [program.model_copy(update={"name": f"segment_{2 + int(program.name[-1])}"}) for program in tiny.manifest.programs[1:]]
+    programs = Programs(
+        tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], measure
+    ).eval()
+    again = [
+        program.model_copy(update={"name": f"segment_{2 + int(program.name[-1])}"})
+        for program in tiny.manifest.programs[1:]
+    ]
     speeds = {
         name: tiny.manifest.speeds["exact"].model_copy(update={"thresholds": [patience_threshold(patience)] * 4})
         for name, patience in (("once", 1), ("twice", 2))
@@ -147,7 +180,9 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
     # Twice as deep, so int8 differs by more than in the bundle that the tolerances are from.
     shallow = Conformance.model_validate_json((tiny.path / CONFORMANCE_FILE).read_bytes())
     tolerances = {"tolerance": 2 * shallow.tolerance, "uncertainty_tolerance": 2 * shallow.uncertainty_tolerance}
-    (folder / CONFORMANCE_FILE).write_text(vectors.model_copy(update=tolerances).model_dump_json(exclude_none=True), encoding="utf-8")
+    (folder / CONFORMANCE_FILE).write_text(
+        vectors.model_copy(update=tolerances).model_dump_json(exclude_none=True), encoding="utf-8"
+    )
     manifest = tiny.manifest.model_copy(
         update={
             "model": tiny.manifest.model.model_copy(update={"exit_layers": [1, 2, 3, 4], "layers": 4}),
@@ -168,7 +203,10 @@ class Words:
         self.random = random.Random(seed)
 
     def text(self, fewest: int, most: int) -> str:
-        words = ["".join(self.random.choices(SYLLABLES, k=self.random.randint(1, 2))) for _ in range(self.random.randint(fewest, most))]
+        words = [
+            "".join(self.random.choices(SYLLABLES, k=self.random.randint(1, 2)))
+            for _ in range(self.random.randint(fewest, most))
+        ]
         return " ".join(words) + "."
 
     def pick(self, *choices: str) -> str:
@@ -176,7 +214,13 @@ class Words:
 
 
 def build(
-    folder: Path, recipe: Recipe, labels: int, label_values, examples: list[Example], vocab: Path, label_range: LabelRange | None = None
+    folder: Path,
+    recipe: Recipe,
+    labels: int,
+    label_values,
+    examples: list[Example],
+    vocab: Path,
+    label_range: LabelRange | None = None,
 ) -> TinyBundle:
     from pipeline.export.bundle import write_bundle
     from quantize.schemes import apply_scheme
@@ -184,10 +228,17 @@ def build(
     torch.manual_seed(0)
     layers = 4 if recipe.task == "regression" else 2  # change takes two exits, and a choice a third
     config = EncoderConfig(
-        vocab_size=len(VOCABULARY), hidden_size=64, layers=layers, heads=4, intermediate_size=128, max_positions=recipe.export.max_length
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        layers=layers,
+        heads=4,
+        intermediate_size=128,
+        max_positions=recipe.export.max_length,
     )
     model = ExitModel(recipe.task, config, labels, recipe.head, range(1, layers + 1))
-    with torch.no_grad():  # BERT's initialisation is all but undecided; these weights have opinions, which differ from text to text
+    with (
+        torch.no_grad()
+    ):  # BERT's initialisation is all but undecided; these weights have opinions, which differ from text to text
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
@@ -207,7 +258,13 @@ def build(
         label_values=label_values,
         label_range=label_range,
         speeds={
-            "exact": Speed(thresholds=[THRESHOLD[recipe.task]] * (layers - 1) + [0.0], mean_depth=1.5, max_loss=0.01, delta=0.1, **speed),
+            "exact": Speed(
+                thresholds=[THRESHOLD[recipe.task]] * (layers - 1) + [0.0],
+                mean_depth=1.5,
+                max_loss=0.01,
+                delta=0.1,
+                **speed,
+            ),
             "fast": Speed(thresholds=[1.1] * (layers - 1) + [0.0], mean_depth=1.0, **speed),
         },
         conformance_examples=examples[:8],

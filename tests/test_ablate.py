@@ -22,8 +22,16 @@ def recipe_file(tmp_path_factory, tiny_vocab):
     folder = tmp_path_factory.mktemp("ablation")
     words = tiny_vocab.read_text()
     transformers.set_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 64}
-    transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(words.split("\n")) - 1, **sizes)).save_pretrained(folder / "bert")
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 64,
+    }
+    transformers.BertForMaskedLM(
+        transformers.BertConfig(vocab_size=len(words.split("\n")) - 1, **sizes)
+    ).save_pretrained(folder / "bert")
     (folder / "bert" / "vocab.txt").write_text(words)
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgl" for b in "aeiou"]
@@ -138,7 +146,9 @@ def test_what_does_not_differ_is_not_trained_again(finished):
     out, ablation = finished
     for row in ablation.variants[1:]:
         made = {path.name for path in (out / "ablation" / row.name).iterdir() if not path.name.startswith(".")}
-        assert made == {"student", "exits"} | ({"pretrained"} if row.name.startswith("pretrain-") or row.name == "random" else set())
+        assert made == {"student", "exits"} | (
+            {"pretrained"} if row.name.startswith("pretrain-") or row.name == "random" else set()
+        )
 
 
 def test_a_second_ablation_trains_nothing(recipe_file, finished, monkeypatch):
@@ -148,7 +158,9 @@ def test_a_second_ablation_trains_nothing(recipe_file, finished, monkeypatch):
 
 
 def test_a_killed_ablation_continues(recipe_file, finished, tmp_path, monkeypatch):
-    recipe = load_recipe(recipe_file, ["pretrain.mlm_weight=0", "pretrain.hidden_weight=0", "distill.attention_weight=0"])
+    recipe = load_recipe(
+        recipe_file, ["pretrain.mlm_weight=0", "pretrain.hidden_weight=0", "distill.attention_weight=0"]
+    )
     built, run = [], Run.upto
 
     def until_the_last(self, last):

@@ -45,7 +45,9 @@ def write_tsv(path, rows, header="sentence\tlabel"):
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
-    path.write_text('name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n[exits]\nexact = 0.1\nbalanced = 0.1\nfast = 0.1\n')
+    path.write_text(
+        'name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n[exits]\nexact = 0.1\nbalanced = 0.1\nfast = 0.1\n'
+    )
     return path
 
 
@@ -61,7 +63,9 @@ class TestData:
     def prepare(self, pocketbert, recipe, good, tmp_path):
         def run(*settings, train=None, dev=None):
             flags = [f"data.train={train or good}", f"data.dev={dev or good}", *settings]
-            result = pocketbert("finetune", recipe, "--out", tmp_path / "out", *(part for flag in flags for part in ("--set", flag)))
+            result = pocketbert(
+                "finetune", recipe, "--out", tmp_path / "out", *(part for flag in flags for part in ("--set", flag))
+            )
             assert not (tmp_path / "out" / "data").exists()
             return result
 
@@ -103,7 +107,12 @@ class TestData:
     def test_too_few_to_show_what_a_speed_promises(self, prepare):
         result = prepare("exits.exact=0.1", "exits.balanced=0.05")
         refused(result, "data.calibration", "'balanced'", "at least 57")
-        refused(prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"), "data.calibration", "'exact'", "0.99")
+        refused(
+            prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"),
+            "data.calibration",
+            "'exact'",
+            "0.99",
+        )
 
     def test_label_names_do_not_fit(self, prepare):
         refused(prepare('data.label_names=["a", "b", "c"]'), "data.label_names", "3 names for 2 labels")
@@ -115,7 +124,9 @@ class TestData:
         refused(prepare("task=qa", train=path, dev=path), "squad.json", "q7")
 
     def test_unanswerable_questions_need_to_be_allowed(self, prepare, tmp_path):
-        questions = [{"id": str(at), "question": f"Who is {at}?", "answers": [], "is_impossible": True} for at in range(3)]
+        questions = [
+            {"id": str(at), "question": f"Who is {at}?", "answers": [], "is_impossible": True} for at in range(3)
+        ]
         path = tmp_path / "squad.json"
         path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Alice met Bob.", "qas": questions}]}]}))
         refused(prepare("task=qa", train=path, dev=path), "qa.allow_no_answer")
@@ -132,8 +143,17 @@ class TestRecipe:
 
     def test_unknown_weights(self, pocketbert, recipe, good, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        settings = ("--set", f"data.train={good}", "--set", f"data.dev={good}", "--set", "teacher.weights=nobody/nothing")
-        refused(pocketbert("finetune", recipe, "--out", tmp_path / "out", *settings), "teacher.weights", "nobody/nothing")
+        settings = (
+            "--set",
+            f"data.train={good}",
+            "--set",
+            f"data.dev={good}",
+            "--set",
+            "teacher.weights=nobody/nothing",
+        )
+        refused(
+            pocketbert("finetune", recipe, "--out", tmp_path / "out", *settings), "teacher.weights", "nobody/nothing"
+        )
 
 
 class TestBundle:
@@ -194,18 +214,28 @@ class TestJson:
     def test_evaluate(self, pocketbert, tiny_classifier, tmp_path):
         rows = [(example.text, example.label) for example in tiny_classifier.examples]
         data = write_tsv(tmp_path / "dev.tsv", rows)
-        code, out, _ = pocketbert("evaluate", tiny_classifier.path, data, "--speed", "0,exact", "--limit", "10", "--threads", "1", "--json")
+        code, out, _ = pocketbert(
+            "evaluate", tiny_classifier.path, data, "--speed", "0,exact", "--limit", "10", "--threads", "1", "--json"
+        )
         result = json.loads(out)
-        assert code == 0 and result["examples"] == 10 and [speed["speed"] for speed in result["speeds"]] == ["0", "exact"]
+        assert (
+            code == 0 and result["examples"] == 10 and [speed["speed"] for speed in result["speeds"]] == ["0", "exact"]
+        )
         for speed in result["speeds"]:
             assert sum(speed["exits"]) == 10 and 0 <= speed["accuracy"] <= 1 and "f1" not in speed
         assert result["speeds"][0]["mean_depth"] == 2
 
     def test_study(self, pocketbert, tiny_classifier, tmp_path):
         data = write_tsv(tmp_path / "dev.tsv", [(example.text, example.label) for example in tiny_classifier.examples])
-        code, out, _ = pocketbert("study", tiny_classifier.path, data, "--limit", "10", "--json", "--out", tmp_path / "page")
+        code, out, _ = pocketbert(
+            "study", tiny_classifier.path, data, "--limit", "10", "--json", "--out", tmp_path / "page"
+        )
         result = json.loads(out)
-        assert code == 0 and (result["task"], result["metric"], result["examples"]) == ("classification", "accuracy", 10)
+        assert code == 0 and (result["task"], result["metric"], result["examples"]) == (
+            "classification",
+            "accuracy",
+            10,
+        )
         assert [speed["speed"] for speed in result["speeds"]] == ["exact", "fast"] and len(result["exits"]) == 2
         assert result["measures"][0]["measure"] == "entropy" and len(result["measures"]) >= 4
         for measure in result["measures"]:
@@ -216,11 +246,17 @@ class TestJson:
 
     def test_study_of_questions_as_tables(self, pocketbert, tiny_qa, tmp_path):
         questions = [
-            {"id": example.id, "question": example.question, "answers": [{"text": a.text, "answer_start": a.start} for a in example.answers]}
+            {
+                "id": example.id,
+                "question": example.question,
+                "answers": [{"text": a.text, "answer_start": a.start} for a in example.answers],
+            }
             | ({} if example.answers else {"is_impossible": True})
             for example in tiny_qa.examples
         ]
-        paragraphs = [{"context": example.passage, "qas": [asked]} for example, asked in zip(tiny_qa.examples, questions)]
+        paragraphs = [
+            {"context": example.passage, "qas": [asked]} for example, asked in zip(tiny_qa.examples, questions)
+        ]
         data = tmp_path / "squad.json"
         data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
         code, out, _ = pocketbert("study", tiny_qa.path, data)
@@ -250,17 +286,26 @@ def test_a_regressions_commands(pocketbert, tiny_regressor, tmp_path):
     code, out, _ = pocketbert("study", tiny_regressor.path, data, "--out", tmp_path / "study")
     assert code == 0 and "NMAE" in out and "1 − NMAE" in (tmp_path / "study" / "study.html").read_text()
     assert pocketbert("verify", tiny_regressor.path)[0] == 0
-    refused(pocketbert("predict", tiny_regressor.path, "--question", "Who?", "--passage", "Ada."), tiny_regressor.path, "--text")
+    refused(
+        pocketbert("predict", tiny_regressor.path, "--question", "Who?", "--passage", "Ada."),
+        tiny_regressor.path,
+        "--text",
+    )
     refused(pocketbert("evaluate", tiny_regressor.path, "demo"), "there is no demo data for regression")
     broken = write_tsv(tmp_path / "broken.tsv", [*rows, ("bala.", "high")], header="sentence\tscore")
-    refused(pocketbert("evaluate", tiny_regressor.path, broken), f"{broken}: line 26, score: 'high' where a finite number belongs")
+    refused(
+        pocketbert("evaluate", tiny_regressor.path, broken),
+        f"{broken}: line 26, score: 'high' where a finite number belongs",
+    )
 
 
 def test_bench_refuses_what_it_cannot_measure(pocketbert, tiny_classifier, tmp_path):
     refused(pocketbert("bench"), "--shape")
     refused(pocketbert("bench", tiny_classifier.path, "--shape", "distilbert"), "one of them")
     refused(pocketbert("bench", tiny_classifier.path, "--weights", tmp_path), "--weights", "--peers")
-    refused(pocketbert("bench", "--shape", "bert", "--reference", "none"), "'bert' is not known; take distilbert or minilm")
+    refused(
+        pocketbert("bench", "--shape", "bert", "--reference", "none"), "'bert' is not known; take distilbert or minilm"
+    )
     refused(pocketbert("bench", tiny_classifier.path, "--peers", "--reference", "none"), "exits", "OUT/exits")
 
 

@@ -85,7 +85,9 @@ def test_the_bound_holds_on_real_predictions(predictions, max_loss):
     lost, depth = [], []
     for split in range(200):
         drawn = random.integers(0, len(rows), 500)
-        part = Predictions(predictions.score[drawn], predictions.exact[drawn], predictions.uncertainty[drawn], predictions.answers)
+        part = Predictions(
+            predictions.score[drawn], predictions.exact[drawn], predictions.uncertainty[drawn], predictions.answers
+        )
         exits = exits_taken(predictions.uncertainty, calibrate(part, max_loss, delta, "accuracy", split).thresholds)
         lost.append((predictions.score[:, -1] - predictions.score[rows, exits]).mean())
         depth.append((exits + 1).mean())

@@ -98,7 +98,11 @@ def test_a_program_may_be_executorchs_for_core_ml(bundle):
 
 
 def test_files_are_described_but_for_the_manifest(bundle):
-    assert [entry.path for entry in describe_files(bundle)] == ["coreml/model.mlpackage/Manifest.json", "model.pte", "vocab.txt"]
+    assert [entry.path for entry in describe_files(bundle)] == [
+        "coreml/model.mlpackage/Manifest.json",
+        "model.pte",
+        "vocab.txt",
+    ]
     entry = describe_files(bundle)[1]
     # printf of the bytes 0 to 255, by sha256sum
     assert entry.sha256 == "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880" and entry.bytes == 256
@@ -160,7 +164,10 @@ def test_a_regressions_manifest_says_its_unit_and_an_older_one_has_none(bundle):
     put(bundle, "speeds", "fast", "metric", value="one_minus_nmae")
     jsonschema.validate(raw_of(bundle), json_schema())
     manifest = read_manifest(bundle)
-    assert (manifest.label_range.value(0.2), manifest.label_range.share(-0.5)) == (pytest.approx(-0.5), pytest.approx(0.2))
+    assert (manifest.label_range.value(0.2), manifest.label_range.share(-0.5)) == (
+        pytest.approx(-0.5),
+        pytest.approx(0.2),
+    )
     (bundle / MANIFEST_FILE).write_text(manifest.model_dump_json())
     jsonschema.validate(raw_of(bundle), json_schema())
     assert read_manifest(bundle) == manifest

@@ -26,14 +26,32 @@ def recipe_file(tmp_path_factory) -> Path:
 
     transformers = import_quietly("transformers")
     folder = tmp_path_factory.mktemp("recipe")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(10)), *(f"##{digit}" for digit in range(10)), *WORDS]
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64}
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *map(str, range(10)),
+        *(f"##{digit}" for digit in range(10)),
+        *WORDS,
+    ]
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+    }
     config = transformers.BertConfig(vocab_size=len(vocabulary), **shape)
     transformers.set_seed(0)
     transformers.BertModel(config).save_pretrained(folder / "bert")
     (folder / "bert" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     chance = random.Random(0)
-    rows = [f"{('bad', 'good')[at % 2]} {' '.join(chance.choices(WORDS[2:], k=chance.randint(4, 20)))} {at}\t{at % 2}" for at in range(161)]
+    rows = [
+        f"{('bad', 'good')[at % 2]} {' '.join(chance.choices(WORDS[2:], k=chance.randint(4, 20)))} {at}\t{at % 2}"
+        for at in range(161)
+    ]
     (folder / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     recipe = folder / "tiny.toml"
     recipe.write_text(
@@ -52,7 +70,11 @@ export = {{ max_length = 32, coreml_buckets = [32] }}
 
 
 def environment(**more: object) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | {name: str(value) for name, value in more.items()}
+    return (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        | {name: str(value) for name, value in more.items()}
+    )
 
 
 def test_accelerate_launch_ends_in_the_single_process_student(recipe_file, tmp_path):
@@ -69,16 +91,23 @@ def test_accelerate_launch_ends_in_the_single_process_student(recipe_file, tmp_p
     run.upto("distill")
     assert not list((tmp_path / "two" / ".work").iterdir())
     for stage in ("teacher", "student"):
-        one, two = (json.loads((tmp_path / out / stage / "losses.json").read_text())["losses"] for out in ("one", "two"))
+        one, two = (
+            json.loads((tmp_path / out / stage / "losses.json").read_text())["losses"] for out in ("one", "two")
+        )
         assert len(one) == 13  # 101 examples: the last batch holds 5
         assert two == pytest.approx(one, abs=1e-4)
         one, two = (load_file(tmp_path / out / stage / "model.safetensors") for out in ("one", "two"))
         # Adam takes whole steps, of the learning rate, along gradients that are rounding alone: a softmax does not change with what is added to
         # all of its scores, as the key's bias is and that of a pooling query.
-        assert all((one[name] - two[name]).abs().mean() < 1e-5 for name in one if not name.endswith(("qkv.bias", "score.bias")))
+        assert all(
+            (one[name] - two[name]).abs().mean() < 1e-5 for name in one if not name.endswith(("qkv.bias", "score.bias"))
+        )
     # What the two made stands for one process, too: nothing is trained again.
     again = Run(load_recipe(recipe_file), tmp_path / "two")
-    assert all(again.workspace.is_done(folder, again.mark(name)) for name, folder in (("finetune", "teacher"), ("distill", "student")))
+    assert all(
+        again.workspace.is_done(folder, again.mark(name))
+        for name, folder in (("finetune", "teacher"), ("distill", "student"))
+    )
 
 
 @pytest.mark.parametrize(

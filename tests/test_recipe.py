@@ -65,7 +65,9 @@ def test_an_unknown_key_names_the_nearest_known_one(write, text, wrong, near):
 
 
 def test_an_unknown_key_on_the_command_line(write):
-    assert refused(write(LEAST), "data.trian=a.tsv").endswith("data.trian: unknown key; the nearest known one is data.train")
+    assert refused(write(LEAST), "data.trian=a.tsv").endswith(
+        "data.trian: unknown key; the nearest known one is data.train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,9 @@ def test_overrides_are_typed(write, override, read):
 
 
 def test_the_last_override_wins_over_the_file(write):
-    recipe = load_recipe(write(LEAST + "seed = 1\n[data]\nmax_length = 64\n"), ["seed=2", "data.max_length=32", "seed=3"])
+    recipe = load_recipe(
+        write(LEAST + "seed = 1\n[data]\nmax_length = 64\n"), ["seed=2", "data.max_length=32", "seed=3"]
+    )
     assert (recipe.seed, recipe.data.max_length) == (3, 32)
 
 
@@ -154,11 +158,26 @@ def test_files_that_are_no_recipe(write, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["exits.head=attention"], "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert"),
-        (["distill.training.exit_shares=[0, 0]"], "distill.training.exit_shares: takes numbers of 0 or more, one of them above 0"),
-        (["task=qa", "distill.unlabelled=texts.jsonl"], "distill.unlabelled: texts alone are no questions; leave it out for qa"),
-        (["task=qa", "exits.head=pooled"], "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear"),
-        (["task=qa", "qa.stride=317"], "qa.stride: leaves no room to move on; it must be below window - max_question - 3"),
+        (
+            ["exits.head=attention"],
+            "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert",
+        ),
+        (
+            ["distill.training.exit_shares=[0, 0]"],
+            "distill.training.exit_shares: takes numbers of 0 or more, one of them above 0",
+        ),
+        (
+            ["task=qa", "distill.unlabelled=texts.jsonl"],
+            "distill.unlabelled: texts alone are no questions; leave it out for qa",
+        ),
+        (
+            ["task=qa", "exits.head=pooled"],
+            "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear",
+        ),
+        (
+            ["task=qa", "qa.stride=317"],
+            "qa.stride: leaves no room to move on; it must be below window - max_question - 3",
+        ),
         (
             ["task=regression"],
             "exits.uncertainty: 'entropy' is no measure for regression; set it to change",
@@ -196,7 +215,12 @@ def test_files_that_are_no_recipe(write, tmp_path):
             "export.executorch_coreml: computes in float16 and has no int8-a8; set it to false, or take another export.coreml_precision",
         ),
         (
-            ["export.coreml_precision=mixed", "quantize.scheme=mixed", "quantize.budget_mb=9", "export.executorch_coreml=true"],
+            [
+                "export.coreml_precision=mixed",
+                "quantize.scheme=mixed",
+                "quantize.budget_mb=9",
+                "export.executorch_coreml=true",
+            ],
             "export.executorch_coreml: computes in float16 and has no mixed; set it to false, or take another export.coreml_precision",
         ),
         (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
@@ -211,7 +235,13 @@ def test_choices_must_fit_each_other(write, overrides, line):
 def test_choices_that_just_fit(write):
     load_recipe(write(LEAST), ["task=qa", "qa.stride=316"])  # 384 - 64 - 3 = 317
     load_recipe(write(LEAST), ["data.max_length=64", "export.max_length=64"])
-    for weights, target in (("int4", "iOS18"), ("palette4", "iOS18"), ("palette4-per-tensor", "iOS16"), ("int8", "iOS16"), ("int8-a8", "iOS17")):
+    for weights, target in (
+        ("int4", "iOS18"),
+        ("palette4", "iOS18"),
+        ("palette4-per-tensor", "iOS16"),
+        ("int8", "iOS16"),
+        ("int8-a8", "iOS17"),
+    ):
         load_recipe(write(LEAST), [f"export.coreml_precision={weights}", f"export.coreml_target={target}"])
     load_recipe(write(LEAST), ["qa.stride=383"])  # nobody reads [qa] for classification
 

@@ -30,11 +30,28 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     transformers = import_quietly("transformers")
     folder = tmp_path_factory.mktemp("checkpoint")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *letters, *("##" + x for x in letters), *WORDS[:-1], "was"]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "?",
+        ".",
+        *letters,
+        *("##" + x for x in letters),
+        *WORDS[:-1],
+        "was",
+    ]
     vocabulary = list(dict.fromkeys(vocabulary))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
     )
     transformers.set_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
@@ -98,7 +115,16 @@ def order(recipe_file: Path) -> list[str]:
 
 def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(out), *(f"--set={each}" for each in settings)],
+        [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "run",
+            str(recipe),
+            "--out",
+            str(out),
+            *(f"--set={each}" for each in settings),
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -186,10 +212,19 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
     from pipeline.model.checkpoint import load_encoder, load_model
     from pipeline.recipe import load_recipe
 
-    settings = [f"pretrain.corpus={recipe_file.parent}/data.tsv", "pretrain.length=16", "student.layers=[1]", "distill.training.epochs=0", "exits.head=bert"]
+    settings = [
+        f"pretrain.corpus={recipe_file.parent}/data.tsv",
+        "pretrain.length=16",
+        "student.layers=[1]",
+        "distill.training.epochs=0",
+        "exits.head=bert",
+    ]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
     run.upto("distill")
-    assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {"pretrained", "student"}
+    assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {
+        "pretrained",
+        "student",
+    }
     pretrained, student = load_encoder(run.path("pretrain")), load_model(run.path("distill")).encoder
     assert all(torch.equal(tensor, pretrained.state_dict()[name]) for name, tensor in student.state_dict().items())
     teacher = load_model(run.path("finetune")).encoder
@@ -201,7 +236,9 @@ def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
     from pipeline.recipe import load_recipe
 
     more = tmp_path / "more.tsv"
-    more.write_text("sentence\tlabel\n" + "\n".join(f"the actor was {word}\tno class of the data" for word in WORDS) + "\n")
+    more.write_text(
+        "sentence\tlabel\n" + "\n".join(f"the actor was {word}\tno class of the data" for word in WORDS) + "\n"
+    )
     base = Run(load_recipe(recipe_file), whole)
     settings = [f"distill.unlabelled={more}", "distill.training.epochs=1", "distill.training.batch_size=1"]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", base)
@@ -218,9 +255,11 @@ def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
 
 def test_report_and_results_are_there(whole):
     page = (whole / "report" / "report.html").read_text()
-    assert "tiny" in page and "src=\"http" not in page
+    assert "tiny" in page and 'src="http' not in page
     manifest = json.loads((whole / "bundle" / "manifest.json").read_text())
-    assert manifest["exits"]["uncertainty"] == "margin" != Recipe(name="default", task="classification").exits.uncertainty
+    assert (
+        manifest["exits"]["uncertainty"] == "margin" != Recipe(name="default", task="classification").exits.uncertainty
+    )
     assert {program["backend"] for program in manifest["programs"]} == {"executorch", "coreml"}
     assert not list((whole / ".work").iterdir())
 
@@ -234,10 +273,20 @@ def test_a_regression_runs_to_its_report(recipe_file, tmp_path):
         rows.append(f"{' '.join(chance.sample(words, len(words)))} {at}\t{-10 + 40 * good / (good + bad or 1):.2f}")
     data = tmp_path / "data.tsv"
     data.write_text("\n".join(rows) + "\n")
-    settings = [f"data.train={data}", f"data.dev={data}", "task=regression", "exits.uncertainty=change", "export.coreml=false"]
+    settings = [
+        f"data.train={data}",
+        f"data.dev={data}",
+        "task=regression",
+        "exits.uncertainty=change",
+        "export.coreml=false",
+    ]
     finish(recipe_file, tmp_path / "out", *settings)
     manifest = read_manifest(tmp_path / "out" / "bundle")
-    assert (manifest.task, manifest.label_range, manifest.uncertainty) == ("regression", LabelRange(minimum=-10, maximum=30), "change")
+    assert (manifest.task, manifest.label_range, manifest.uncertainty) == (
+        "regression",
+        LabelRange(minimum=-10, maximum=30),
+        "change",
+    )
     assert {speed.metric for speed in manifest.speeds.values()} == {"one_minus_nmae"}
     assert all(speed.value_full_depth - speed.value <= speed.max_loss for speed in manifest.speeds.values())
     results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())

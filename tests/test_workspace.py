@@ -51,7 +51,11 @@ def test_a_stage_is_published_whole_and_then_skipped(workspace):
     assert workspace.is_done("model", "mark")
     assert list((workspace.root / ".work").iterdir()) == []
     record = workspace.record("model")
-    assert record["seconds"] >= 0 and record["resumed"] is False and record["digest"] == digest_tree(workspace.folder("model"))
+    assert (
+        record["seconds"] >= 0
+        and record["resumed"] is False
+        and record["digest"] == digest_tree(workspace.folder("model"))
+    )
     assert workspace.run("model", "mark", refuse) is False
     assert Workspace(workspace.root).run("model", "mark", refuse) is False  # another process, another day
 
@@ -228,13 +232,17 @@ def full_in_torch(place: Place) -> None:
 
 
 def full_in_rust(place: Place) -> None:
-    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # safetensors' words
+    raise RuntimeError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )  # safetensors' words
 
 
 @pytest.mark.parametrize("build", [full_in_python, full_in_torch, full_in_rust])
 def test_a_full_disk_is_one_line_and_harms_nothing(workspace, build):
     workspace.run("data", "mark", content())
-    with pytest.raises(UserError, match="the disk is full in stage model; free some space and run the same command again"):
+    with pytest.raises(
+        UserError, match="the disk is full in stage model; free some space and run the same command again"
+    ):
         workspace.run("model", "mark", build)
     assert workspace.is_done("data", "mark") and not workspace.folder("model").exists()
     assert workspace.run("model", "mark", content()) is True
@@ -280,7 +288,19 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_fingerprints_tell_apart_what_differs():
     assert fingerprint("a", {"x": 1, "y": 2}) == fingerprint("a", {"y": 2, "x": 1})
-    assert len({fingerprint(), fingerprint("a"), fingerprint("b"), fingerprint("a", "b"), fingerprint(["a", "b"]), fingerprint("ab")}) == 6
+    assert (
+        len(
+            {
+                fingerprint(),
+                fingerprint("a"),
+                fingerprint("b"),
+                fingerprint("a", "b"),
+                fingerprint(["a", "b"]),
+                fingerprint("ab"),
+            }
+        )
+        == 6
+    )
 
 
 def test_small_files_are_written_whole(tmp_path, monkeypatch):

@@ -150,12 +150,16 @@ def bench_host(
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
     if not any(program.backend == "executorch" for program in manifest.programs):
-        raise UserError("has no ExecuTorch programs, which this computer could run; export the bundle again", file=bundle)
+        raise UserError(
+            "has no ExecuTorch programs, which this computer could run; export the bundle again", file=bundle
+        )
     if repeats < 1 or threads < 1:
         raise UserError(f"{repeats} repeats on {threads} threads cannot be measured; give at least 1 of each")
     taken = tuple(length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length)
     if not taken:
-        raise UserError(f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths")
+        raise UserError(
+            f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths"
+        )
     student = None if weights is None else Weights(Path(weights), manifest)
     scheme = scheme_of(manifest, "executorch")
     depths = tuple(range(1, manifest.segments + 1))

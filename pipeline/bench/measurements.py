@@ -33,7 +33,9 @@ class Measurement(BaseModel):
     system: str
     model: str
     precision: str
-    variant: str = Field("", description="what tells two ways to run a system apart: fixed or any length, with or without fusions")
+    variant: str = Field(
+        "", description="what tells two ways to run a system apart: fixed or any length, with or without fusions"
+    )
     length: int = Field(description="tokens, padding included where the system pads")
     depth: int = Field(description="segments run; layers for a system without exits")
     median_ms: float
@@ -45,7 +47,8 @@ class Measurement(BaseModel):
     file_bytes: int
     runs: int = Field(description="timed runs, after the warm-up")
     difference: float | None = Field(
-        None, description="from torch-eager's logits, as a share of their largest; None for another model, another depth, or without it"
+        None,
+        description="from torch-eager's logits, as a share of their largest; None for another model, another depth, or without it",
     )
 
     @property
@@ -93,7 +96,9 @@ class BenchReport(BaseModel):
 
     device: Device
     results: list[Measurement]
-    left_out: dict[str, str] = Field(default_factory=dict, description="systems that could not be measured: why, and the way out")
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="systems that could not be measured: why, and the way out"
+    )
 
     def of(self, system: str) -> list[Measurement]:
         """The measurements of one system, in their order."""
@@ -103,7 +108,11 @@ class BenchReport(BaseModel):
         """How a system's time at full depth grows with the length; None of fewer than three lengths up to `LINEAR_UP_TO`."""
         measured = self.of(system)
         deepest = max((each.depth for each in measured), default=0)
-        times = {each.length: each.median_ms for each in sorted(measured, key=lambda each: each.length) if each.depth == deepest}
+        times = {
+            each.length: each.median_ms
+            for each in sorted(measured, key=lambda each: each.length)
+            if each.depth == deepest
+        }
         fitted = tuple(length for length in times if length <= LINEAR_UP_TO)
         if len(fitted) < 3:
             return None

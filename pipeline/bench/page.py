@@ -37,7 +37,14 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        percent=percent, score=score, points=points, ms=plots.milliseconds, mb=megabytes, seconds=duration, number=number, times=times,
+        percent=percent,
+        score=score,
+        points=points,
+        ms=plots.milliseconds,
+        mb=megabytes,
+        seconds=duration,
+        number=number,
+        times=times,
         measure=plots.measure_name,
     )
     made.globals["task_names"] = plots.TASK_NAMES

@@ -223,7 +223,11 @@ def onnx_fused(weights: Weights, longest: int) -> Path:
         shape = weights.manifest.model
         with quiet_logging():
             fused = optimizer.optimize_model(
-                str(onnx_exported(weights, longest)), model_type="bert", num_heads=shape.heads, hidden_size=shape.hidden_size, opt_level=0
+                str(onnx_exported(weights, longest)),
+                model_type="bert",
+                num_heads=shape.heads,
+                hidden_size=shape.hidden_size,
+                opt_level=0,
             )
             fused.save_model_to_file(str(path))
 
@@ -314,7 +318,12 @@ def left_out(peers: Sequence[Peer] = PEERS) -> dict[str, str]:
 
 
 def peer_sources(
-    weights: Weights, lengths: Sequence[int], model: str, precision: str, on_step: OnStep = silent, peers: Sequence[Peer] = PEERS
+    weights: Weights,
+    lengths: Sequence[int],
+    model: str,
+    precision: str,
+    on_step: OnStep = silent,
+    peers: Sequence[Peer] = PEERS,
 ) -> Iterator[Source]:
     """Makes the program of every peer that can be had, or finds it in the cache.
 
@@ -326,7 +335,9 @@ def peer_sources(
     """
     out, depth = left_out(peers), weights.manifest.segments
     chosen = [peer for peer in peers if peer.system not in out]
-    wanted = [(peer, at) for peer in chosen for at in ([(each,) for each in lengths] if peer.fixed else [tuple(lengths)])]
+    wanted = [
+        (peer, at) for peer in chosen for at in ([(each,) for each in lengths] if peer.fixed else [tuple(lengths)])
+    ]
     for done, (peer, at) in enumerate(wanted):
         on_step(f"making the peers, {peer.system} {peer.variant}", done, len(wanted))
         path = peer.make(weights, at[0] if peer.fixed else weights.manifest.max_length)

@@ -77,7 +77,11 @@ def size_plot(results: RunResults) -> str:
         axes.axvline(size.target_bytes / MEGABYTE, color=ORANGE, linestyle="--", linewidth=1.3)
         # Beside the last bar, a shipped bundle: the shortest.
         axes.text(
-            (size.target_bytes / MEGABYTE) + 0.015 * max(start), len(bars) - 1, "207 MB: the paper's app", color=ORANGE, va="center"
+            (size.target_bytes / MEGABYTE) + 0.015 * max(start),
+            len(bars) - 1,
+            "207 MB: the paper's app",
+            color=ORANGE,
+            va="center",
         )
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.invert_yaxis()
@@ -114,7 +118,15 @@ def latency_plot(results: RunResults) -> str:
             label = f"{depth} of {depths[-1]} segments"
             axes.plot(*zip(*line), color=colour, marker=mark, markersize=5, label=label)
         for each in results.bench.of("bert-base"):
-            axes.plot([each.length], [each.median_ms], color=ORANGE, marker="D", markersize=8, linestyle="none", label="BERT-base fp32")
+            axes.plot(
+                [each.length],
+                [each.median_ms],
+                color=ORANGE,
+                marker="D",
+                markersize=8,
+                linestyle="none",
+                label="BERT-base fp32",
+            )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter("")
@@ -148,7 +160,11 @@ def systems_plot(report: BenchReport) -> str:
         for at, name in enumerate(slowest_first):
             length, median, low, high = zip(*sorted(lines[name]))
             ours = name == "pocketbert"
-            style = {"color": INK if ours else colours(at % 10), "marker": marks[at % len(marks)], "linewidth": 2.4 if ours else 1.2}
+            style = {
+                "color": INK if ours else colours(at % 10),
+                "marker": marks[at % len(marks)],
+                "linewidth": 2.4 if ours else 1.2,
+            }
             axes.plot(length, median, markersize=5, label=name, zorder=3 if ours else 2, **style)
             axes.fill_between(length, low, high, color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xscale("log", base=2)
@@ -158,7 +174,9 @@ def systems_plot(report: BenchReport) -> str:
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.7)
         axes.set_xlabel("length in tokens")
-        axes.set_ylabel(f"milliseconds, {report.device.threads} thread{'s' if report.device.threads > 1 else ''} (log scale)")
+        axes.set_ylabel(
+            f"milliseconds, {report.device.threads} thread{'s' if report.device.threads > 1 else ''} (log scale)"
+        )
         figure.legend(loc="outside right center", frameon=False, fontsize=9)
     return svg.getvalue()
 
@@ -210,8 +228,14 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
             lightness = 0.08 + 0.9 * segment / max(1, segments - 1)
             widths = [100 * speed.exits[segment] / sum(speed.exits) for speed in speeds]
             axes.barh(
-                range(len(speeds)), widths, left=start, color=colours(lightness), label=f"{segment + 1}", height=0.66,
-                edgecolor="white", linewidth=0.6,
+                range(len(speeds)),
+                widths,
+                left=start,
+                color=colours(lightness),
+                label=f"{segment + 1}",
+                height=0.66,
+                edgecolor="white",
+                linewidth=0.6,
             )
             for at, width in enumerate(widths):
                 if width >= 8:
@@ -223,8 +247,14 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the examples")
         figure.legend(
-            loc="outside lower center", ncols=min(6, segments), frameon=False, fontsize=10, title="left after segment",
-            title_fontsize=10, columnspacing=1.2, handlelength=1.2,
+            loc="outside lower center",
+            ncols=min(6, segments),
+            frameon=False,
+            fontsize=10,
+            title="left after segment",
+            title_fontsize=10,
+            columnspacing=1.2,
+            handlelength=1.2,
         )
     return svg.getvalue()
 

@@ -64,7 +64,9 @@ def reference_program(length: int, on_step: OnStep = silent, shape: EncoderConfi
         UserError: `length` is more than BERT has positions, or the cache folder cannot be written.
     """
     if not 2 <= length <= shape.max_positions:
-        raise UserError(f"{length} is none that BERT takes; give one from 2 to {shape.max_positions}", field="reference_length")
+        raise UserError(
+            f"{length} is none that BERT takes; give one from 2 to {shape.max_positions}", field="reference_length"
+        )
 
     def build(path: Path) -> None:
         with open(path, "wb") as stream:

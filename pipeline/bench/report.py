@@ -46,19 +46,23 @@ def write_report(results: RunResults, folder: str | Path) -> Path:
 
 def render(results: RunResults) -> str:
     """The page."""
-    return environment().get_template(TEMPLATE).render(
-        results=results,
-        reference=reference_of(results),
-        lines=headline_lines(results),
-        figures=figures(results),
-        backends=plots.BACKENDS,
-        metrics=METRICS[results.task],
-        headline=plots.HEADLINES[results.task],
-        headline_name=plots.METRIC_NAMES[plots.HEADLINES[results.task]],
-        metric=plots.METRIC_NAMES[results.study.metric],
-        study=results.study,
-        study_figures=study_figures(results.study),
-        failed=[check for check in results.checks if not check.passed],
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            results=results,
+            reference=reference_of(results),
+            lines=headline_lines(results),
+            figures=figures(results),
+            backends=plots.BACKENDS,
+            metrics=METRICS[results.task],
+            headline=plots.HEADLINES[results.task],
+            headline_name=plots.METRIC_NAMES[plots.HEADLINES[results.task]],
+            metric=plots.METRIC_NAMES[results.study.metric],
+            study=results.study,
+            study_figures=study_figures(results.study),
+            failed=[check for check in results.checks if not check.passed],
+        )
     )
 
 
@@ -118,7 +122,9 @@ def figures(results: RunResults) -> list[Figure]:
     speeds = results.evaluation.speeds
     shipped = "; ".join(f"{plots.BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
     by_speed = "; ".join(f"speed {speed.speed} {plots.milliseconds(speed.latency_ms.mean)}" for speed in speeds)
-    by_depth = "; ".join(f"speed {speed.speed} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}" for speed in speeds)
+    by_depth = "; ".join(
+        f"speed {speed.speed} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}" for speed in speeds
+    )
     against = f"BERT-base {plots.milliseconds(reference.median_ms)} at {reference.length} tokens; " if reference else ""
     deepest = max(each.depth for each in results.bench.of("pocketbert"))
     by_length = "; ".join(

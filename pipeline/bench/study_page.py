@@ -29,18 +29,24 @@ def write_study(study: Study, name: str, source: str, folder: str | Path) -> Pat
         write_text(folder / DATA, study.model_dump_json(indent=2) + "\n")
         write_text(folder / PAGE, render_study(study, name, source))
     except OSError as error:
-        raise UserError(f"cannot be written to ({error.strerror}); give another folder", file=folder, field="--out") from None
+        raise UserError(
+            f"cannot be written to ({error.strerror}); give another folder", file=folder, field="--out"
+        ) from None
     return folder / PAGE
 
 
 def render_study(study: Study, name: str, source: str) -> str:
     """The page of `pocketbert study`."""
-    return environment().get_template(TEMPLATE).render(
-        study=study,
-        study_figures=[*study_figures(study), *leaving_figure(study)],
-        metric=plots.METRIC_NAMES[study.metric],
-        name=name,
-        source=source,
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            study=study,
+            study_figures=[*study_figures(study), *leaving_figure(study)],
+            metric=plots.METRIC_NAMES[study.metric],
+            name=name,
+            source=source,
+        )
     )
 
 
@@ -51,7 +57,8 @@ def study_figures(study: Study) -> list[Figure]:
     alone = ", ".join(percent(each.score) for each in study.exits)
     within = {
         axis: "; ".join(
-            f"{plots.measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within) for measure in study.measures
+            f"{plots.measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within)
+            for measure in study.measures
         )
         for axis, write in (
             ("depth", lambda point: f"{point.mean_depth:.2f}"),
@@ -61,7 +68,8 @@ def study_figures(study: Study) -> list[Figure]:
     losses = ", ".join(f"{100 * point.max_loss:g}" for point in study.own.within)
     boxes = ", ".join("{2:.2f} ({1:.2f} to {3:.2f})".format(*each.quantiles) for each in study.exits)
     ends = "; ".join(
-        f"exit {at} from {percent(each.bins[0].score)} to {percent(each.bins[-1].score)}" for at, each in enumerate(study.exits, start=1)
+        f"exit {at} from {percent(each.bins[0].score)} to {percent(each.bins[-1].score)}"
+        for at, each in enumerate(study.exits, start=1)
     )
     return [
         Figure.of(
@@ -103,7 +111,9 @@ def leaving_figure(study: Study) -> list[Figure]:
     """Where inputs leave at the named speeds; nothing for a bundle without any."""
     if not study.speeds:
         return []
-    leaving = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in study.speeds)
+    leaving = "; ".join(
+        f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in study.speeds
+    )
     return [
         Figure.of(
             "Where inputs leave",

@@ -6,7 +6,14 @@ from pipeline.bench.plots import BLUE, GREEN, GREY, INK, METRIC_NAMES, ORANGE, P
 from pipeline.exits.study import LOSSES, Study
 
 # The alternatives' lines; the bundle's own is blue, whole, and thicker.
-LINES = [(ORANGE, "--"), (GREEN, "-."), (PURPLE, (0, (1, 1.2))), (GREY, "-"), (INK, (0, (5, 1, 1, 1, 1, 1))), ("#E69F00", "-")]
+LINES = [
+    (ORANGE, "--"),
+    (GREEN, "-."),
+    (PURPLE, (0, (1, 1.2))),
+    (GREY, "-"),
+    (INK, (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", "-"),
+]
 FEW = 12  # points of a sweep that are shown as such: the line between them is no threshold's
 SHOWN_LOSS = 4.0  # points below full depth that a curve is followed to: nobody ships what loses more
 GRID = {"color": "#dddddd", "linewidth": 0.7}
@@ -27,7 +34,9 @@ def alone_plot(study: Study) -> str:
         axes.axhline(100 * study.full_depth, color=ORANGE, linestyle="--", linewidth=1.3, label="full depth", zorder=0)
         axes.plot(at, values, color=BLUE, marker="o", markersize=7, label="every input leaves here")
         for x, value in zip(at, values):
-            axes.annotate(f"{value:.1f}", (x, value), textcoords="offset points", xytext=(0, -9), ha="center", va="top", size=10)
+            axes.annotate(
+                f"{value:.1f}", (x, value), textcoords="offset points", xytext=(0, -9), ha="center", va="top", size=10
+            )
         axes.set_xticks(list(at))
         axes.margins(x=0.08, y=0.16)
         axes.grid(axis="y", **GRID)
@@ -74,9 +83,15 @@ def sweep_plot(study: Study, label: str, x_of, scale: float, full: float) -> str
                 marker="." if len(set(points)) <= FEW else None,
                 label=measure_name(measure.measure) + (" (this bundle's)" if measure.own else ""),
             )  # fmt: skip
-        shown = sorted((scale * x_of(speed), 100 * speed.score, speed.speed) for speed in study.speeds if 100 * speed.loss <= SHOWN_LOSS)
+        shown = sorted(
+            (scale * x_of(speed), 100 * speed.score, speed.speed)
+            for speed in study.speeds
+            if 100 * speed.loss <= SHOWN_LOSS
+        )
         for at, (x, y, name) in enumerate(shown):
-            axes.plot([x], [y], color=BLUE, marker="o", markersize=7, markeredgecolor="white", linestyle="none", zorder=4)
+            axes.plot(
+                [x], [y], color=BLUE, marker="o", markersize=7, markeredgecolor="white", linestyle="none", zorder=4
+            )
             # Right below and left above in turn, so that near points do not write over each other.
             below = at % 2 == 0
             axes.annotate(

@@ -153,7 +153,9 @@ class PlainProgram:
 class Reference(PlainProgram):
     """A model of another vocabulary than the bundle's, see `pipeline.bench.reference`."""
 
-    VOCABULARY = 1000  # ids below it are valid in every vocabulary of BERT's; which ids they are does not change the work
+    VOCABULARY = (
+        1000  # ids below it are valid in every vocabulary of BERT's; which ids they are does not change the work
+    )
 
     def __init__(self, source: Path, threads: int, manifest: Manifest):
         super().__init__(source, threads, manifest)

@@ -80,7 +80,9 @@ def read_documents(source: str, column: str = "text") -> Iterator[tuple[int, str
         text = row.values.get(column)
         if not isinstance(text, str):
             raise UserError(
-                f"{row.place} has no text in column {column!r}; its columns are {', '.join(row.values)}", file=source, field="pretrain.text"
+                f"{row.place} has no text in column {column!r}; its columns are {', '.join(row.values)}",
+                file=source,
+                field="pretrain.text",
             )
         yield number, text
         number += 1
@@ -98,14 +100,18 @@ def _read_file(file: Path) -> Iterator[str]:
                         if chunk.startswith(start):
                             raise UserError(f"this is not text but {what}; or take it out of the corpus", file=file)
                 if b"\0" in chunk:
-                    raise UserError("this is not text but binary; take it out of the corpus", file=file, field=f"line {number}")
+                    raise UserError(
+                        "this is not text but binary; take it out of the corpus", file=file, field=f"line {number}"
+                    )
                 text = decoder.decode(chunk)
                 blank = blank and not text.strip()
                 yield text
                 number += chunk.endswith(b"\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        raise UserError("this is not UTF-8; save it as UTF-8, or take it out of the corpus", file=file, field=f"line {number}") from None
+        raise UserError(
+            "this is not UTF-8; save it as UTF-8, or take it out of the corpus", file=file, field=f"line {number}"
+        ) from None
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror}); check its permissions", file=file) from None
     if blank:
@@ -122,7 +128,9 @@ class Blocks(Sequence[Item]):
         numbers: which blocks these are, in the row's own order.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, tokenizer: WordPieceTokenizer, numbers: np.ndarray | None = None):
+    def __init__(
+        self, tokens: np.ndarray, length: int, tokenizer: WordPieceTokenizer, numbers: np.ndarray | None = None
+    ):
         self.tokens, self.length, self.tokenizer = tokens, length, tokenizer
         body = length - 2
         if numbers is None:
@@ -150,7 +158,9 @@ class Blocks(Sequence[Item]):
         return tuple(Blocks(self.tokens, self.length, self.tokenizer, self.numbers[part]) for part in (rest, held))
 
 
-def write_corpus(source: str, tokenizer: WordPieceTokenizer, file: Path, options: Pretrain, on_step: OnStep = silent) -> None:
+def write_corpus(
+    source: str, tokenizer: WordPieceTokenizer, file: Path, options: Pretrain, on_step: OnStep = silent
+) -> None:
     """Writes a corpus, or the part of it that the recipe's limit allows, as token ids to `file`, unless it is there whole from before.
 
     Raises:
@@ -183,7 +193,11 @@ def id_type(tokenizer: WordPieceTokenizer) -> type:
 
 
 def _write_tokens(
-    pieces: Iterator[tuple[int, str]], tokenizer: WordPieceTokenizer, stream: IO[bytes], most: int | None, on_step: OnStep
+    pieces: Iterator[tuple[int, str]],
+    tokenizer: WordPieceTokenizer,
+    stream: IO[bytes],
+    most: int | None,
+    on_step: OnStep,
 ) -> int:
     """Writes the ids of all pieces to `stream`, a [SEP] between documents, until there are `most`. Returns how many there are."""
     written, done, last = 0, 0, None

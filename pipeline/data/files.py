@@ -154,7 +154,8 @@ def _decode(path: Path, content: bytes) -> str:
         offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         raise UserError(
             f"byte {offset} (0x{content[offset]:02x}) is not UTF-8; save the file as UTF-8",
-            file=path, field=f"line {line}",
+            file=path,
+            field=f"line {line}",
         ) from None
 
 
@@ -234,7 +235,8 @@ def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
             raise UserError(
                 f"{len(cells)} column{'s' if len(cells) != 1 else ''} where the header has {len(columns)}; "
                 "give the line as many as the header (a TSV has no quoting, a CSV quotes a cell with a comma in it)",
-                file=path, field=f"line {number}",
+                file=path,
+                field=f"line {number}",
             )
         yield Row(f"line {number}", dict(zip(columns, cells)))
 
@@ -252,7 +254,8 @@ def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, l
         except csv.Error as error:
             raise UserError(
                 f"broken CSV, {error}; close the quotation marks, and write one inside a cell twice",
-                file=path, field=f"line {line}",
+                file=path,
+                field=f"line {line}",
             ) from None
         finally:
             csv.field_size_limit(limit)
@@ -304,7 +307,9 @@ def hub_rows(source: str, hub: re.Match[str], streaming: bool = False) -> Iterat
     """The rows of a hub set; `hub` is `hub_name`'s match of `source`. With `streaming` they come as they are read, nothing is kept."""
     datasets = _library("datasets", source)
     try:
-        loaded = datasets.load_dataset(hub["name"], hub["config"], split=hub["split"], **({"streaming": True} if streaming else {}))
+        loaded = datasets.load_dataset(
+            hub["name"], hub["config"], split=hub["split"], **({"streaming": True} if streaming else {})
+        )
     except ValueError as error:  # a config or a split that the data set does not have
         raise UserError(f'{first_line(error)}; name it as "owner/name/config:split"', file=source) from None
     except Exception as error:  # noqa: BLE001 - the hub's client raises whatever its HTTP library does
@@ -410,7 +415,9 @@ def _json_kind(value: Any) -> str:
 def _label_value(source: str | Path, row: Row, column: str) -> Any:
     """What the row has for a label. UserError where it has nothing, not even null."""
     if column not in row.values:
-        raise UserError("the label is missing; give every row one, or remove the row", file=source, field=f"{row.place}, {column}")
+        raise UserError(
+            "the label is missing; give every row one, or remove the row", file=source, field=f"{row.place}, {column}"
+        )
     return row.values[column]
 
 
@@ -425,7 +432,8 @@ def _label(source: str | Path, row: Row, column: str) -> str | None:
         if not (math.isfinite(value) and value.is_integer()):
             raise UserError(
                 f'{value} is a measurement, not a class; give whole numbers or names as labels, or set task to "regression"',
-                file=source, field=field,
+                file=source,
+                field=field,
             )
         return str(int(value))
     if isinstance(value, int):
@@ -448,7 +456,11 @@ def _number(source: str | Path, row: Row, column: str) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         shown = repr(value) if isinstance(value, (str, float)) else _json_kind(value)
-        raise UserError(f"{shown} where a finite number belongs; regression needs one in every row, such as 3.8", file=source, field=field)
+        raise UserError(
+            f"{shown} where a finite number belongs; regression needs one in every row, such as 3.8",
+            file=source,
+            field=field,
+        )
     return number
 
 
@@ -483,7 +495,8 @@ def _qa_examples(source: str | Path, rows: Iterator[Row]) -> Iterator[QAExample]
         if answers not in row.values:
             raise UserError(
                 "the answers are missing; an empty list says that the passage holds none",
-                file=source, field=f"{row.place}, {answers}",
+                file=source,
+                field=f"{row.place}, {answers}",
             )
         passage_text = _text(source, row, passage)
         pairs = _flat_answers(source, row, answers)
@@ -513,7 +526,8 @@ def _flat_answers(source: str | Path, row: Row, column: str) -> list[tuple[Any, 
         return [(entry.get("text"), entry.get("answer_start")) for entry in value]
     raise UserError(
         'answers that cannot be read; write {"text": [...], "answer_start": [...]}, the two equally long',
-        file=source, field=field,
+        file=source,
+        field=field,
     )
 
 
@@ -564,12 +578,14 @@ def _answer(source: str | Path, place: str, question_id: str, passage: str, text
     if not isinstance(text, str) or not text.strip():
         raise UserError(
             "the answer has no text; give one, or an empty list for a question without an answer",
-            file=source, field=field,
+            file=source,
+            field=field,
         )
     if isinstance(start, bool) or not isinstance(start, int):
         raise UserError(
             f"answer_start is {_json_kind(start)}; give the position of the answer's first character in the passage",
-            file=source, field=field,
+            file=source,
+            field=field,
         )
     if start >= 0 and passage.startswith(text, start):
         return Answer(text, start)
@@ -581,6 +597,7 @@ def _answer(source: str | Path, place: str, question_id: str, passage: str, text
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise UserError(
             f"the answer {shown!r} does not occur in its passage; correct the answer, or remove the question",
-            file=source, field=field,
+            file=source,
+            field=field,
         )
     return Answer(text, min(found, key=lambda position: abs(position - start)))

@@ -54,7 +54,9 @@ def classification_items(
     items = []
     for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
         if example.label is not None and example.label not in index:
-            raise UserError(f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label")
+            raise UserError(
+                f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label"
+            )
         target = None if example.label is None else (index[example.label],)
         items.append(Item(feature.ids, feature.type_ids, target))
     return items
@@ -74,7 +76,9 @@ def regression_items(
 def question_windows(example: QAExample, tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[QAWindow]:
     """The windows of one question, by the recipe's lengths."""
     qa = recipe.qa
-    return make_windows(tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer)
+    return make_windows(
+        tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer
+    )
 
 
 def qa_items(examples: Sequence[QAExample], tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[Item]:
@@ -142,12 +146,18 @@ def collate(items: Sequence[Item]) -> Batch:
         return out
 
     known = next((item.target for item in items if item.target is not None), None)
-    unknown = None if known is None else tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
+    unknown = (
+        None
+        if known is None
+        else tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
+    )
     return Batch(
         ids=padded((item.ids for item in items), np.int64),
         type_ids=padded((item.type_ids for item in items), np.int64),
         mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
         answer_mask=None if items[0].answer_mask is None else padded((item.answer_mask for item in items), bool),
         # Its own type: int64 of Python's integers, float32 of a regression's.
-        targets=None if known is None else np.array([unknown if item.target is None else item.target for item in items]),
+        targets=None
+        if known is None
+        else np.array([unknown if item.target is None else item.target for item in items]),
     )

@@ -12,7 +12,12 @@ AS_MASK, AS_RANDOM = 0.8, 0.1
 
 
 def mask_tokens(
-    ids: np.ndarray, maskable: np.ndarray, seeds: Sequence[Sequence[int]], mask_id: int, vocab_size: int, share: float = SHARE
+    ids: np.ndarray,
+    maskable: np.ndarray,
+    seeds: Sequence[Sequence[int]],
+    mask_id: int,
+    vocab_size: int,
+    share: float = SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chooses tokens and hides them.
 
@@ -32,7 +37,11 @@ def mask_tokens(
         if not len(places):
             continue
         random = np.random.default_rng(list(seed))
-        draws, fates, others = random.random(len(places)), random.random(len(places)), random.integers(0, vocab_size, len(places))
+        draws, fates, others = (
+            random.random(len(places)),
+            random.random(len(places)),
+            random.integers(0, vocab_size, len(places)),
+        )
         picked = draws < max(share, np.nextafter(draws.min(), 1))
         masked = picked & (fates < AS_MASK)
         swapped = picked & (fates >= AS_MASK) & (fates < AS_MASK + AS_RANDOM)

@@ -139,7 +139,11 @@ def whole_texts(examples: Sequence[ClassificationExample]) -> list[Group]:
             index = parent[index]
         return index
 
-    words = {index: example.text.split() for index, example in enumerate(examples) if example.text_pair is None and parent[index] == index}
+    words = {
+        index: example.text.split()
+        for index, example in enumerate(examples)
+        if example.text_pair is None and parent[index] == index
+    }
     starts: dict[tuple, list[int]] = {}  # by their first words, all of them where there are fewer
     for index, text in words.items():
         starts.setdefault(tuple(text[:FRAGMENT_WORDS]), []).append(index)

@@ -145,12 +145,14 @@ def _read_vocab(path: Path) -> list[str]:
         if not token:
             raise UserError(
                 "the line is empty; a token stands on every line, since its number is its id",
-                file=path, field=f"line {line}",
+                file=path,
+                field=f"line {line}",
             )
         if token in line_of:
             raise UserError(
                 f"{token!r} stands on line {line_of[token]} already; a token has one id, remove one of the two",
-                file=path, field=f"line {line}",
+                file=path,
+                field=f"line {line}",
             )
         line_of[token] = line
     missing = [token for token in REQUIRED_TOKENS if token not in line_of]

@@ -18,7 +18,9 @@ from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
 
 
-def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int, label_range: LabelRange | None = None) -> ExitModel:
+def build_teacher(
+    pretrained: Pretrained, recipe: Recipe, labels: int, label_range: LabelRange | None = None
+) -> ExitModel:
     """A model with one head, after the last layer: the checkpoint's if it has one that fits, else a new one.
 
     Args:
@@ -51,7 +53,12 @@ def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: int, label_ran
 
 
 def finetune(
-    teacher: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent, curve: Path | None = None
+    teacher: ExitModel,
+    items: Sequence[Item],
+    recipe: Recipe,
+    checkpoint: Path,
+    on_step: OnStep = silent,
+    curve: Path | None = None,
 ) -> ExitModel:
     """Trains the teacher on the labels, all of it unless the recipe freezes the embeddings. Returns it in evaluation mode.
 

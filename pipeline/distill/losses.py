@@ -45,7 +45,9 @@ def attention_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor)
     """
     student = F.log_softmax(student_logits.float(), dim=-1)
     teacher = F.log_softmax(teacher_logits.float(), dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)  # [batch, length]
+    divergence = (
+        F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)
+    )  # [batch, length]
     return (divergence * mask).sum() / mask.sum()
 
 
@@ -75,7 +77,9 @@ def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: T
     if task == "regression":
         return (logits.float() - torch.where(targets.isnan(), logits.float().detach(), targets)).square().mean()
     parts = distributions(task, logits, answer_mask)
-    losses = [F.cross_entropy(part, targets[:, at], ignore_index=UNLABELLED, reduction="sum") for at, part in enumerate(parts)]
+    losses = [
+        F.cross_entropy(part, targets[:, at], ignore_index=UNLABELLED, reduction="sum") for at, part in enumerate(parts)
+    ]
     return torch.stack(losses).mean() / len(logits)
 
 

@@ -75,7 +75,9 @@ def student_of(teacher: MaskedLM, recipe: Recipe) -> MaskedLM:
     return student
 
 
-def hide(batch: Batch, indices: np.ndarray, number: int, tokenizer: WordPieceTokenizer, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hide(
+    batch: Batch, indices: np.ndarray, number: int, tokenizer: WordPieceTokenizer, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """`mask_tokens` of a training's batch: other words every time, the same ones when an interrupted training is at that batch again."""
     maskable = (batch.ids != tokenizer.cls_id) & (batch.ids != tokenizer.sep_id) & (batch.mask > 0)
     seeds = [(seed, number, int(index)) for index in indices]
@@ -84,11 +86,15 @@ def hide(batch: Batch, indices: np.ndarray, number: int, tokenizer: WordPieceTok
 
 def mask_batch(batch: TensorBatch, blocks: Blocks, seed: int) -> MaskedBatch:
     """A batch of `blocks` with words hidden, by the batch's number and each block's index."""
-    mine = collate([blocks[at] for at in batch.indices])  # on the processor, where random numbers are the same on every machine
+    mine = collate(
+        [blocks[at] for at in batch.indices]
+    )  # on the processor, where random numbers are the same on every machine
     hidden, chosen = hide(mine, batch.indices, batch.number, blocks.tokenizer, seed)
     weight = 1.0
     if len(batch.whole) > len(batch.indices):
-        everyone = hide(collate([blocks[at] for at in batch.whole]), batch.whole, batch.number, blocks.tokenizer, seed)[1]
+        everyone = hide(collate([blocks[at] for at in batch.whole]), batch.whole, batch.number, blocks.tokenizer, seed)[
+            1
+        ]
         weight = chosen.sum() / everyone.sum() * len(batch.whole) / len(batch.indices)
     at = batch.ids.device
     arrays = (torch.from_numpy(array).to(at) for array in (chosen, mine.ids[chosen]))
@@ -105,10 +111,14 @@ def check_vocabulary(blocks: Blocks, model: MaskedLM) -> None:
         )
     if blocks.length > model.encoder.config.max_positions:
         raise UserError(
-            f"{blocks.length} is more than the {model.encoder.config.max_positions} positions of the teacher", field="pretrain.length"
+            f"{blocks.length} is more than the {model.encoder.config.max_positions} positions of the teacher",
+            field="pretrain.length",
         )
     if blocks.tokenizer.mask_id is None:
-        raise UserError("the teacher's vocabulary has no [MASK], so it was no masked language model; name one", field="pretrain.teacher")
+        raise UserError(
+            "the teacher's vocabulary has no [MASK], so it was no masked language model; name one",
+            field="pretrain.teacher",
+        )
 
 
 def fit_head(teacher: MaskedLM, blocks: Blocks, recipe: Recipe, checkpoint: Path, on_step: OnStep = silent) -> None:
@@ -120,7 +130,10 @@ def fit_head(teacher: MaskedLM, blocks: Blocks, recipe: Recipe, checkpoint: Path
     check_vocabulary(blocks, teacher)
     training = recipe.pretrain.head_training
     if not training.epochs:
-        raise UserError("the teacher's checkpoint has no masked-LM head; set it above 0 to fit one", field="pretrain.head_training.epochs")
+        raise UserError(
+            "the teacher's checkpoint has no masked-LM head; set it above 0 to fit one",
+            field="pretrain.head_training.epochs",
+        )
     teacher.to(device())
     teacher.encoder.requires_grad_(False)
     teacher.head.requires_grad_(True).train()
@@ -171,14 +184,18 @@ def pretrain(
     def loss(batch: TensorBatch) -> Tensor:
         masked = mask_batch(batch, blocks, recipe.seed)
         with torch.no_grad():
-            seen = teacher.encoder(masked.ids, masked.mask)[-1] if options.soft_weight or options.hidden_weight else None
+            seen = (
+                teacher.encoder(masked.ids, masked.mask)[-1] if options.soft_weight or options.hidden_weight else None
+            )
             goal = teacher.logits(seen, masked.chosen) if options.soft_weight else None
         hidden = student.encoder(masked.ids, masked.mask)[-1]
         total = torch.zeros((), device=hidden.device)
         if options.soft_weight or options.mlm_weight:
             logits = student.logits(hidden, masked.chosen)
             if options.soft_weight:
-                total = total + options.soft_weight * masked.word_weight * soft_target_loss(logits, goal, options.temperature)
+                total = total + options.soft_weight * masked.word_weight * soft_target_loss(
+                    logits, goal, options.temperature
+                )
             if options.mlm_weight:
                 total = total + options.mlm_weight * masked.word_weight * mlm_loss(logits, masked.words)
         if options.hidden_weight:

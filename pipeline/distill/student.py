@@ -21,7 +21,9 @@ def chosen_layers(teacher_layers: int, layers: Sequence[int] | None) -> list[int
     """The layers of the teacher that a student gets. UserError for ones that the teacher does not have."""
     chosen = default_layers(teacher_layers) if layers is None else list(layers)
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= teacher_layers:
-        raise UserError(f"{chosen} must ascend within 0 to {teacher_layers - 1}, the teacher's layers", field="student.layers")
+        raise UserError(
+            f"{chosen} must ascend within 0 to {teacher_layers - 1}, the teacher's layers", field="student.layers"
+        )
     return chosen
 
 
@@ -29,7 +31,9 @@ def chosen_exits(student_layers: int, exit_layers: Sequence[int] | None) -> list
     """After which of its layers (from 1) a student has an exit. UserError unless they end with its last one."""
     exits = list(range(1, student_layers + 1)) if exit_layers is None else list(exit_layers)
     if exits != sorted(set(exits)) or not exits or exits[0] < 1 or exits[-1] != student_layers:
-        raise UserError(f"{exits} must ascend and end with {student_layers}, the student's last layer", field="student.exit_layers")
+        raise UserError(
+            f"{exits} must ascend and end with {student_layers}, the student's last layer", field="student.exit_layers"
+        )
     return exits
 
 
@@ -46,7 +50,7 @@ def student_encoder(
     state = {name: tensor for name, tensor in source.items() if not name.startswith("layers.")}
     for target, layer in enumerate(chosen):
         prefix = f"layers.{layer}."
-        state |= {f"layers.{target}.{name[len(prefix):]}": t for name, t in source.items() if name.startswith(prefix)}
+        state |= {f"layers.{target}.{name[len(prefix) :]}": t for name, t in source.items() if name.startswith(prefix)}
     return config.with_(layers=len(chosen)), state
 
 
@@ -58,7 +62,10 @@ def check_same_shape(student: EncoderConfig, teacher: EncoderConfig, field: str)
         ("number of attention heads", student.heads, teacher.heads),
     ):
         if ours != theirs:
-            raise UserError(f"the student's {what} is {ours}, the teacher's {theirs}; take a teacher of the student's family", field=field)
+            raise UserError(
+                f"the student's {what} is {ours}, the teacher's {theirs}; take a teacher of the student's family",
+                field=field,
+            )
 
 
 def initialise_student(

@@ -64,7 +64,11 @@ def name_of(block: int) -> str:
 
 
 def keep_targets(
-    folder: Path, teacher: Callable[[TensorBatch], Tensor], items: Sequence[Item], precision: str, on_step: OnStep = silent
+    folder: Path,
+    teacher: Callable[[TensorBatch], Tensor],
+    items: Sequence[Item],
+    precision: str,
+    on_step: OnStep = silent,
 ) -> Targets:
     """Asks the teacher about every item, once; a pass that was interrupted goes on with the blocks that are missing.
 
@@ -99,7 +103,13 @@ def _logits(teacher: Callable[[TensorBatch], Tensor], items: Sequence[Item], dev
     """Each item's rows, [1, labels] or [length, 2] float16, in the items' order; like lengths go through the teacher together."""
     values: list[np.ndarray] = [np.empty(0)] * len(items)
     for rows in sorted_batches([len(item.ids) for item in items]):
-        logits = teacher(TensorBatch.of(collate([items[row] for row in rows]), device)).float().cpu().numpy().astype(np.float16)
+        logits = (
+            teacher(TensorBatch.of(collate([items[row] for row in rows]), device))
+            .float()
+            .cpu()
+            .numpy()
+            .astype(np.float16)
+        )
         for row, part in zip(rows, logits):
             values[row] = part[: len(items[row].ids)] if part.ndim == 2 else part[None]
     return values

@@ -42,9 +42,15 @@ def distill(
     """
     options, training = recipe.distill, recipe.distill.training
     if options.hidden_weight and student.config.hidden_size != teacher.config.hidden_size:
-        raise UserError("the student is not as wide as the teacher, their hidden states cannot be compared; set it to 0", field="distill.hidden_weight")
+        raise UserError(
+            "the student is not as wide as the teacher, their hidden states cannot be compared; set it to 0",
+            field="distill.hidden_weight",
+        )
     if options.attention_weight and student.config.heads != teacher.config.heads:
-        raise UserError("the student has not as many heads as the teacher, their attention cannot be compared; set it to 0", field="distill.attention_weight")
+        raise UserError(
+            "the student has not as many heads as the teacher, their attention cannot be compared; set it to 0",
+            field="distill.attention_weight",
+        )
     if not training.epochs and student.head_kind != teacher.head_kind:
         raise UserError(
             f"the student's last head is new, {student.head_kind} where the teacher's is {teacher.head_kind}, and would answer by chance; set it above "
@@ -54,7 +60,10 @@ def distill(
     early_exits = len(student.heads) - 1
     shares = torch.tensor(training.exit_shares or [1.0] * early_exits, device=device())
     if len(shares) != early_exits:
-        raise UserError(f"has {len(shares)} numbers for the {early_exits} exits before the last; give one each", field="distill.training.exit_shares")
+        raise UserError(
+            f"has {len(shares)} numbers for the {early_exits} exits before the last; give one each",
+            field="distill.training.exit_shares",
+        )
     student.to(device()).train()
     teacher.to(device()).eval()
     student.encoder.embeddings.word.weight.requires_grad_(not training.freeze_embeddings)
@@ -77,11 +86,15 @@ def distill(
         last = output.logits[-1]
         total = torch.zeros((), device=last.device)
         if options.soft_weight:
-            total = total + options.soft_weight * soft_loss(recipe.task, last, goal, batch.answer_mask, options.temperature)
+            total = total + options.soft_weight * soft_loss(
+                recipe.task, last, goal, batch.answer_mask, options.temperature
+            )
         if options.hard_weight:
             total = total + options.hard_weight * hard_loss(recipe.task, last, batch.targets, batch.answer_mask)
         if options.hidden_weight:
-            total = total + options.hidden_weight * batch.token_weight * cosine_loss(output.hidden[-1], target.hidden[-1], batch.mask)
+            total = total + options.hidden_weight * batch.token_weight * cosine_loss(
+                output.hidden[-1], target.hidden[-1], batch.mask
+            )
         if options.attention_weight:
             # The last layer's input is the state before the last one.
             bias = attention_bias(batch.mask)

@@ -53,7 +53,14 @@ class TensorBatch:
         def move(array):
             return None if array is None else torch.from_numpy(array).to(device)
 
-        return cls(move(batch.ids), move(batch.type_ids), move(batch.mask), move(batch.answer_mask), move(batch.targets), **about)
+        return cls(
+            move(batch.ids),
+            move(batch.type_ids),
+            move(batch.mask),
+            move(batch.answer_mask),
+            move(batch.targets),
+            **about,
+        )
 
 
 def device() -> torch.device:
@@ -100,7 +107,10 @@ def parameter_groups(backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parame
     groups = []
     for parameters, rate in ((backbone, training.learning_rate), (heads, training.head_learning_rate)):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        for chosen, decay in (([p for p in trained if p.ndim > 1], training.weight_decay), ([p for p in trained if p.ndim < 2], 0.0)):
+        for chosen, decay in (
+            ([p for p in trained if p.ndim > 1], training.weight_decay),
+            ([p for p in trained if p.ndim < 2], 0.0),
+        ):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
     return groups
@@ -166,7 +176,11 @@ class Trainer:
                 group["lr"] = group["peak"] * schedule(step, steps, self.training.warmup)
             total, failure = 0.0, None
             try:  # all that may fail on one process alone: the others learn of it when gradients are exchanged
-                if processes.is_main() and step > start and time.monotonic() - saved > 60 * self.training.checkpoint_minutes:
+                if (
+                    processes.is_main()
+                    and step > start
+                    and time.monotonic() - saved > 60 * self.training.checkpoint_minutes
+                ):
                     self._save(step, mean_loss)
                     saved = time.monotonic()
                 for number in range(step * accumulate, (step + 1) * accumulate):
@@ -201,7 +215,9 @@ class Trainer:
         share = len(mine) / len(rows)
         tokens = sum(lengths[row] for row in mine) / sum(lengths[row] for row in rows)
         random = np.random.SeedSequence([self.seed, number, self.accelerator.process_index])
-        torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))  # a resumed training draws what the whole one drew
+        torch.manual_seed(
+            int(random.generate_state(1, np.uint64)[0])
+        )  # a resumed training draws what the whole one drew
         batch = TensorBatch.of(
             collate([items[row] for row in mine]), self.accelerator.device,
             indices=mine, number=number, whole=rows, token_weight=tokens / share,
@@ -213,7 +229,11 @@ class Trainer:
 
     def _require_number(self, what: str, value: float, step: int, steps: int) -> None:
         if not math.isfinite(value):
-            kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.is_file() else "no checkpoint was written yet"
+            kept = (
+                f"the last good checkpoint is {self.checkpoint}"
+                if self.checkpoint.is_file()
+                else "no checkpoint was written yet"
+            )
             raise UserError(
                 f"{self.what}: the {what} is {value} at step {step + 1} of {steps}; {kept}; lower the learning rate of this stage"
             )
@@ -231,7 +251,10 @@ class Trainer:
 
         gradients = Gradients(list(self.trained.values()), device())
         if len(set(processes.agree(start))) > 1:
-            raise UserError("is not the same to all processes; --out must be on a file system that all hosts share", file=self.checkpoint)
+            raise UserError(
+                "is not the same to all processes; --out must be on a file system that all hosts share",
+                file=self.checkpoint,
+            )
         for tensor in self.modules.state_dict().values():
             broadcast(tensor)
         return gradients
@@ -252,7 +275,9 @@ class Trainer:
     def _resume(self) -> tuple[int, float | None]:
         if not self.checkpoint.is_file():
             return 0, None
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)  # what is loaded moves to where the parameters are
+        state = torch.load(
+            self.checkpoint, map_location="cpu", weights_only=True
+        )  # what is loaded moves to where the parameters are
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state["parameters"][name])

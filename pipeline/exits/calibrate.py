@@ -38,7 +38,9 @@ def split_rows(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return order[:cut], order[cut:]
 
 
-def losses_and_depths(score: np.ndarray, uncertainty: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def losses_and_depths(
+    score: np.ndarray, uncertainty: np.ndarray, thresholds: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """What each example loses against full depth, and the exits (from 1) it takes; score, uncertainty: [examples, exits]."""
     exits = exits_taken(uncertainty, thresholds)
     return score[:, -1] - score[np.arange(len(exits)), exits], exits + 1
@@ -60,7 +62,9 @@ def candidates(score: np.ndarray, uncertainty: np.ndarray, max_loss: float) -> l
     return sorted(stopping_path(score, uncertainty) + uniform, key=order)
 
 
-def speed_at(predictions: Predictions, thresholds: Sequence[float], metric: str, max_loss: float | None, delta: float | None) -> Speed:
+def speed_at(
+    predictions: Predictions, thresholds: Sequence[float], metric: str, max_loss: float | None, delta: float | None
+) -> Speed:
     """The manifest's entry for thresholds, measured on these predictions."""
     exits = exits_taken(predictions.uncertainty, thresholds)
     rows = np.arange(len(exits))

@@ -72,7 +72,10 @@ LABEL_MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "max_probability": max_probability,
     "margin": margin,
 }
-SPAN_MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"span_entropy": entropy, "span_probability": max_probability}
+SPAN_MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "span_entropy": entropy,
+    "span_probability": max_probability,
+}
 
 
 def label_measures(logits: np.ndarray, temperatures: Sequence[float] | None = None) -> dict[str, np.ndarray]:

@@ -117,7 +117,9 @@ def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = si
 
 
 @torch.no_grad()
-def _run(forward, items: Sequence[Item], at: torch.device, temperatures: Sequence[float], on_step: OnStep) -> list[ExitOutputs]:
+def _run(
+    forward, items: Sequence[Item], at: torch.device, temperatures: Sequence[float], on_step: OnStep
+) -> list[ExitOutputs]:
     results: list[ExitOutputs | None] = [None] * len(items)
     done = 0
     for rows in sorted_batches([len(item.ids) for item in items]):
@@ -128,7 +130,11 @@ def _run(forward, items: Sequence[Item], at: torch.device, temperatures: Sequenc
         logits, uncertainty = forward(*arrays, answers)
         logits = torch.stack([part.float() for part in logits], dim=1).cpu().numpy()  # [batch, exits, ...]
         # Without one of the model's own it is a regression's change, of logits [batch, exits, 1].
-        uncertainty = change(logits[..., 0]) if uncertainty is None else torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
+        uncertainty = (
+            change(logits[..., 0])
+            if uncertainty is None
+            else torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
+        )
         for place, row in enumerate(rows):
             part = logits[place]
             if part.ndim == 3:  # [exits, length, 2] without its padding
@@ -211,7 +217,9 @@ def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_ste
     measures = {name: np.array([question.measures[name] for question in questions]) for name in questions[0].measures}
     measures = with_patience(measures, answers)
     uncertainty = np.array([question.uncertainty for question in questions])
-    return Predictions(np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures)
+    return Predictions(
+        np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +231,9 @@ class _Question:
     measures: dict[str, list[float]]
 
 
-def _question(example: QAExample, windows: Sequence[QAWindow], outputs: Sequence[ExitOutputs], recipe: Recipe) -> _Question:
+def _question(
+    example: QAExample, windows: Sequence[QAWindow], outputs: Sequence[ExitOutputs], recipe: Recipe
+) -> _Question:
     """Every exit of one question; `outputs` are its windows'."""
     longest, exits = recipe.qa.max_answer, range(len(outputs[0].uncertainty))
     by_window = [

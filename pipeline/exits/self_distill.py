@@ -17,7 +17,12 @@ from pipeline.recipe import Recipe
 
 
 def self_distill(
-    model: ExitModel, items: Sequence[Item], recipe: Recipe, checkpoint: Path, on_step: OnStep = silent, curve: Path | None = None
+    model: ExitModel,
+    items: Sequence[Item],
+    recipe: Recipe,
+    checkpoint: Path,
+    on_step: OnStep = silent,
+    curve: Path | None = None,
 ) -> ExitModel:
     """Trains all heads but the last on `soft_loss` to the last one's answer; backbone and last head stay as they are.
 

@@ -180,7 +180,9 @@ def study(
     """
     own = Sweep(predictions.score, predictions.exact, predictions.uncertainty, costs)
     sweeps = {measure: own} | {
-        name: Sweep(predictions.score, predictions.exact, values, costs) for name, values in predictions.measures.items() if name != measure
+        name: Sweep(predictions.score, predictions.exact, values, costs)
+        for name, values in predictions.measures.items()
+        if name != measure
     }
     return Study(
         task=predictions.task,
@@ -208,7 +210,9 @@ def study(
                 measure=name,
                 own=name == measure,
                 curve=sweep.curve(),
-                within=[WithinLoss(max_loss=loss, **sweep.point([sweep.within(loss)] * len(layers))) for loss in LOSSES],
+                within=[
+                    WithinLoss(max_loss=loss, **sweep.point([sweep.within(loss)] * len(layers))) for loss in LOSSES
+                ],
                 fitted=sweep.fitted(),
                 rankings=sweep.rankings(),
             )
@@ -255,7 +259,9 @@ class Sweep:
         for price in PRICES:
             exits = np.zeros(len(self.score), int)
             for here, there in (halves, halves[::-1]):
-                exits[here] = exits_taken(self.uncertainty[here], stopping_thresholds(self.score[there], self.uncertainty[there], price))
+                exits[here] = exits_taken(
+                    self.uncertainty[here], stopping_thresholds(self.score[there], self.uncertainty[there], price)
+                )
             lost = self.full - self.score[self.rows, exits].mean()
             safe = {loss for loss in safe if lost <= loss + ROUNDING}
             best |= dict.fromkeys(safe, exits)
@@ -322,7 +328,9 @@ def bins_of(uncertainty: np.ndarray, score: np.ndarray) -> list[Bin]:
     edges = np.unique(np.quantile(uncertainty, np.arange(1, BINS) / BINS))
     place = np.searchsorted(edges, uncertainty, side="left")
     return [
-        Bin(examples=int(chosen.sum()), uncertainty=short(uncertainty[chosen].mean()), score=short(score[chosen].mean()))
+        Bin(
+            examples=int(chosen.sum()), uncertainty=short(uncertainty[chosen].mean()), score=short(score[chosen].mean())
+        )
         for chosen in (place == at for at in range(len(edges) + 1))
         if chosen.any()
     ]

@@ -107,7 +107,9 @@ def write_bundle(
         fingerprints = []
         for backend, source in (("coreml", coreml_model), ("executorch-coreml", model)):
             of_backend = [program for program in programs if program.backend == backend]
-            fingerprints += make_fingerprints(source, of_backend, recipe.export.coreml_layout, matrix_schemes, input_gains)
+            fingerprints += make_fingerprints(
+                source, of_backend, recipe.export.coreml_layout, matrix_schemes, input_gains
+            )
         if fingerprints:
             vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
@@ -163,7 +165,8 @@ def describe(
                 raise UserError(f"{len(names)} labels for a model with {model.labels} classes", field=field)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
-            f"the vocabulary has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; give the model's own", field=VOCAB_FILE
+            f"the vocabulary has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; give the model's own",
+            field=VOCAB_FILE,
         )
     config, qa, matrix_schemes = model.config, recipe.qa, matrix_schemes or {}
     return Manifest(

@@ -30,7 +30,9 @@ def channels_first(programs: Programs) -> Programs:
     for segment in programs.segments:
         layers = [ChannelsFirstLayer(layer) for layer in segment.layers]
         head = HEADS.get(type(segment.head), TokensFirst)(segment.head)
-        segments.append(SegmentProgram(segment.task, layers, head, 1.0 / float(segment.inverse_temperature), programs.uncertainty))
+        segments.append(
+            SegmentProgram(segment.task, layers, head, 1.0 / float(segment.inverse_temperature), programs.uncertainty)
+        )
     return Programs(programs.task, ChannelsFirstEmbed(programs.embed), segments, programs.uncertainty).eval()
 
 
@@ -100,7 +102,9 @@ class ChannelsFirstLayer(nn.Module):
         self.head_dim, width = layer.head_dim, plain(layer.qkv).in_features
         self.qkv_inputs, self.attention_out_inputs = inputs_of(layer.qkv), inputs_of(layer.attention_out)
         self.ffn_in_inputs, self.ffn_out_inputs = inputs_of(layer.ffn_in), inputs_of(layer.ffn_out)
-        self.query, self.key, self.value = (convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3))
+        self.query, self.key, self.value = (
+            convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3)
+        )
         self.attention_out, self.attention_norm = convolution(layer.attention_out), ChannelNorm(layer.attention_norm)
         self.ffn_in, self.ffn_out = convolution(layer.ffn_in), convolution(layer.ffn_out)
         self.ffn_norm = ChannelNorm(layer.ffn_norm)
@@ -151,7 +155,9 @@ class ChannelsFirstSpan(nn.Module):
     def __init__(self, head: AttentionSpan):
         super().__init__()
         self.scale, self.width = head.scale, head.mix.out_features
-        self.qkv, self.mix, self.out, self.direct = (convolution(each) for each in (head.qkv, head.mix, head.out, head.direct))
+        self.qkv, self.mix, self.out, self.direct = (
+            convolution(each) for each in (head.qkv, head.mix, head.out, head.direct)
+        )
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         """hidden: [1, hidden_size, 1, length]; bias: [1, length, 1, 1]. Returns logits [1, length, 2], start and end."""
@@ -172,4 +178,7 @@ class TokensFirst(nn.Module):
         return self.head(to_tokens_first(hidden), bias.reshape(1, 1, -1))
 
 
-HEADS: dict[type, Callable[[nn.Module], nn.Module]] = {PooledClassifier: ChannelsFirstPooled, AttentionSpan: ChannelsFirstSpan}
+HEADS: dict[type, Callable[[nn.Module], nn.Module]] = {
+    PooledClassifier: ChannelsFirstPooled,
+    AttentionSpan: ChannelsFirstSpan,
+}

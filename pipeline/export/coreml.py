@@ -49,12 +49,16 @@ class Source:
 
     def example(self, length: int) -> tuple[Tensor, ...]:
         """Inputs of that length, all zero."""
-        return tuple(torch.zeros(of_length(each, length).shape, dtype=getattr(torch, each.dtype)) for each in self.inputs)
+        return tuple(
+            torch.zeros(of_length(each, length).shape, dtype=getattr(torch, each.dtype)) for each in self.inputs
+        )
 
     def weights(self, length: int) -> dict[str, Tensor]:
         """Parameters and buffers by name, of the positions as many as a program of that length has."""
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return {name: tensor.detach()[:length] if name == POSITIONS else tensor.detach() for name, tensor in named.items()}
+        return {
+            name: tensor.detach()[:length] if name == POSITIONS else tensor.detach() for name, tensor in named.items()
+        }
 
     def at(self, length: int) -> nn.Module:
         """A copy of the module with those weights."""
@@ -66,7 +70,12 @@ class Source:
     def is_built_like(self, other: Source) -> bool:
         """Whether the two differ in their weights alone; both are of one model."""
         shapes = [{name: tensor.shape for name, tensor in each.weights(1).items()} for each in (self, other)]
-        return (str(self.module), self.inputs, self.outputs, shapes[0]) == (str(other.module), other.inputs, other.outputs, shapes[1])
+        return (str(self.module), self.inputs, self.outputs, shapes[0]) == (
+            str(other.module),
+            other.inputs,
+            other.outputs,
+            shapes[1],
+        )
 
     def program(self, file: str, method: str, length: int, precision: str) -> manifest.Program:
         """The manifest's entry for this program at one length."""
@@ -121,9 +130,12 @@ def sources(
         outputs.append(tensor("logits", 1, model.labels))
     if model.task != "regression":
         outputs.append(tensor("uncertainty", 1))
-    embed = Source("embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", *hidden),))
+    embed = Source(
+        "embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", *hidden),)
+    )
     segments = [
-        Source(f"segment_{index}", segment, tuple(inputs), tuple(outputs)) for index, segment in enumerate(programs.segments)
+        Source(f"segment_{index}", segment, tuple(inputs), tuple(outputs))
+        for index, segment in enumerate(programs.segments)
     ]
     every, first_layer = [embed, *segments], 0
     if not matrix_schemes:
@@ -132,7 +144,9 @@ def sources(
     for index, source in enumerate(every):
         matrices = {name: matrix_of(name, index - 1, first_layer) for name in source.weights(1)}
         matrices = {name: matrix for name, matrix in matrices.items() if matrix in matrix_schemes}
-        mixed.append(replace(source, schemes={name: OF_MATRIX[matrix_schemes[matrix]] for name, matrix in matrices.items()}))
+        mixed.append(
+            replace(source, schemes={name: OF_MATRIX[matrix_schemes[matrix]] for name, matrix in matrices.items()})
+        )
         found |= set(matrices.values())
         first_layer += len(source.module.layers) if index else 0
     if lacking := set(matrix_schemes) - found:  # it would be float16, and no one would know
@@ -157,7 +171,9 @@ def matrix_of(weight: str, segment: int, first_layer: int) -> str | None:
     if kind == "layers":
         at, part = path
         return f"layers.{first_layer + int(at)}.{'qkv' if part in ('query', 'key', 'value') else part}"
-    return f"exits.{segment}.{'.'.join(each for each in path if each != 'head')}"  # `TokensFirst` has the head within it
+    return (
+        f"exits.{segment}.{'.'.join(each for each in path if each != 'head')}"  # `TokensFirst` has the head within it
+    )
 
 
 def bucket_lengths(recipe: Recipe, positions: int) -> list[int]:
@@ -221,15 +237,22 @@ def export_coreml(
     return programs
 
 
-def asked_for(precision: str, matrix_schemes: Mapping[str, str] | None, input_gains: Mapping[str, Tensor] | None) -> dict[str, Mapping]:
+def asked_for(
+    precision: str, matrix_schemes: Mapping[str, str] | None, input_gains: Mapping[str, Tensor] | None
+) -> dict[str, Mapping]:
     """Of the two, those that programs of a precision are made with, as arguments of `sources`. UserError where there are none."""
     scheme = COREML_SCHEMES.get(precision)
     if scheme is None or not (scheme.by_matrix or scheme.int8_inputs):
         return {}
     if scheme.by_matrix and not matrix_schemes:
-        raise UserError("is mixed, and no scheme was chosen for any matrix; set quantize.scheme to mixed", field="export.coreml_precision")
+        raise UserError(
+            "is mixed, and no scheme was chosen for any matrix; set quantize.scheme to mixed",
+            field="export.coreml_precision",
+        )
     if scheme.int8_inputs and not input_gains:
-        raise UserError(f"{precision} needs texts to find the activations' ranges on; give some", field="export.coreml_calibration")
+        raise UserError(
+            f"{precision} needs texts to find the activations' ranges on; give some", field="export.coreml_calibration"
+        )
     return {"matrix_schemes": matrix_schemes} if scheme.by_matrix else {"input_gains": input_gains}
 
 
@@ -254,13 +277,18 @@ class StoredWeights:
 def structure_of(source: Source, length: int, target: str, precision: str) -> Structure:
     """The program of that length, as yet with weights that mean nothing."""
     module = set_rounding(source.at(length), "none")
-    return Structure(module, source.example(length), source.outputs, target, half=precision != "fp32", rounded=reciprocals(module))
+    return Structure(
+        module, source.example(length), source.outputs, target, half=precision != "fp32", rounded=reciprocals(module)
+    )
 
 
 def write(source: Source, structures: dict[int, Structure], folder: Path, precision: str) -> list[manifest.Program]:
     """Writes the program's lengths, as functions of one package where the target allows it, and describes them."""
     lengths, one = list(structures), next(iter(structures.values())).target == "iOS18"
-    packages = {length: folder / (f"{source.name}.mlpackage" if one else f"{source.name}_{length}.mlpackage") for length in lengths}
+    packages = {
+        length: folder / (f"{source.name}.mlpackage" if one else f"{source.name}_{length}.mlpackage")
+        for length in lengths
+    }
     methods = {length: f"length_{length}" if one else "main" for length in lengths}
     for package in dict.fromkeys(packages.values()):
         save({methods[length]: structures[length] for length in lengths if packages[length] == package}, package)

@@ -129,7 +129,9 @@ class QueryKeyValue(nn.Module):
     def __init__(self, fused: nn.Linear):
         super().__init__()
         outputs = fused.out_features // 3
-        self.query, self.key, self.value = (rows_of(fused, slice(at, at + outputs)) for at in range(0, fused.out_features, outputs))
+        self.query, self.key, self.value = (
+            rows_of(fused, slice(at, at + outputs)) for at in range(0, fused.out_features, outputs)
+        )
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden: [batch, length, hidden_size]. Returns three like it."""
@@ -139,7 +141,9 @@ class QueryKeyValue(nn.Module):
 def rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
     """A layer, plain or torchao's, that gives some of the outputs of one."""
     part = nn.Linear(linear.in_features, rows.stop - rows.start, device="meta")
-    part.weight, part.bias = (nn.Parameter(each[rows].clone(), requires_grad=False) for each in (linear.weight, linear.bias))
+    part.weight, part.bias = (
+        nn.Parameter(each[rows].clone(), requires_grad=False) for each in (linear.weight, linear.bias)
+    )
     return part
 
 
@@ -187,7 +191,9 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
 
     def replacement(name: str, tensor: Tensor) -> Tensor:
         original = lowered.exported.state_dict.get(name)
-        if original is None and tensor.numel() == 1:  # a number in the graph, made a tensor: equal structures have equal ones
+        if (
+            original is None and tensor.numel() == 1
+        ):  # a number in the graph, made a tensor: equal structures have equal ones
             return tensor
         if original is None or not torch.equal(original, tensor):
             raise RuntimeError(f"lowering changed the weight {name}; this version of ExecuTorch is not supported")

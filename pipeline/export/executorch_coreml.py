@@ -47,7 +47,9 @@ def file_name(length: int | None = None) -> str:
     return "model-coreml.pte" if length is None else f"model-coreml-{length}.pte"
 
 
-def export_executorch_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_step: OnStep | None = None) -> list[manifest.Program]:
+def export_executorch_coreml(
+    model: ExitModel, folder: Path, recipe: Recipe, on_step: OnStep | None = None
+) -> list[manifest.Program]:
     """Writes one or several `.pte` into `folder`, and describes their methods for the manifest: an entry for each program and bucket.
 
     With iOS 18 there is one file, `model-coreml.pte`, in which the methods of a program share one Core ML model, a function each, and its weights.
@@ -64,7 +66,11 @@ def export_executorch_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_
     """
     options, on_step = recipe.export, on_step or silent
     lengths, every = bucket_lengths(recipe, model.config.max_positions), sources(model, options.coreml_layout)
-    groups = {file_name(): lengths} if options.coreml_target == SHARES_WEIGHTS else {file_name(length): [length] for length in lengths}
+    groups = (
+        {file_name(): lengths}
+        if options.coreml_target == SHARES_WEIGHTS
+        else {file_name(length): [length] for length in lengths}
+    )
     entries, done = [], 0
     for file, of_file in groups.items():
         edges: dict[str, ExportedProgram] = {}
@@ -80,7 +86,9 @@ def export_executorch_coreml(model: ExitModel, folder: Path, recipe: Recipe, on_
 
 def describe(source: Source, file: str, length: int) -> manifest.Program:
     """The manifest's entry of one method: the same names and shapes as the Core ML package's."""
-    return source.program(file, method_name(source.name, length), length, PRECISION).model_copy(update={"backend": BACKEND})
+    return source.program(file, method_name(source.name, length), length, PRECISION).model_copy(
+        update={"backend": BACKEND}
+    )
 
 
 def lower(source: Source, lengths: Sequence[int], target: str) -> dict[str, ExportedProgram]:
@@ -95,12 +103,17 @@ def lower(source: Source, lengths: Sequence[int], target: str) -> dict[str, Expo
     exir = import_quietly("executorch.exir")
     partition = import_quietly("executorch.backends.apple.coreml.partition")
     with quiet_stderr(), quiet_logging(), torch.no_grad():
-        exported = {method_name(source.name, length): torch.export.export(source.module.eval(), source.example(length)) for length in lengths}
+        exported = {
+            method_name(source.name, length): torch.export.export(source.module.eval(), source.example(length))
+            for length in lengths
+        }
         partitioner = partition.CoreMLPartitioner(compile_specs=compile_specs(target))
         # The delegate's operators are ATen's own, which the validity check of ExecuTorch's edge dialect does not know.
         config = exir.EdgeCompileConfig(_check_ir_validity=False)
         manager = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner], compile_config=config)
-    edges = {name: manager.exported_program(name) for name in exported}  # the manager sorts its methods in an order of its own
+    edges = {
+        name: manager.exported_program(name) for name in exported
+    }  # the manager sorts its methods in an order of its own
     for name, edge in edges.items():
         require_whole(name, edge)
     settle_delegates(list(edges.values()))
@@ -112,7 +125,9 @@ def compile_specs(target: str) -> list:
     ct = import_quietly("coremltools")
     backend = import_quietly("executorch.backends.apple.coreml.compiler").CoreMLBackend
     return backend.generate_compile_specs(
-        compute_unit=ct.ComputeUnit.ALL, minimum_deployment_target=ct.target[target], compute_precision=ct.precision.FLOAT16
+        compute_unit=ct.ComputeUnit.ALL,
+        minimum_deployment_target=ct.target[target],
+        compute_precision=ct.precision.FLOAT16,
     )
 
 
@@ -164,7 +179,9 @@ def settled(payload: bytes) -> tuple[str, bytes]:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(contents)
         settle(Path(folder) / PACKAGE)
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
+        }
     metadata = json.loads(files.pop(METADATA_FILE))
     del metadata["identifier"]
     digest = hashlib.sha256(pack({**files, METADATA_FILE: json.dumps(metadata, sort_keys=True).encode()})).hexdigest()

@@ -35,7 +35,14 @@ def pack(files: Mapping[str, bytes], root: str = "model") -> bytes:
         else:
             region = {"offset": sum(map(len, contents)), "size": len(item)}
             contents.append(item)
-        nodes.append({"children": children, "dataRegion": region, "kind": FOLDER if isinstance(item, dict) else FILE, "name": name})
+        nodes.append(
+            {
+                "children": children,
+                "dataRegion": region,
+                "kind": FOLDER if isinstance(item, dict) else FILE,
+                "name": name,
+            }
+        )
         return len(nodes) - 1
 
     add(root, tree)

@@ -90,7 +90,9 @@ def take_out_epsilons(function, dtype: type) -> None:
     """
     from coremltools.converters.mil.mil import Builder
 
-    for operation in [each for each in function.operations if each.op_type == "batch_norm" and np.all(each.variance.val == 1)]:
+    for operation in [
+        each for each in function.operations if each.op_type == "batch_norm" and np.all(each.variance.val == 1)
+    ]:
         with function:
             least = dtype(np.finfo(np.float16).smallest_subnormal)
             epsilon = Builder.const(val=least, name=f"{operation.name}_epsilon_least", before_op=operation)
@@ -132,7 +134,9 @@ def find_marks(function, names: Mapping[bytes, str]) -> list[Place]:
         if name is not None:
             places.append(Place(name, np.shape(value), operation.outputs[0]))
         elif np.size(value) > 1 and np.ptp(value) > 0:
-            raise RuntimeError(f"the converter made {operation.name} of a weight; this version of coremltools is not supported")
+            raise RuntimeError(
+                f"the converter made {operation.name} of a weight; this version of coremltools is not supported"
+            )
     return places
 
 
@@ -149,9 +153,15 @@ def round_products(function, places: Sequence[Place], dtype: type) -> None:
         following = operations[operations.index(product) + 1]
         with function:
             whole = Builder.quantize(
-                input=product.outputs[0], scale=dtype(STEP), output_dtype="int8", name=f"{product.name}_int8", before_op=following
+                input=product.outputs[0],
+                scale=dtype(STEP),
+                output_dtype="int8",
+                name=f"{product.name}_int8",
+                before_op=following,
             )
-            back = Builder.dequantize(input=whole, scale=dtype(STEP), name=f"{product.name}_from_int8", before_op=following)
+            back = Builder.dequantize(
+                input=whole, scale=dtype(STEP), name=f"{product.name}_from_int8", before_op=following
+            )
             function.replace_uses_of_var_after_op(anchor_op=back.op, old_var=product.outputs[0], new_var=back)
             for operation in (whole.op, back.op, *parts_of(whole.op).values(), *parts_of(back.op).values()):
                 operation.scopes.update(product.scopes)
@@ -166,7 +176,9 @@ def put(function, place: Place, weight: Weight, name: str, target: str, dtype: t
             anchor_op=old, old_var=old.outputs[0], new_var=place.var, no_check_var_types=True, force_replace=True
         )
         for operation in (place.var.op, *parts_of(place.var.op).values()):
-            operation.scopes.update(old.scopes)  # where in the module it came from, which coremltools asks every operator
+            operation.scopes.update(
+                old.scopes
+            )  # where in the module it came from, which coremltools asks every operator
         parts = parts_of(old).values()
         function.remove_ops([old])
         function.remove_ops(list(parts))
@@ -193,7 +205,12 @@ def build(weight: Weight, place: Place, name: str, target: str, dtype: type, bef
         return var
     if isinstance(weight, Affine):
         if old:
-            options = {"quantized_data": weight.data, "scale": weight.scale.ravel(), "zero_point": np.int8(0), "axis": np.int32(0)}
+            options = {
+                "quantized_data": weight.data,
+                "scale": weight.scale.ravel(),
+                "zero_point": np.int8(0),
+                "axis": np.int32(0),
+            }
             var = Builder.constexpr_affine_dequantize(**options, name=name, before_op=before)
         else:
             data = weight.data.astype(types.nptype_from_builtin(types.string_to_builtin(f"int{weight.bits}")))

@@ -66,7 +66,9 @@ def make_vectors(
             if programs.task == "regression":
                 outcomes = {name: value_outcome(window, each, label_range) for name, each in speeds.items()}
             else:
-                outcomes = {name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()}
+                outcomes = {
+                    name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()
+                }
             cases.append(Case(text=example.text, text_pair=example.text_pair, windows=[window], outcomes=outcomes))
     on_step("conformance vectors", len(examples), len(examples))
     windows = [window for case in cases for window in case.windows]
@@ -138,11 +140,17 @@ def value_outcome(window: WindowVector, thresholds: Sequence[float], label_range
 
 def uncertainties(measure: str, answers: Sequence[str], by_program: Sequence[float]) -> Sequence[float]:
     """What a runner compares with the thresholds, given every exit's answer and the programs' uncertainty there."""
-    return [compared_uncertainty(measure, uncertainty, answers[: exit + 1]) for exit, uncertainty in enumerate(by_program)]
+    return [
+        compared_uncertainty(measure, uncertainty, answers[: exit + 1]) for exit, uncertainty in enumerate(by_program)
+    ]
 
 
 def question_case(
-    programs: Programs, example: QAExample, tokenizer: WordPieceTokenizer, qa: QAOptions, speeds: Mapping[str, Sequence[float]]
+    programs: Programs,
+    example: QAExample,
+    tokenizer: WordPieceTokenizer,
+    qa: QAOptions,
+    speeds: Mapping[str, Sequence[float]],
 ) -> Case:
     """One question through every exit, in all its windows."""
     windows = make_windows(
@@ -150,7 +158,9 @@ def question_case(
     )
     vectors = [run_window(programs, window.ids, window.answer_mask) for window in windows]
     answers = [exit_answer(windows, vectors, example.passage, exit, qa) for exit in range(len(programs.segments))]
-    unsure = uncertainties(programs.uncertainty, [outcome.answer for outcome, _ in answers], [uncertainty for _, uncertainty in answers])
+    unsure = uncertainties(
+        programs.uncertainty, [outcome.answer for outcome, _ in answers], [uncertainty for _, uncertainty in answers]
+    )
     outcomes = {name: answers[exit_taken(unsure, each)][0] for name, each in speeds.items()}
     return Case(question=example.question, passage=example.passage, windows=vectors, outcomes=outcomes)
 

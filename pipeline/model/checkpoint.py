@@ -116,7 +116,9 @@ def encoder_config(raw: dict, file: Path) -> EncoderConfig:
     """This project's shape from a Hugging Face config. UserError for an architecture that the encoder does not compute."""
     kind = raw.get("model_type")
     if kind not in ("bert", "distilbert"):
-        raise UserError(f"is {kind!r}; this version takes bert and distilbert checkpoints", file=file, field="model_type")
+        raise UserError(
+            f"is {kind!r}; this version takes bert and distilbert checkpoints", file=file, field="model_type"
+        )
     activation = raw.get("hidden_act", "gelu") if kind == "bert" else raw.get("activation", "gelu")
     if activation != "gelu":
         raise UserError(f"is {activation!r}; the encoder computes gelu", file=file, field="hidden_act")
@@ -190,7 +192,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         # Integers are buffers (position ids), but for a weight that somebody has quantized; of float8 the scales would be lost.
         if tensor.dtype not in FLOATS and name.endswith((".weight", ".bias")):
-            raise UserError(f"is {str(tensor.dtype).removeprefix('torch.')}; give weights in float32, float16 or bfloat16", file=path, field=name)
+            raise UserError(
+                f"is {str(tensor.dtype).removeprefix('torch.')}; give weights in float32, float16 or bfloat16",
+                file=path,
+                field=name,
+            )
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
         renamed[name] = tensor.float()
     return renamed
@@ -207,7 +213,9 @@ def convert_encoder(state: dict[str, Tensor], config: EncoderConfig, kind: str, 
             raise UserError("is missing from the weights", file=file, field=prefix + name)
         tensor = state[prefix + name]
         if tuple(tensor.shape) != shape:
-            raise UserError(f"has shape {tuple(tensor.shape)}, config.json says {shape}", file=file, field=prefix + name)
+            raise UserError(
+                f"has shape {tuple(tensor.shape)}, config.json says {shape}", file=file, field=prefix + name
+            )
         return tensor
 
     width, inner = config.hidden_size, config.intermediate_size
@@ -220,7 +228,9 @@ def convert_encoder(state: dict[str, Tensor], config: EncoderConfig, kind: str, 
     if config.token_types:
         out["embeddings.token_type.weight"] = take("embeddings.token_type_embeddings.weight", config.token_types, width)
     parts, qkv, root = (
-        (BERT_LAYER, BERT_QKV, "encoder.layer") if kind == "bert" else (DISTILBERT_LAYER, DISTILBERT_QKV, "transformer.layer")
+        (BERT_LAYER, BERT_QKV, "encoder.layer")
+        if kind == "bert"
+        else (DISTILBERT_LAYER, DISTILBERT_QKV, "transformer.layer")
     )
     shapes = {
         "attention_out": (width, width),
@@ -280,7 +290,8 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
     lines = sum(1 for _ in open(vocab, encoding="utf-8", errors="replace"))
     if lines != config.vocab_size:
         raise UserError(
-            f"has {lines} entries, the weights have {config.vocab_size}; this vocabulary belongs to another model", file=vocab
+            f"has {lines} entries, the weights have {config.vocab_size}; this vocabulary belongs to another model",
+            file=vocab,
         )
     options_file = folder / "tokenizer_config.json"
     options = read_json(options_file) if options_file.is_file() else {}
@@ -309,7 +320,10 @@ def fold_token_types(config: EncoderConfig, encoder: dict[str, Tensor]) -> tuple
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
     """Writes `model.safetensors` and `encoder.json` into an existing folder."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()},
+        folder / "model.safetensors",
+    )
     (folder / "encoder.json").write_text(json.dumps(encoder.config.to_dict(), indent=2) + "\n")
 
 
@@ -322,7 +336,10 @@ def load_encoder(folder: Path) -> Encoder:
 
 def save_model(model: ExitModel, folder: Path) -> None:
     """Writes `model.safetensors` and `model.json` into an existing folder."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     description = {
         "task": model.task,
         "labels": model.labels,

@@ -65,7 +65,9 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """input_ids, token_type_ids: [batch, length] integers. Returns hidden [batch, length, hidden_size]."""
         hidden = self.word(input_ids)
-        hidden = hidden + self.position.weight[: input_ids.shape[1]].to(hidden.dtype)  # of float16 in a quantized program
+        hidden = hidden + self.position.weight[: input_ids.shape[1]].to(
+            hidden.dtype
+        )  # of float16 in a quantized program
         if self.token_type is not None:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             hidden = hidden + self.token_type(types)
@@ -124,8 +126,12 @@ class ExportLayer(Layer):
         parts = qkv.chunk(3, dim=-1) if isinstance(qkv, Tensor) else qkv
         batch, length, _ = parts[0].shape
         query, key, value = (part.view(batch, length, self.heads, self.head_dim) for part in parts)
-        query, value = (part.transpose(1, 2).reshape(-1, length, self.head_dim) for part in (query, value))  # [batch * heads, length, head_dim]
-        key = key.permute(0, 2, 3, 1).reshape(-1, self.head_dim, length)  # as the product takes it: turned once, not twice
+        query, value = (
+            part.transpose(1, 2).reshape(-1, length, self.head_dim) for part in (query, value)
+        )  # [batch * heads, length, head_dim]
+        key = key.permute(0, 2, 3, 1).reshape(
+            -1, self.head_dim, length
+        )  # as the product takes it: turned once, not twice
         if batch > 1:  # never in a program, whose batch is 1; calibration runs the same module in batches
             bias = bias.repeat_interleave(self.heads, dim=0)
         scores = torch.bmm(query, key) + bias  # [batch * heads, length, length]

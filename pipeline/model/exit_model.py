@@ -34,7 +34,9 @@ class ExitModel(nn.Module):
     def __init__(self, task: Task, config: EncoderConfig, labels: int, head: str, exit_layers: Sequence[int]):
         super().__init__()
         if not exit_layers or exit_layers[-1] != config.layers or list(exit_layers) != sorted(set(exit_layers)):
-            raise ValueError(f"exit_layers {list(exit_layers)} must ascend and end with the last layer, {config.layers}")
+            raise ValueError(
+                f"exit_layers {list(exit_layers)} must ascend and end with the last layer, {config.layers}"
+            )
         self.task, self.labels, self.head_kind = task, labels, head
         self.exit_layers = tuple(exit_layers)
         self.encoder = Encoder(config)

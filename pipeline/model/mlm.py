@@ -64,7 +64,9 @@ class MaskedLM(nn.Module):
         return self.head(hidden[chosen], self.encoder.embeddings.word.weight)
 
 
-def convert_mlm_head(state: dict[str, Tensor], config: EncoderConfig, kind: str, file: Path) -> dict[str, Tensor] | None:
+def convert_mlm_head(
+    state: dict[str, Tensor], config: EncoderConfig, kind: str, file: Path
+) -> dict[str, Tensor] | None:
     """A checkpoint's masked-LM head as a state dict of `MlmHead`; None when it has none, or one with a decoder of its own.
 
     Args:

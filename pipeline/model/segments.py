@@ -41,7 +41,14 @@ class SegmentProgram(nn.Module):
     uncertainty [1]). The last segment gives its hidden states too: callers may want them, and every segment is alike.
     """
 
-    def __init__(self, task: Task, layers: list[nn.Module], head: nn.Module, temperature: float = 1.0, uncertainty: str = "entropy"):
+    def __init__(
+        self,
+        task: Task,
+        layers: list[nn.Module],
+        head: nn.Module,
+        temperature: float = 1.0,
+        uncertainty: str = "entropy",
+    ):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
         self.measure = None if task == "regression" else MEASURES[uncertainty]
@@ -58,8 +65,11 @@ class SegmentProgram(nn.Module):
             return hidden, logits, self.measure.labels(logits * self.inverse_temperature)
         # A dot with a unit vector would do as well; unbind lowers to two slices.
         start, end = logits.unbind(dim=-1)
-        return hidden, start, end, self.measure.spans(
-            start * self.inverse_temperature, end * self.inverse_temperature, answer_bias
+        return (
+            hidden,
+            start,
+            end,
+            self.measure.spans(start * self.inverse_temperature, end * self.inverse_temperature, answer_bias),
         )
 
 
@@ -81,10 +91,14 @@ class Programs(nn.Module):
             layers = [ExportLayer.of(layer) for layer in model.encoder.layers[start:exit_layer]]
             segments.append(SegmentProgram(model.task, layers, head, temperature, model.uncertainty))
             start = exit_layer
-        return cls(model.task, EmbedProgram(model.encoder.embeddings, model.separator), segments, model.uncertainty).eval()
+        return cls(
+            model.task, EmbedProgram(model.encoder.embeddings, model.separator), segments, model.uncertainty
+        ).eval()
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+    def forward(
+        self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None
+    ) -> list[tuple[Tensor, ...]]:
         """input_ids [batch, S]. Returns every segment's outputs, in order."""
         hidden, outputs = self.embed(input_ids), []
         extra = (answer_bias,) if self.task == "qa" else ()
@@ -105,7 +119,9 @@ class Monolith(nn.Module):
         super().__init__()
         self.embed, self.segments = programs.embed, programs.segments
 
-    def forward(self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         hidden, said = self.embed(input_ids), []
         extra = () if answer_bias is None else (answer_bias,)
         for segment in self.segments:

@@ -110,16 +110,22 @@ def _check_options(file: Path, manifest: Manifest) -> None:
             field="label_values",
         )
     if manifest.task == "regression" and manifest.label_range is None:
-        raise UserError("is missing, and the task is regression; export the bundle again", file=file, field="label_range")
+        raise UserError(
+            "is missing, and the task is regression; export the bundle again", file=file, field="label_range"
+        )
     if manifest.label_range is not None and not manifest.label_range.width > 0:
         raise UserError("minimum is not below maximum; export the bundle again", file=file, field="label_range")
     if (manifest.task == "regression") != (manifest.uncertainty == "change"):
         raise UserError(
-            f"{manifest.uncertainty!r} is no measure for {manifest.task}; export the bundle again", file=file, field="exits.uncertainty"
+            f"{manifest.uncertainty!r} is no measure for {manifest.task}; export the bundle again",
+            file=file,
+            field="exits.uncertainty",
         )
     if manifest.qa is not None and manifest.qa.window > manifest.max_length:
         raise UserError(
-            f"{manifest.qa.window} is more than max_length, {manifest.max_length}; export the bundle again", file=file, field="qa.window"
+            f"{manifest.qa.window} is more than max_length, {manifest.max_length}; export the bundle again",
+            file=file,
+            field="qa.window",
         )
     if len(manifest.exits.temperatures) not in (0, manifest.segments):
         raise UserError(
@@ -150,7 +156,9 @@ def _check_programs(file: Path, manifest: Manifest) -> None:
         "uncertainty": [1],
     }
     last = manifest.segments - 1
-    _check_program(file, manifest, "embed", {"input_ids": [1, "length"]}, {"hidden": hidden}, "input_ids", required=("hidden",))
+    _check_program(
+        file, manifest, "embed", {"input_ids": [1, "length"]}, {"hidden": hidden}, "input_ids", required=("hidden",)
+    )
     for segment in range(manifest.segments):
         unsure = () if manifest.task == "regression" else ("uncertainty",)
         required = (*EXIT_OUTPUTS[manifest.task], *unsure, *(() if segment == last else ("hidden",)))
@@ -180,27 +188,42 @@ def _check_program(
         )
     if program.file not in {entry.path for entry in manifest.files}:
         raise UserError(
-            f"{program.file!r} is not in the manifest's list of files; export the bundle again", file=file, field=f"programs.{name}.file"
+            f"{program.file!r} is not in the manifest's list of files; export the bundle again",
+            file=file,
+            field=f"programs.{name}.file",
         )
     _check_tensors(file, program, "inputs", program.inputs, known_inputs)
     _check_tensors(file, program, "outputs", program.outputs, known_outputs)
-    for side, tensors, needed in (("inputs", program.inputs, (required_input,)), ("outputs", program.outputs, required)):
+    for side, tensors, needed in (
+        ("inputs", program.inputs, (required_input,)),
+        ("outputs", program.outputs, required),
+    ):
         missing = set(needed) - {tensor.name for tensor in tensors}
         if missing:
-            raise UserError(f"has no {', '.join(sorted(missing))}; export the bundle again", file=file, field=f"programs.{name}.{side}")
+            raise UserError(
+                f"has no {', '.join(sorted(missing))}; export the bundle again",
+                file=file,
+                field=f"programs.{name}.{side}",
+            )
 
 
 def _check_tensors(file: Path, program: Program, side: str, tensors: list[Tensor], known: dict[str, list]) -> None:
     for tensor in tensors:
         field = f"programs.{program.name}.{side}.{tensor.name}"
         if tensor.name not in known:
-            raise UserError(f"this runner knows only {', '.join(known)}; update pocketbert, or export again", file=file, field=field)
+            raise UserError(
+                f"this runner knows only {', '.join(known)}; update pocketbert, or export again", file=file, field=field
+            )
         if tensor.shape != known[tensor.name]:
             raise UserError(
-                f"shape {tensor.shape} where {known[tensor.name]} is known; update pocketbert, or export again", file=file, field=field
+                f"shape {tensor.shape} where {known[tensor.name]} is known; update pocketbert, or export again",
+                file=file,
+                field=field,
             )
         dtypes = _DTYPES.get(tensor.name, ("float32",))
         if tensor.dtype not in dtypes:
             raise UserError(
-                f"type {tensor.dtype} where {' or '.join(dtypes)} is known; update pocketbert, or export again", file=file, field=field
+                f"type {tensor.dtype} where {' or '.join(dtypes)} is known; update pocketbert, or export again",
+                file=file,
+                field=field,
             )

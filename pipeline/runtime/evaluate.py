@@ -144,15 +144,23 @@ def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Pa
     """
     wanted = QAExample if manifest.task == "qa" else ClassificationExample
     if not all(isinstance(example, wanted) for example in examples):
-        raise UserError(f"the examples are not of the bundle's task, {manifest.task}; give a file of that task", file=source)
+        raise UserError(
+            f"the examples are not of the bundle's task, {manifest.task}; give a file of that task", file=source
+        )
     if manifest.task == "qa":
         if not manifest.qa.allow_no_answer and not any(example.answers for example in examples):
-            raise UserError("no question has an answer, so there is nothing to compare with; give a labelled file", file=source)
+            raise UserError(
+                "no question has an answer, so there is nothing to compare with; give a labelled file", file=source
+            )
         return []
     found = {example.label for example in examples}
     if None in found:
         number = next(number for number, example in enumerate(examples, start=1) if example.label is None)
-        raise UserError("has no label, so there is nothing to compare with; give a labelled file", file=source, field=f"example {number}")
+        raise UserError(
+            "has no label, so there is nothing to compare with; give a labelled file",
+            file=source,
+            field=f"example {number}",
+        )
     if manifest.task == "regression":
         return [float(example.label) for example in examples]
     # All labels of a file are written in one way: value by value, ["0", "1"] shown as ["1", "0"] would be mixed up.
@@ -169,7 +177,11 @@ def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Pa
 
 
 def _summary(
-    manifest: Manifest, speed: str, runs: Sequence[Result], examples: Sequence[Example], targets: Sequence[int] | Sequence[float]
+    manifest: Manifest,
+    speed: str,
+    runs: Sequence[Result],
+    examples: Sequence[Example],
+    targets: Sequence[int] | Sequence[float],
 ) -> SpeedResult:
     if manifest.task == "classification":
         metrics = {"accuracy": float(np.mean([run.label_index == target for run, target in zip(runs, targets)]))}

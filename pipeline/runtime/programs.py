@@ -28,7 +28,9 @@ def binding() -> ModuleType:
     try:
         return importlib.import_module("executorch.extension.pybindings._portable_lib")
     except ImportError as error:
-        raise UserError(f"ExecuTorch's runtime cannot be loaded ({error}); run: pip install executorch==1.4.1") from None
+        raise UserError(
+            f"ExecuTorch's runtime cannot be loaded ({error}); run: pip install executorch==1.4.1"
+        ) from None
 
 
 class MethodFile:
@@ -78,7 +80,9 @@ class MethodFile:
         if name in self._methods:
             return
         if name not in self.method_names:
-            raise UserError(f"has no method {name!r}; the file belongs to another bundle: export it again", file=self.path)
+            raise UserError(
+                f"has no method {name!r}; the file belongs to another bundle: export it again", file=self.path
+            )
         meta = self._program.method_meta(name)
         for side, wanted, given in (("inputs", inputs, meta.num_inputs()), ("outputs", outputs, meta.num_outputs())):
             if wanted is not None and wanted != given:
@@ -106,7 +110,11 @@ class MethodFile:
 
     def _not_loaded(self, error: RuntimeError, method: str | None = None) -> UserError:
         reason = str(error).strip().splitlines()[0][:200]
-        return UserError(f"ExecuTorch cannot load it ({reason}); export the bundle again with this version", file=self.path, field=method)
+        return UserError(
+            f"ExecuTorch cannot load it ({reason}); export the bundle again with this version",
+            file=self.path,
+            field=method,
+        )
 
 
 def as_tensor(values, dtype: str) -> Tensor:

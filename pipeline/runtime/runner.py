@@ -292,13 +292,17 @@ class Runner:
         if len(windows) == 1:  # nothing to choose among; its best span is looked for once, by the decoder
             return outputs[0].uncertainty
         longest = self.manifest.qa.max_answer
-        best = [best_span(*output.logits, window.answer_mask, longest).score for window, output in zip(windows, outputs)]
+        best = [
+            best_span(*output.logits, window.answer_mask, longest).score for window, output in zip(windows, outputs)
+        ]
         return question_uncertainty(best, [output.uncertainty for output in outputs])
 
     def _decode(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput], passage: str) -> DecodedAnswer:
         """The answer at one exit."""
         options, logits = self.manifest.qa, [output.logits for output in outputs]
-        return decode_answer(windows, logits, passage, options.max_answer, options.allow_no_answer, options.null_threshold)
+        return decode_answer(
+            windows, logits, passage, options.max_answer, options.allow_no_answer, options.null_threshold
+        )
 
     def segments(
         self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray] | None = None
@@ -312,7 +316,9 @@ class Runner:
         Yields:
             after each segment the exits' outputs, one per input.
         """
-        known = [self._known_inputs(ids, None if answer_masks is None else answer_masks[at]) for at, ids in enumerate(inputs)]
+        known = [
+            self._known_inputs(ids, None if answer_masks is None else answer_masks[at]) for at, ids in enumerate(inputs)
+        ]
         for tensors in known:
             tensors["hidden"] = self._run(self._embed, tensors)["hidden"]
         names = EXIT_OUTPUTS[self.manifest.task]
@@ -359,7 +365,9 @@ class Runner:
     def _require(self, task: str) -> None:
         if self.manifest.task != task:
             needed = "a question and a passage" if self.manifest.task == "qa" else "a text"
-            does = {"classification": "classifies", "regression": "predicts a number", "qa": "answers questions"}[self.manifest.task]
+            does = {"classification": "classifies", "regression": "predicts a number", "qa": "answers questions"}[
+                self.manifest.task
+            ]
             raise UserError(f"this bundle {does}; give it {needed}", file=self.bundle.path)
 
     def _thresholds(self, speed: str | float | None) -> list[float]:

@@ -49,7 +49,13 @@ def study_bundle(
     runner = Runner(bundle, threads)
     labels = manifest.label_range or manifest.label_values
     predictions = predict(run_bundle, runner, examples, bundle.tokenizer, labels, recipe, on_progress)
-    return study(predictions, costs_of(bundle, examples, recipe), manifest.model.exit_layers, recipe.exits.uncertainty, manifest.speeds)
+    return study(
+        predictions,
+        costs_of(bundle, examples, recipe),
+        manifest.model.exit_layers,
+        recipe.exits.uncertainty,
+        manifest.speeds,
+    )
 
 
 def run_bundle(runner: Runner, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
@@ -58,8 +64,12 @@ def run_bundle(runner: Runner, items: Sequence[Item], on_step: OnStep = silent) 
     results = []
     for at, item in enumerate(items):
         outputs = runner.run_all(item.ids, item.answer_mask)
-        logits = [output.logits[0] if len(output.logits) == 1 else np.stack(output.logits, axis=-1) for output in outputs]
-        results.append(ExitOutputs(np.stack(logits), np.array([output.uncertainty for output in outputs]), temperatures))
+        logits = [
+            output.logits[0] if len(output.logits) == 1 else np.stack(output.logits, axis=-1) for output in outputs
+        ]
+        results.append(
+            ExitOutputs(np.stack(logits), np.array([output.uncertainty for output in outputs]), temperatures)
+        )
         on_step("running to full depth", at + 1, len(items))
     return results
 
@@ -91,7 +101,9 @@ def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Cos
     @cache
     def flops(length: int) -> np.ndarray:
         depths = range(1, len(shape.exit_layers) + 1)
-        return np.array([model_flops(config, shape.head, task, labels, length, depth, shape.exit_layers) for depth in depths], float)
+        return np.array(
+            [model_flops(config, shape.head, task, labels, length, depth, shape.exit_layers) for depth in depths], float
+        )
 
     if task != "qa":
         lengths = [len(feature.ids) for feature in encode_examples(bundle.tokenizer, examples, recipe.data.max_length)]

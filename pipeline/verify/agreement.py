@@ -36,7 +36,9 @@ ENOUGH_LABELS, ENOUGH_TOKENS = 200, 10_000
 CLOSE = 0.02  # as a share of the label range: predictions that are nearer to each other are the same; measured on STS-B, 0.01
 
 
-def check_agreement(bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent) -> Check:
+def check_agreement(
+    bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent
+) -> Check:
     """The share of examples that get the same label, the same number up to `CLOSE`, or the same answer text.
 
     Args:
@@ -59,12 +61,18 @@ def check_agreement(bundle: Bundle, examples: Sequence[Example], expected: Seque
         on_step("same answers as in PyTorch", at + 1, len(examples))
     value = same / len(examples)
     floor = FLOOR_INT8_SPANS if task == "qa" and bundle.manifest.scheme in INT8_INPUTS else FLOOR[task]
-    return Check(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor)
+    return Check(
+        f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor
+    )
 
 
 @torch.no_grad()
 def check_coreml_labels(
-    bundle: Bundle, model: ExitModel, examples: Sequence[ClassificationExample], on_step: OnStep = silent, backend: Backend = "coreml"
+    bundle: Bundle,
+    model: ExitModel,
+    examples: Sequence[ClassificationExample],
+    on_step: OnStep = silent,
+    backend: Backend = "coreml",
 ) -> Check:
     """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
 
@@ -89,14 +97,18 @@ def check_coreml_labels(
             texts.append(ids)
             tokens += next(each for each in lengths if len(ids) <= each)
     if not texts:
-        raise UserError("no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path)
+        raise UserError(
+            "no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path
+        )
     reference, buckets, same = Programs.of(model), {}, 0
     for at, ids in enumerate(texts):
         length = next(each for each in lengths if len(ids) <= each)
         if length not in buckets:
             buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run, backend)
         expected = reference(torch.from_numpy(np.asarray(ids, np.int64))[None], torch.zeros(1, 1, len(ids)))[-1][1]
-        got = buckets[length].run_all(padded_inputs(ids, None, length, manifest.tokenizer.pad_id), "float16")[-1]["logits"]
+        got = buckets[length].run_all(padded_inputs(ids, None, length, manifest.tokenizer.pad_id), "float16")[-1][
+            "logits"
+        ]
         same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
         on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
     value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer

@@ -28,7 +28,11 @@ Run = Callable[[Program, dict[str, np.ndarray], Precision], Evaluation]
 
 
 def check_fingerprints(
-    manifest: Manifest, vectors: Sequence[ProgramVector], run: Run, on_step: OnStep = silent, backend: Backend = "coreml"
+    manifest: Manifest,
+    vectors: Sequence[ProgramVector],
+    run: Run,
+    on_step: OnStep = silent,
+    backend: Backend = "coreml",
 ) -> list[Check]:
     """Runs every program of a backend on the inputs its fingerprint was made with, in float32.
 
@@ -48,7 +52,11 @@ def check_fingerprints(
     vectors = [vector for vector in vectors if vector.backend == backend]
     expected_outputs = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
     rounds = {key for key, program in programs.items() if program.name != "embed" and has_int8_inputs(program)}
-    rounded_outputs = {(vector.program, vector.length): set(vector.rounded_outputs) for vector in vectors if vector.rounded_outputs is not None}
+    rounded_outputs = {
+        (vector.program, vector.length): set(vector.rounded_outputs)
+        for vector in vectors
+        if vector.rounded_outputs is not None
+    }
     if (
         expected_outputs != {(vector.program, vector.length): set(vector.outputs) for vector in vectors}
         or {key: expected_outputs[key] for key in rounds} != rounded_outputs
@@ -64,7 +72,9 @@ def check_fingerprints(
         inputs = fingerprint_inputs(program, manifest.model.vocab_size)
         smooth: Precision = "float32" if vector.rounded_outputs is None else "smooth"
         got = fingerprints_of([run(program, each, smooth).outputs for each in inputs])
-        checks.append(compare(program, f"fingerprint_snr_db_{vector.length}", vector.outputs, got, FINGERPRINT_FLOOR_DB))
+        checks.append(
+            compare(program, f"fingerprint_snr_db_{vector.length}", vector.outputs, got, FINGERPRINT_FLOOR_DB)
+        )
         if "uncertainty" in vector.outputs:
             value = 1.0 - abs(got["uncertainty"][0] - vector.outputs["uncertainty"][0])
             value = value if np.isfinite(value) else -1.0  # JSON has no NaN
@@ -72,7 +82,15 @@ def check_fingerprints(
             checks.append(Check(program.name, backend, metric, value, UNCERTAINTY_FLOOR, value >= UNCERTAINTY_FLOOR))
         if vector.rounded_outputs is not None:
             got = fingerprints_of([run(program, each, "float32").outputs for each in inputs])
-            checks.append(compare(program, f"fingerprint_rounded_snr_db_{vector.length}", vector.rounded_outputs, got, ROUNDED_FLOOR_DB))
+            checks.append(
+                compare(
+                    program,
+                    f"fingerprint_rounded_snr_db_{vector.length}",
+                    vector.rounded_outputs,
+                    got,
+                    ROUNDED_FLOOR_DB,
+                )
+            )
         on_step("fingerprints", done, len(vectors))
     return checks
 
@@ -88,7 +106,9 @@ def fingerprints_of(runs: Sequence[dict[str, np.ndarray]]) -> dict[str, list[flo
     return {name: fingerprint(np.concatenate([outputs[name] for outputs in runs])) for name in runs[0]}
 
 
-def compare(program: Program, metric: str, expected: dict[str, list[float]], got: dict[str, list[float]], floor: float) -> Check:
+def compare(
+    program: Program, metric: str, expected: dict[str, list[float]], got: dict[str, list[float]], floor: float
+) -> Check:
     """The worst of the outputs but the uncertainty."""
     ratios = {
         name: signal_to_noise_db(np.array(values), np.array(got[name])) if len(values) == len(got[name]) else -MOST_DB
@@ -97,4 +117,6 @@ def compare(program: Program, metric: str, expected: dict[str, list[float]], got
     }
     worst = min(ratios, key=ratios.__getitem__)
     passed = ratios[worst] >= floor
-    return Check(program.name, program.backend, metric, ratios[worst], floor, passed, "" if passed else f"output {worst}")
+    return Check(
+        program.name, program.backend, metric, ratios[worst], floor, passed, "" if passed else f"output {worst}"
+    )

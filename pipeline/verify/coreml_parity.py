@@ -81,9 +81,12 @@ def floors_of(program: Program) -> Floors:
     """UserError for a scheme that this version does not know."""
     if program.precision not in FLOORS:
         raise UserError(
-            f"{program.precision!r} is not known to this version, which knows {', '.join(FLOORS)}; {AGAIN}", file=program.file, field="precision"
+            f"{program.precision!r} is not known to this version, which knows {', '.join(FLOORS)}; {AGAIN}",
+            file=program.file,
+            field="precision",
         )
     return FLOORS[program.precision]
+
 
 NAMES: dict[Backend, str] = {"coreml": "Core ML", "executorch-coreml": "ExecuTorch's Core ML"}
 
@@ -97,7 +100,9 @@ class CoreMLPrograms:
         names = ["embed", *(f"segment_{index}" for index in range(manifest.segments))]
         if missing := [name for name in names if name not in entries]:
             raise UserError(
-                f"no {NAMES[backend]} program {missing[0]} for length {length}; export the bundle again", file=bundle, field="programs"
+                f"no {NAMES[backend]} program {missing[0]} for length {length}; export the bundle again",
+                file=bundle,
+                field="programs",
             )
         self.embed, *self.segments = [entries[name] for name in names]
         self.faults: dict[str, list[Fault | None]] = {}  # of a program's runs so far, those whose inputs were finite
@@ -111,7 +116,10 @@ class CoreMLPrograms:
         evaluation = self.evaluate(program, inputs, precision)
         if all(np.isfinite(value).all() for value in inputs.values()):
             self.faults.setdefault(program.name, []).append(next(iter(evaluation.faults), None))
-        return {name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value for name, value in evaluation.outputs.items()}
+        return {
+            name: value[:, :, 0].swapaxes(1, 2) if value.ndim == 4 else value
+            for name, value in evaluation.outputs.items()
+        }
 
     def run_all(self, inputs: dict[str, np.ndarray], precision: Precision) -> list[dict[str, np.ndarray]]:
         """The loop without exits: every segment's outputs, by change with the `uncertainty` that is the host's.
@@ -124,7 +132,9 @@ class CoreMLPrograms:
             outputs.append(self.run(segment, {**inputs, "hidden": hidden}, precision))
             hidden = outputs[-1][segment.outputs[0].name]
             if self.change:
-                outputs[-1]["uncertainty"] = np.array([change_uncertainty([float(each["logits"][0, 0]) for each in outputs])])
+                outputs[-1]["uncertainty"] = np.array(
+                    [change_uncertainty([float(each["logits"][0, 0]) for each in outputs])]
+                )
         return outputs
 
 
@@ -160,7 +170,10 @@ def runner(bundle: Path, backend: Backend) -> Run:
 def check_signature(package: Package, program: Program) -> None:
     """Raises UserError unless the package's function takes and gives what the manifest says."""
     function = package.function(program.method)
-    for side, said, found in (("inputs", program.inputs, function.inputs), ("outputs", program.outputs, function.outputs)):
+    for side, said, found in (
+        ("inputs", program.inputs, function.inputs),
+        ("outputs", program.outputs, function.outputs),
+    ):
         expected, got = ({t.name: f"{t.dtype} {list(t.shape)}" for t in tensors} for tensors in (said, found))
         for name in {**expected, **got}:
             if expected.get(name) != got.get(name):
@@ -173,7 +186,9 @@ def check_signature(package: Package, program: Program) -> None:
 
 def lengths_of(manifest: Manifest, backend: Backend = "coreml") -> list[int]:
     """The buckets of the bundle's programs of that backend, ascending."""
-    return sorted({length for program in manifest.programs if program.backend == backend for length in program.lengths or ()})
+    return sorted(
+        {length for program in manifest.programs if program.backend == backend for length in program.lengths or ()}
+    )
 
 
 def padded_inputs(
@@ -225,13 +240,24 @@ def check_coreml(
         UserError: when a file cannot be read or evaluated, or no input fits any bucket.
     """
     bundle = Path(bundle)
-    every = sorted((window for case in conformance.cases for window in case.windows), key=lambda window: len(window.input_ids))
-    buckets = {length: spread([w for w in every if len(w.input_ids) <= length], windows) for length in lengths_of(manifest, backend)}
+    every = sorted(
+        (window for case in conformance.cases for window in case.windows), key=lambda window: len(window.input_ids)
+    )
+    buckets = {
+        length: spread([w for w in every if len(w.input_ids) <= length], windows)
+        for length in lengths_of(manifest, backend)
+    }
     total = sum(len(chosen) for chosen in buckets.values())
     if total == 0:
-        raise UserError("no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle)
+        raise UserError(
+            "no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle
+        )
     done, run, step = 0, runner(bundle, backend), f"{NAMES[backend]} against the model"
-    checks = [] if conformance.programs is None else check_fingerprints(manifest, conformance.programs, run, on_step, backend)
+    checks = (
+        []
+        if conformance.programs is None
+        else check_fingerprints(manifest, conformance.programs, run, on_step, backend)
+    )
     for length, chosen in buckets.items():
         if not chosen:  # nothing in the bundle is as short as that
             continue
@@ -263,28 +289,43 @@ def spread(windows: list[WindowVector], count: int) -> list[WindowVector]:
 
 
 def check_segment(
-    program: Program, manifest: Manifest, length: int, windows: list[WindowVector], index: int, outputs: list[dict[str, np.ndarray]]
+    program: Program,
+    manifest: Manifest,
+    length: int,
+    windows: list[WindowVector],
+    index: int,
+    outputs: list[dict[str, np.ndarray]],
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
     names, level, floors = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task), floors_of(program)
-    expected = [[np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows]
+    expected = [
+        [np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows
+    ]
     # What is behind a window is padding; for question answering it has logits, too. A classifier's logits are no more than its labels.
     got = [[output[name][0, : len(each)] for name, each in zip(names, of)] for output, of in zip(outputs, expected)]
     signal, value = (
-        np.concatenate([each - each.mean() if level is None else each for window in part for each in window]) for part in (expected, got)
+        np.concatenate([each - each.mean() if level is None else each for window in part for each in window])
+        for part in (expected, got)
     )
     # Two answers that the vectors tell apart by less than this are equally right: it is the noise that the floor lets pass.
     slack = 2.0 * (level or float(np.sqrt(np.square(signal).mean()))) * 10 ** (-floors.logits_db / 20)
     same = [same_answer(manifest, *each, slack) for each in zip(windows, expected, got)]
-    difference = [abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty) for window, output in zip(windows, outputs)]
+    difference = [
+        abs(float(output["uncertainty"][0]) - window.exits[index].uncertainty)
+        for window, output in zip(windows, outputs)
+    ]
     return [
         at_least(program, f"logits_snr_db_{length}", signal_to_noise_db(signal, value, level), floors.logits_db),
         at_least(program, f"same_answer_{length}", float(np.mean(same)), floors.same_answer),
-        at_least(program, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), floors.uncertainty),
+        at_least(
+            program, f"uncertainty_agreement_{length}", finite(1.0 - float(np.mean(difference))), floors.uncertainty
+        ),
     ]
 
 
-def same_answer(manifest: Manifest, window: WindowVector, expected: list[np.ndarray], got: list[np.ndarray], slack: float) -> bool:
+def same_answer(
+    manifest: Manifest, window: WindowVector, expected: list[np.ndarray], got: list[np.ndarray], slack: float
+) -> bool:
     """Whether the answer of `got`, a label or a span, is the best of `expected` or scores no more than `slack` below it there.
 
     A regression's number is the same up to `slack`.
@@ -311,7 +352,12 @@ def finite(value: float) -> float:
 
 @torch.no_grad()
 def check_against_model(
-    model: ExitModel, bundle: str | Path, manifest: Manifest, on_step: OnStep = silent, seed: int = 0, backend: Backend = "coreml"
+    model: ExitModel,
+    bundle: str | Path,
+    manifest: Manifest,
+    on_step: OnStep = silent,
+    seed: int = 0,
+    backend: Backend = "coreml",
 ) -> list[Check]:
     """Compares every program that Core ML computes with the module it was converted from, in float32 and in simulated float16.
 
@@ -331,12 +377,17 @@ def check_against_model(
     lengths, checks, done, run = lengths_of(manifest, backend), [], 0, runner(bundle, backend)
     for length in lengths:
         programs = CoreMLPrograms(bundle, manifest, length, run, backend)
-        runs = [reference_run(reference, manifest, length, size, random) for size in (length, length // 2, max(length // 4, 2))]
+        runs = [
+            reference_run(reference, manifest, length, size, random)
+            for size in (length, length // 2, max(length // 4, 2))
+        ]
         for at, program in enumerate((programs.embed, *programs.segments)):
             steps = [run[at] for run in runs]
             for precision, floor in floors_of(program).module_db.items():
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
-                checks += check_program(program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task))
+                checks += check_program(
+                    program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task)
+                )
             done += 1
             on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
     return checks
@@ -351,7 +402,9 @@ class Step:
     outputs: list[np.ndarray]
 
 
-def reference_run(reference: Programs, manifest: Manifest, length: int, size: int, random: np.random.Generator) -> list[Step]:
+def reference_run(
+    reference: Programs, manifest: Manifest, length: int, size: int, random: np.random.Generator
+) -> list[Step]:
     """A random input of `size` tokens in a bucket, through `embed` and every segment."""
     ids = random.integers(0, manifest.model.vocab_size, size)
     mask = np.arange(size) >= size // 4  # the rest stands for [CLS] and the question
@@ -367,7 +420,12 @@ def reference_run(reference: Programs, manifest: Manifest, length: int, size: in
 
 
 def check_program(
-    program: Program, suffix: str, steps: list[Step], outputs: list[dict[str, np.ndarray]], floor: float, level: float | None
+    program: Program,
+    suffix: str,
+    steps: list[Step],
+    outputs: list[dict[str, np.ndarray]],
+    floor: float,
+    level: float | None,
 ) -> list[Check]:
     """One program's checks at one length and precision; `outputs` are the program's for `steps`, `level` is that of its logits."""
     ratios, difference = [], None

@@ -48,7 +48,9 @@ class DelegateFile:
     @property
     def package(self) -> Package:
         """The methods as the functions of one package, for the evaluator and the lint."""
-        return Package(self.path, self.specification_version, {name: method.function for name, method in self.methods.items()})
+        return Package(
+            self.path, self.specification_version, {name: method.function for name, method in self.methods.items()}
+        )
 
     def run(self, program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> Evaluation:
         """Runs a method on the program's inputs by the manifest's names; its outputs have the manifest's names.
@@ -67,8 +69,14 @@ class DelegateFile:
 
     def check_signature(self, method: Method, program: Program) -> None:
         """Raises UserError unless the method takes and gives what the manifest says, in that order."""
-        for side, said, found in (("inputs", program.inputs, method.inputs), ("outputs", program.outputs, method.outputs)):
-            expected, got = [(each.dtype, tuple(each.shape)) for each in said], [(each.dtype, each.shape) for each in found]
+        for side, said, found in (
+            ("inputs", program.inputs, method.inputs),
+            ("outputs", program.outputs, method.outputs),
+        ):
+            expected, got = (
+                [(each.dtype, tuple(each.shape)) for each in said],
+                [(each.dtype, each.shape) for each in found],
+            )
             if expected != got:
                 raise UserError(
                     f"{method.name} has {described(got)}, the manifest says {described(expected)}; {AGAIN}",
@@ -102,7 +110,9 @@ def load_delegate_file(path: str | Path) -> DelegateFile:
         except UserError as error:
             raise UserError(str(error), file=path, field=plan.name) from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"what the delegate holds is cut or altered ({error}); {AGAIN}", file=path, field=plan.name) from None
+            raise UserError(
+                f"what the delegate holds is cut or altered ({error}); {AGAIN}", file=path, field=plan.name
+            ) from None
     return DelegateFile(path, max(package.specification_version for package, _ in models.values()), methods)
 
 
@@ -130,7 +140,12 @@ def delegate_call(path: Path, file: Any, plan: Any) -> tuple[list[int], bytes]:
     instructions = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     others = [f"{operator.name}.{operator.overload}".strip(".") for operator in plan.operators]
     others += [delegate.id for delegate in plan.delegates if delegate.id != DELEGATE]
-    if others or len(plan.delegates) != 1 or len(instructions) != 1 or not isinstance(instructions[0], schema.DelegateCall):
+    if (
+        others
+        or len(plan.delegates) != 1
+        or len(instructions) != 1
+        or not isinstance(instructions[0], schema.DelegateCall)
+    ):
         raise UserError(
             f"is not one call of {DELEGATE}, but {len(instructions)} steps, with {', '.join(others) or 'no operator beside it'}; {AGAIN}",
             file=path,
@@ -144,7 +159,11 @@ def find_model(file: Any, method: str, processed: bytes) -> tuple[str, str, byte
     if not processed.startswith(REFERENCE):
         return method, "main", processed
     reference = json.loads(processed[len(REFERENCE) :])
-    return reference["key"], reference["functionName"], file.named_data.buffers[file.named_data.pte_data[reference["key"]].buffer_index]
+    return (
+        reference["key"],
+        reference["functionName"],
+        file.named_data.buffers[file.named_data.pte_data[reference["key"]].buffer_index],
+    )
 
 
 def load_model(payload: bytes) -> tuple[Package, dict]:
@@ -172,7 +191,11 @@ def method_of(plan: Any, arguments: list[int], function: str, package: Package, 
     computed = package.function(function)
     given, taken = arguments[: len(inputs)], arguments[len(inputs) :]
     fits = len(taken) == len(outputs) and set(given) <= set(plan.inputs) and set(taken) == set(plan.outputs)
-    if not fits or set(inputs) != {each.name for each in computed.inputs} or set(outputs) != {each.name for each in computed.outputs}:
+    if (
+        not fits
+        or set(inputs) != {each.name for each in computed.inputs}
+        or set(outputs) != {each.name for each in computed.outputs}
+    ):
         raise UserError(f"takes and gives other tensors than the delegate's model; {AGAIN}")
     of_method = tuple(tuple(tensor_of(plan.values[at].val) for at in side) for side in (plan.inputs, plan.outputs))
     takes = {name: plan.inputs.index(at) for name, at in zip(inputs, given)}
@@ -180,7 +203,9 @@ def method_of(plan: Any, arguments: list[int], function: str, package: Package, 
     tensors = []
     for found, places, own in ((computed.inputs, takes, of_method[0]), (computed.outputs, gives, of_method[1])):
         tensors.append(tuple(converted(tensor, own[places[tensor.name]]) for tensor in found))
-    return Method(plan.name, replace(computed, name=plan.name, inputs=tensors[0], outputs=tensors[1]), *of_method, takes, gives)
+    return Method(
+        plan.name, replace(computed, name=plan.name, inputs=tensors[0], outputs=tensors[1]), *of_method, takes, gives
+    )
 
 
 def tensor_of(value: Any) -> Tensor:

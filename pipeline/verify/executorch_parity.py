@@ -88,7 +88,9 @@ class _Measured:
         self.got: list[np.ndarray] = []
         self.within: list[bool] = []
 
-    def add(self, got: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float, conformance: Conformance) -> None:
+    def add(
+        self, got: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float, conformance: Conformance
+    ) -> None:
         self.expected.append(np.concatenate([np.asarray(part, dtype=np.float64) for part in logits]))
         self.got.append(np.concatenate(got.logits).astype(np.float64))
         # Not "none is greater", which NaN would pass.
@@ -111,7 +113,13 @@ def _share(agreements: Sequence[bool]) -> float:
 def _windows(bundle: Bundle, case: Case) -> list[QAWindow]:
     options = bundle.manifest.qa
     return make_windows(
-        bundle.tokenizer, case.question, case.passage, options.window, options.stride, options.max_question, options.allow_no_answer
+        bundle.tokenizer,
+        case.question,
+        case.passage,
+        options.window,
+        options.stride,
+        options.max_question,
+        options.allow_no_answer,
     )
 
 
@@ -133,13 +141,18 @@ def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
         vectors = [labels[int(np.argmax(exit.outputs["logits"]))] for exit in exits]
         own_uncertainty, uncertainty = [output.uncertainty for output in outputs], [exit.uncertainty for exit in exits]
         for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
-            if not _counted_took(outcome.exit, answers, by_program, runner.manifest, speed) or answers[outcome.exit] != outcome.label:
+            if (
+                not _counted_took(outcome.exit, answers, by_program, runner.manifest, speed)
+                or answers[outcome.exit] != outcome.label
+            ):
                 return False
         if not _near(own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance):
             return False
         compared = list(enumerate(own[: got.exit + 1]))
     else:
-        if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
+        if not _exit_open(
+            [exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance
+        ):
             return False
         compared = [(got.exit, got.label), (expected.exit, expected.label)]
     for exit, label in compared:
@@ -152,7 +165,9 @@ def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
 def _value_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
     got = runner.estimate(case.text, case.text_pair, speed)
     exits, label_range = case.windows[0].exits, runner.manifest.label_range
-    if not _exit_open([exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance):
+    if not _exit_open(
+        [exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance
+    ):
         return False
     return all(
         abs(label_range.share(outcome.value) - exits[outcome.exit].outputs["logits"][0]) <= conformance.tolerance
@@ -162,19 +177,31 @@ def _value_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
 
 def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
     got = runner.answer(case.question, case.passage, speed)
-    if got.exit == expected.exit and (got.answer, got.start, got.end) == (expected.answer, expected.start, expected.end):
+    if got.exit == expected.exit and (got.answer, got.start, got.end) == (
+        expected.answer,
+        expected.start,
+        expected.end,
+    ):
         return True
     options, windows = runner.manifest.qa, _windows(runner.bundle, case)
     logits = [  # [exits][windows] of (start, end)
-        [(np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"])) for vector in case.windows]
+        [
+            (np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"]))
+            for vector in case.windows
+        ]
         for exit in range(runner.manifest.segments)
     ]
 
     def of_question(logits: Sequence[Sequence[tuple]], by_window: Sequence[Sequence[float]]) -> list[float]:
-        best = [[best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)] for pairs in logits]
+        best = [
+            [best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)]
+            for pairs in logits
+        ]
         return [question_uncertainty(*each) for each in zip(best, by_window)]
 
-    uncertainty = of_question(logits, list(zip(*([exit.uncertainty for exit in vector.exits] for vector in case.windows))))
+    uncertainty = of_question(
+        logits, list(zip(*([exit.uncertainty for exit in vector.exits] for vector in case.windows)))
+    )
     if runner.manifest.uncertainty in COUNTED:
         outputs = list(runner.segments([window.ids for window in windows], [window.answer_mask for window in windows]))
         own_logits = [[output.logits for output in each] for each in outputs]
@@ -182,9 +209,13 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         own_uncertainty = of_question(own_logits, [[output.uncertainty for output in each] for each in outputs])
         vectors = _exit_answers(windows, logits, case.passage, options)
         for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
-            if not _counted_took(outcome.exit, [answer.answer for answer in answers], by_program, runner.manifest, speed):
+            if not _counted_took(
+                outcome.exit, [answer.answer for answer in answers], by_program, runner.manifest, speed
+            ):
                 return False
-        if expected != vectors[expected.exit] or not _near(own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance):
+        if expected != vectors[expected.exit] or not _near(
+            own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance
+        ):
             return False
         compared = [*own[: got.exit], got]
     else:
@@ -201,18 +232,26 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
 AGREES = {"classification": _label_agrees, "regression": _value_agrees, "qa": _answer_agrees}
 
 
-def _exit_answers(windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]], passage: str, options: QAOptions) -> list[Outcome]:
+def _exit_answers(
+    windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]], passage: str, options: QAOptions
+) -> list[Outcome]:
     """The answer at every exit; logits: [exits][windows] of (start, end)."""
     answers = []
     for exit, pairs in enumerate(logits):
-        got = decode_answer(windows, pairs, passage, options.max_answer, options.allow_no_answer, options.null_threshold)
+        got = decode_answer(
+            windows, pairs, passage, options.max_answer, options.allow_no_answer, options.null_threshold
+        )
         answers.append(Outcome(exit=exit, answer=got.text, start=got.start, end=got.end))
     return answers
 
 
-def _counted_took(exit: int, answers: Sequence[str], by_program: Sequence[float], manifest: Manifest, speed: str) -> bool:
+def _counted_took(
+    exit: int, answers: Sequence[str], by_program: Sequence[float], manifest: Manifest, speed: str
+) -> bool:
     """Whether the rule, given the answer and the programs' uncertainty at every exit, takes this one."""
-    uncertainty = [compared_uncertainty(manifest.uncertainty, each, answers[: at + 1]) for at, each in enumerate(by_program)]
+    uncertainty = [
+        compared_uncertainty(manifest.uncertainty, each, answers[: at + 1]) for at, each in enumerate(by_program)
+    ]
     return exit_taken(uncertainty, speed_thresholds(manifest, speed)) == exit
 
 
@@ -234,13 +273,17 @@ def _answer_open(
     # Two scores are compared, each the sum of two logits, each of which may be off by the tolerance.
     slack = 4 * tolerance
     top = max(best_span(*pair, window.answer_mask, options.max_answer).score for window, pair in zip(windows, logits))
-    over_null = top + options.null_threshold - min(null_score(*pair) for pair in logits) if options.allow_no_answer else np.inf
+    over_null = (
+        top + options.null_threshold - min(null_score(*pair) for pair in logits) if options.allow_no_answer else np.inf
+    )
     if start < 0:
         return over_null <= slack
     return over_null >= -slack and _span_score(windows, logits, start, end) >= top - slack
 
 
-def _span_score(windows: Sequence[QAWindow], logits: Sequence[tuple[np.ndarray, np.ndarray]], start: int, end: int) -> float:
+def _span_score(
+    windows: Sequence[QAWindow], logits: Sequence[tuple[np.ndarray, np.ndarray]], start: int, end: int
+) -> float:
     """The best score of the characters `start` to `end`; -inf where no window has tokens that start and end there."""
     scores = [-np.inf]
     for window, (start_logits, end_logits) in zip(windows, logits):

@@ -66,7 +66,9 @@ class Function:
             if operation.op_type == "const":
                 values[name] = widened(operation.outputs[0].val)
             elif is_constant(operation):
-                values[name] = widened(DECOMPRESSED.get(operation.op_type, type(operation).materialized_val_inference)(operation))
+                values[name] = widened(
+                    DECOMPRESSED.get(operation.op_type, type(operation).materialized_val_inference)(operation)
+                )
         return values
 
     @cached_property
@@ -116,7 +118,9 @@ class Package:
     def function(self, name: str) -> Function:
         """The function of that name. Raises UserError when there is none."""
         if name not in self.functions:
-            raise UserError(f"there is no such function; the package has {', '.join(self.functions)}", file=self.path, field=name)
+            raise UserError(
+                f"there is no such function; the package has {', '.join(self.functions)}", file=self.path, field=name
+            )
         return self.functions[name]
 
 
@@ -136,9 +140,13 @@ def load_package(path: str | Path) -> Package:
     try:
         with quiet_logging():
             program = load_program(spec, spec.specificationVersion, str(path / WEIGHTS_FOLDER))
-    except Exception as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
+    except (
+        Exception
+    ) as error:  # coremltools raises whatever its parts raise; each means that the package does not hold together
         raise UserError(f"does not hold together ({type(error).__name__}: {error}); {AGAIN}", file=path) from None
-    names = sorted(program.functions, key=lambda name: (len(name), name))  # length_32 before length_128; the file has no order
+    names = sorted(
+        program.functions, key=lambda name: (len(name), name)
+    )  # length_32 before length_128; the file has no order
     functions = {name: read_function(name, program.functions[name], default_shapes(spec, name)) for name in names}
     return Package(path, spec.specificationVersion, functions)
 
@@ -151,7 +159,9 @@ def read_spec(path: Path):
     try:
         raw = (path / SPEC_FILE).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror}), the package is not whole; {AGAIN}", file=path / SPEC_FILE) from None
+        raise UserError(
+            f"cannot be read ({error.strerror}), the package is not whole; {AGAIN}", file=path / SPEC_FILE
+        ) from None
     spec = ct.proto.Model_pb2.Model()
     try:
         spec.ParseFromString(raw)
@@ -236,7 +246,9 @@ def shapes_fit(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool
 
 def default_shapes(spec, function: str) -> dict[str, tuple[int, ...]]:
     """The shapes that the package's description gives for a function's inputs."""
-    described = next((each.input for each in spec.description.functions if each.name == function), spec.description.input)
+    described = next(
+        (each.input for each in spec.description.functions if each.name == function), spec.description.input
+    )
     return {each.name: tuple(each.type.multiArrayType.shape) for each in described}
 
 
@@ -277,7 +289,9 @@ def evaluate(
     return watch(package, function, inputs, precision).outputs
 
 
-def watch(package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32") -> Evaluation:
+def watch(
+    package: Package, function: str, inputs: dict[str, np.ndarray], precision: Precision = "float32"
+) -> Evaluation:
     """`evaluate`, which also says which operator was the first to overflow and which the first to make a NaN."""
     described = package.function(function)
     check_inputs(package, described, inputs)
@@ -328,10 +342,14 @@ def check_inputs(package: Package, function: Function, inputs: dict[str, np.ndar
     names = [tensor.name for tensor in function.inputs]
     for name in inputs:
         if name not in names:
-            raise UserError(f"is no input of {function.name}; it takes {', '.join(names)}", file=package.path, field=name)
+            raise UserError(
+                f"is no input of {function.name}; it takes {', '.join(names)}", file=package.path, field=name
+            )
     for tensor in function.inputs:
         if tensor.name not in inputs:
-            raise UserError(f"{function.name} needs this input; it takes {', '.join(names)}", file=package.path, field=tensor.name)
+            raise UserError(
+                f"{function.name} needs this input; it takes {', '.join(names)}", file=package.path, field=tensor.name
+            )
         given = inputs[tensor.name]
         if not tensor.fits(given):
             raise UserError(
@@ -388,7 +406,9 @@ def own(*names: str) -> Callable[[Operator], Operator]:
     return add
 
 
-def run(package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any], own: dict[str, Operator]) -> tuple:
+def run(
+    package: Package, operation, values: dict[str, Any], rounding: Callable[[Any], Any], own: dict[str, Operator]
+) -> tuple:
     """The results of one operation, by `own` or by coremltools' definition. Raises UserError when neither knows it."""
 
     def bind(var):
@@ -472,7 +492,11 @@ def conv(operation) -> np.ndarray:
     import torch
 
     x, weight = (torch.from_numpy(np.ascontiguousarray(each.val)) for each in (operation.x, operation.weight))
-    bias = None if operation.bias is None or operation.bias.val is None else torch.from_numpy(np.ascontiguousarray(operation.bias.val))
+    bias = (
+        None
+        if operation.bias is None or operation.bias.val is None
+        else torch.from_numpy(np.ascontiguousarray(operation.bias.val))
+    )
     options = {name: tuple(int(size) for size in getattr(operation, name).val) for name in ("strides", "dilations")}
     rank = x.dim() - 2
     function = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[rank]
@@ -484,7 +508,11 @@ def batch_norm(operation) -> np.ndarray:
     """With the statistics that it holds, over dimension 1; coremltools makes it of a product and a sum with a constant per channel."""
 
     def by_channel(parameter, missing: float) -> np.ndarray:
-        value = np.full(operation.mean.val.shape, missing, np.float32) if parameter is None or parameter.val is None else parameter.val
+        value = (
+            np.full(operation.mean.val.shape, missing, np.float32)
+            if parameter is None or parameter.val is None
+            else parameter.val
+        )
         return np.reshape(value, (1, -1, *[1] * (operation.x.val.ndim - 2)))
 
     mean, variance = by_channel(operation.mean, 0.0), by_channel(operation.variance, 1.0)

@@ -97,7 +97,9 @@ def lint_bundle(bundle: str | Path) -> list[EngineWarning]:
     from pipeline.verify.delegate import load_delegate_file
 
     manifest, warnings = read_manifest(bundle, check_files=False), []
-    for file, backend in dict.fromkeys((program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS):
+    for file, backend in dict.fromkeys(
+        (program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS
+    ):
         path = Path(bundle) / file
         warnings += lint(load_package(path) if backend == "coreml" else load_delegate_file(path).package)
     return warnings
@@ -127,7 +129,9 @@ def findings(function: Function) -> Iterator[Finding]:
             yield "input", tensor.name, "flexible", f"shape {described(tensor.shape)}"
         yield from sizes("input", tensor.name, tensor.shape)
     # A clip's bound may be infinite, and a compressed weight's parts are no tensors of the program.
-    readers = [operation for operation in function.operations if not is_constant(operation) and operation.op_type != "clip"]
+    readers = [
+        operation for operation in function.operations if not is_constant(operation) and operation.op_type != "clip"
+    ]
     used = {var.name for operation in readers for var in arguments(operation)}
     for operation in function.operations:
         kind, name = operation.op_type, operation.outputs[0].name

@@ -91,7 +91,9 @@ class MacReport:
 class Device(Protocol):
     """The border to Apple's runtime. A UserError from it says, in one line, that a program does not load or run there."""
 
-    def predict(self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(
+        self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """A package's function, run by Core ML on some processors."""
 
     def plan(self, package: Path, function: str) -> tuple[Placed, ...]:
@@ -109,7 +111,9 @@ def verify_on_mac(bundle: str | Path, on_step: OnStep = silent) -> tuple[list[Ch
     """
     bundle, machine = Path(bundle), this_machine()
     manifest = read_manifest(bundle, check_files=False)
-    files = dict.fromkeys((program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS)
+    files = dict.fromkeys(
+        (program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS
+    )
     if not files:
         return [], MacReport(False, "the bundle has no programs for Core ML")
     if reason := machine.obstacle():
@@ -122,10 +126,14 @@ def verify_on_mac(bundle: str | Path, on_step: OnStep = silent) -> tuple[list[Ch
 
 
 def specification_version(path: Path, backend: Backend) -> int:
-    return read_spec(path).specificationVersion if backend == "coreml" else load_delegate_file(path).specification_version
+    return (
+        read_spec(path).specificationVersion if backend == "coreml" else load_delegate_file(path).specification_version
+    )
 
 
-def check_on_mac(bundle: Path, manifest: Manifest, device: Device, on_step: OnStep = silent) -> tuple[list[Check], list[Plan]]:
+def check_on_mac(
+    bundle: Path, manifest: Manifest, device: Device, on_step: OnStep = silent
+) -> tuple[list[Check], list[Plan]]:
     """Runs every program that Core ML computes on its fingerprint's inputs, and compares with the evaluator in float32.
 
     For every program and bucket, better when higher; WHERE is `cpu`, `cpu_gpu` and `cpu_ne` for a package, `delegate` for a method:
@@ -148,7 +156,9 @@ def check_on_mac(bundle: Path, manifest: Manifest, device: Device, on_step: OnSt
                 got = [run(device, bundle / program.file, program, where, each) for each in inputs]
             except UserError as error:
                 metric = f"{where}_snr_db_{program.lengths[0]}"
-                checks.append(Check(program.name, program.backend, metric, -MOST_DB, floor_of(program), False, str(error)))
+                checks.append(
+                    Check(program.name, program.backend, metric, -MOST_DB, floor_of(program), False, str(error))
+                )
             else:
                 checks += compare(program, manifest.task, where, expected, got)
         if program.backend == "coreml":
@@ -157,7 +167,9 @@ def check_on_mac(bundle: Path, manifest: Manifest, device: Device, on_step: OnSt
     return checks, plans
 
 
-def run(device: Device, path: Path, program: Program, where: Units | Literal["delegate"], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(
+    device: Device, path: Path, program: Program, where: Units | Literal["delegate"], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """One run of a program; its outputs by the manifest's names."""
     if where != "delegate":
         return device.predict(path, program.method, where, inputs)
@@ -175,26 +187,40 @@ def plan_of(device: Device, path: Path, program: Program) -> Plan:
 
 
 def compare(
-    program: Program, task: Task, where: str, expected: Sequence[dict[str, np.ndarray]], got: Sequence[dict[str, np.ndarray]]
+    program: Program,
+    task: Task,
+    where: str,
+    expected: Sequence[dict[str, np.ndarray]],
+    got: Sequence[dict[str, np.ndarray]],
 ) -> list[Check]:
     """One program's checks on one choice of processors; both lists have a run's outputs by name."""
     (length,), ratios, checks = program.lengths, {}, []
     for name in (tensor.name for tensor in program.outputs):
-        if not all(name in outputs and np.shape(outputs[name]) == right[name].shape for right, outputs in zip(expected, got)):
+        if not all(
+            name in outputs and np.shape(outputs[name]) == right[name].shape for right, outputs in zip(expected, got)
+        ):
             ratios[name] = -MOST_DB
             continue
-        right, value = (np.concatenate([np.asarray(outputs[name], dtype=np.float64) for outputs in side]) for side in (expected, got))
+        right, value = (
+            np.concatenate([np.asarray(outputs[name], dtype=np.float64) for outputs in side])
+            for side in (expected, got)
+        )
         if name == "uncertainty":
             least = finite(1.0 - float(np.abs(right - value).max()))
             metric = f"{where}_uncertainty_{length}"
-            checks.append(Check(program.name, program.backend, metric, least, UNCERTAINTY_FLOOR, least >= UNCERTAINTY_FLOOR))
+            checks.append(
+                Check(program.name, program.backend, metric, least, UNCERTAINTY_FLOOR, least >= UNCERTAINTY_FLOOR)
+            )
         else:
             ratios[name] = signal_to_noise_db(right, value, signal_level(task) if name == "logits" else None)
     worst = min(ratios, key=ratios.__getitem__)
     floor = floor_of(program)
     passed = ratios[worst] >= floor
     note = "" if passed else f"output {worst}"
-    return [Check(program.name, program.backend, f"{where}_snr_db_{length}", ratios[worst], floor, passed, note), *checks]
+    return [
+        Check(program.name, program.backend, f"{where}_snr_db_{length}", ratios[worst], floor, passed, note),
+        *checks,
+    ]
 
 
 def floor_of(program: Program) -> float:
@@ -224,12 +250,17 @@ class AppleCoreML:
     def __init__(self) -> None:
         self._loaded: tuple[tuple, Any] | None = None  # the last model, which is asked several times in a row
 
-    def predict(self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(
+        self, package: Path, function: str, units: Units, inputs: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         ct, key = import_quietly("coremltools"), (package, function, units)
         with one_line(package, function):
             if self._loaded is None or self._loaded[0] != key:
                 name = None if function == "main" else function
-                self._loaded = (key, ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[UNITS[units]], function_name=name))
+                self._loaded = (
+                    key,
+                    ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[UNITS[units]], function_name=name),
+                )
             return {name: np.asarray(value) for name, value in self._loaded[1].predict(dict(inputs)).items()}
 
     def plan(self, package: Path, function: str) -> tuple[Placed, ...]:
@@ -252,7 +283,9 @@ class AppleCoreML:
                 loaded = MethodFile(file)
                 loaded.load(method)
                 self._loaded = (key, loaded)
-            return [output.numpy() for output in self._loaded[1].run(method, [torch.from_numpy(each) for each in inputs])]
+            return [
+                output.numpy() for output in self._loaded[1].run(method, [torch.from_numpy(each) for each in inputs])
+            ]
 
 
 def single_function(package: Path, function: str, folder: Path) -> Path:
@@ -279,7 +312,9 @@ def placed(plan: Any, function: str) -> Iterator[Placed]:
                 continue
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             yield Placed(
-                operation.operator_name.split(".")[-1],  # Core ML puts the operator set's name before it, "ios18.linear"
+                operation.operator_name.split(".")[
+                    -1
+                ],  # Core ML puts the operator set's name before it, "ios18.linear"
                 operation.outputs[0].name if operation.outputs else "",
                 device_name(usage.preferred_compute_device),
                 tuple(device_name(device) for device in usage.supported_compute_devices),
@@ -288,6 +323,10 @@ def placed(plan: Any, function: str) -> Iterator[Placed]:
 
 
 def device_name(device: Any) -> str:
-    """"CPU", "GPU" or "Neural Engine"; the class' name for a device that came later."""
+    """ "CPU", "GPU" or "Neural Engine"; the class' name for a device that came later."""
     kind = type(device).__name__
-    return {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}.get(kind, kind)
+    return {
+        "MLCPUComputeDevice": "CPU",
+        "MLGPUComputeDevice": "GPU",
+        "MLNeuralEngineComputeDevice": "Neural Engine",
+    }.get(kind, kind)

@@ -69,14 +69,19 @@ class PackageReport:
         """What `--json` prints; the values are there where inputs were given."""
         said = {"passed": self.passed, **{name: value for name, value in asdict(self).items() if name != "values"}}
         if self.inputs != RANDOM:
-            said["values"] = {function: {name: jsonable(value) for name, value in of.items()} for function, of in self.values.items()}
+            said["values"] = {
+                function: {name: jsonable(value) for name, value in of.items()} for function, of in self.values.items()
+            }
         return said
-
 
     def save(self, file: Path) -> None:
         """Writes the outputs as an `.npz` file, whole or not at all: by name, or by "function/name" where there are several functions."""
         single = len(self.values) == 1
-        arrays = {name if single else f"{function}/{name}": value for function, of in self.values.items() for name, value in of.items()}
+        arrays = {
+            name if single else f"{function}/{name}": value
+            for function, of in self.values.items()
+            for name, value in of.items()
+        }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         try:
@@ -87,7 +92,9 @@ class PackageReport:
 
 def jsonable(value: np.ndarray) -> list:
     """Nested lists; what is not finite, which JSON has no number for, is null."""
-    return np.where(np.isfinite(value), value.astype(object), None).tolist() if value.dtype.kind == "f" else value.tolist()
+    return (
+        np.where(np.isfinite(value), value.astype(object), None).tolist() if value.dtype.kind == "f" else value.tolist()
+    )
 
 
 def examine_package(
@@ -106,7 +113,9 @@ def examine_package(
     package = load_delegate_file(path).package if Path(path).suffix == ".pte" else load_package(path)
     names = [package.function(function).name] if function else list(package.functions)
     if inputs is not None and len(names) > 1:
-        raise UserError(f"the package has {', '.join(names)}; say with --function which one the inputs are for", file=path)
+        raise UserError(
+            f"the package has {', '.join(names)}; say with --function which one the inputs are for", file=path
+        )
     reports, values = [], {}
     for name in names:
         described = package.functions[name]
@@ -120,7 +129,9 @@ def examine_package(
         exact, rounded = (evaluations[each].outputs for each in ("float32", "float16"))
         values[name] = evaluations[precision].outputs
         outputs = [
-            summary(tensor.name, values[name][tensor.name], signal_to_noise_db(exact[tensor.name], rounded[tensor.name]))
+            summary(
+                tensor.name, values[name][tensor.name], signal_to_noise_db(exact[tensor.name], rounded[tensor.name])
+            )
             for tensor in described.outputs
         ]
         passed = all(np.isfinite(value).all() for of in (exact, rounded) for value in of.values())
@@ -162,7 +173,11 @@ def rows_looked_up(function: Function, name: str) -> int:
         indices = getattr(operation, "indices", None)
         if operation.op_type in ("gather", "gather_along_axis") and indices is not None and indices.name in reached:
             rows = min(rows, int(operation.x.shape[int(operation.axis.val)]))
-        elif any(var.name in reached for value in operation.inputs.values() for var in (value if isinstance(value, (list, tuple)) else (value,))):
+        elif any(
+            var.name in reached
+            for value in operation.inputs.values()
+            for var in (value if isinstance(value, (list, tuple)) else (value,))
+        ):
             reached.update(output.name for output in operation.outputs)
     return 2 if rows == math.inf else int(rows)
 

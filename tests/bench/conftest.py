@@ -9,7 +9,9 @@ from pipeline.model.encoder import EncoderConfig
 
 @pytest.fixture(scope="session")
 def small_bert() -> EncoderConfig:
-    return EncoderConfig(vocab_size=1200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=32, token_types=2)
+    return EncoderConfig(
+        vocab_size=1200, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=32, token_types=2
+    )
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,31 @@ from pipeline.bench.worker import BundlePrograms
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST_FILE
 
-DESIGN = {"system", "model", "precision", "length", "depth", "median_ms", "p95_ms", "load_ms", "peak_memory_bytes", "file_bytes"}
+DESIGN = {
+    "system",
+    "model",
+    "precision",
+    "length",
+    "depth",
+    "median_ms",
+    "p95_ms",
+    "load_ms",
+    "peak_memory_bytes",
+    "file_bytes",
+}
 
 
 def test_every_length_and_depth_and_the_reference_are_measured(tiny_classifier, small_bert):
     told = []
     report = bench_host(
-        tiny_classifier.path, [8, 16, 8, 4096], repeats=3, threads=1, reference="bert-base",
-        on_step=lambda *step: told.append(step), reference_length=16, reference_shape=small_bert,
+        tiny_classifier.path,
+        [8, 16, 8, 4096],
+        repeats=3,
+        threads=1,
+        reference="bert-base",
+        on_step=lambda *step: told.append(step),
+        reference_length=16,
+        reference_shape=small_bert,
     )
     ours = report.of("pocketbert")
     assert [(each.length, each.depth) for each in ours] == [(8, 1), (8, 2), (16, 1), (16, 2)]

@@ -76,7 +76,9 @@ def test_a_peer_answers_as_the_student_does(peer, weights, monkeypatch):
 
 def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxruntime", "litert_torch") else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("onnxruntime", "litert_torch") else find(name)
+    )
     reasons = left_out()
     assert {"onnxruntime-fp32", "onnxruntime-int8", "litert-int8"} <= set(reasons)
     assert "onnxruntime" in reasons["onnxruntime-int8"] and ".[peers]" in reasons["onnxruntime-int8"]

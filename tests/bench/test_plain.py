@@ -12,7 +12,14 @@ from pipeline.model.exit_model import ExitModel
 def student(task, head, token_types=0, eps=1e-12):
     torch.manual_seed(0)
     config = EncoderConfig(
-        vocab_size=90, hidden_size=32, layers=2, heads=4, intermediate_size=64, max_positions=24, token_types=token_types, layer_norm_eps=eps
+        vocab_size=90,
+        hidden_size=32,
+        layers=2,
+        heads=4,
+        intermediate_size=64,
+        max_positions=24,
+        token_types=token_types,
+        layer_norm_eps=eps,
     )
     return ExitModel(task, config, 3, head, (1, 2)).eval()
 
@@ -38,5 +45,8 @@ def test_token_types_and_another_epsilon_are_kept():
     ids = torch.randint(0, 90, (1, 13))
     with torch.no_grad():
         torch.testing.assert_close(
-            PlainModel(model)(ids, torch.ones_like(ids))[0], model(ids, torch.ones_like(ids)).logits[-1], atol=1e-5, rtol=1e-4
+            PlainModel(model)(ids, torch.ones_like(ids))[0],
+            model(ids, torch.ones_like(ids)).logits[-1],
+            atol=1e-5,
+            rtol=1e-4,
         )

@@ -18,7 +18,11 @@ class Recorder:
 
 def test_systems_take_turns_and_warm_up_is_not_counted():
     log, told = [], []
-    systems = [Recorder("a", [900, 1, 5, 3], log), Recorder("b", [900, 20, 10, 30], log), Recorder("c", [900, 7, 7, 7], log)]
+    systems = [
+        Recorder("a", [900, 1, 5, 3], log),
+        Recorder("b", [900, 20, 10, 30], log),
+        Recorder("c", [900, 7, 7, 7], log),
+    ]
     timings = alternate(systems, repeats=3, warmup=1, on_step=lambda *step: told.append(step[1:]))
     assert "".join(log) == "abc" * 4
     assert list(timings) == ["a", "b", "c"]

@@ -15,7 +15,11 @@ LENGTH = 16
 def hugging_face(shape):
     """The same model, by transformers' own names."""
     config = BertConfig(
-        vocab_size=shape.vocab_size, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        vocab_size=shape.vocab_size,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
         max_position_embeddings=32,
     )
     with torch.random.fork_rng():
@@ -35,7 +39,9 @@ def test_the_program_computes_what_hugging_face_computes_and_is_kept(small_bert)
     program.load("forward")
     (logits,) = program.run("forward", [ids, mask])
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(logits, hugging_face(small_bert)(input_ids=ids).logits, atol=1e-5), "the mask has no effect"
+    assert not torch.allclose(logits, hugging_face(small_bert)(input_ids=ids).logits, atol=1e-5), (
+        "the mask has no effect"
+    )
 
     told, changed = [], path.stat().st_mtime_ns
     assert reference_program(LENGTH, lambda *step: told.append(step), small_bert) == path
@@ -45,7 +51,9 @@ def test_the_program_computes_what_hugging_face_computes_and_is_kept(small_bert)
 
 def test_another_length_or_shape_is_another_file(small_bert):
     names = {
-        reference.file_name(16, small_bert), reference.file_name(32, small_bert), reference.file_name(16, small_bert.with_(layers=3)),
+        reference.file_name(16, small_bert),
+        reference.file_name(32, small_bert),
+        reference.file_name(16, small_bert.with_(layers=3)),
     }
     assert len(names) == 3
 

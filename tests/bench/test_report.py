@@ -26,11 +26,20 @@ def studied(task) -> Study:
     answers = [[{"classification": 0, "regression": 0.5, "qa": "a"}[task]] * 3] * count
     speeds = {
         name: Speed(
-            thresholds=[at] * 3, metric="accuracy", value=0.9, value_full_depth=0.9, mean_depth=2.0, examples=9, max_loss=loss, delta=0.1
+            thresholds=[at] * 3,
+            metric="accuracy",
+            value=0.9,
+            value_full_depth=0.9,
+            mean_depth=2.0,
+            examples=9,
+            max_loss=loss,
+            delta=0.1,
         )
         for name, at, loss in (("exact", 0.4, 0.005), ("fast", 0.8, 0.02))
     }
-    predictions = Predictions(score, score, unsure, answers, measures={"margin": unsure[::-1], "patience": np.full((count, 3), 0.5)})
+    predictions = Predictions(
+        score, score, unsure, answers, measures={"margin": unsure[::-1], "patience": np.full((count, 3), 0.5)}
+    )
     costs = Costs(np.arange(count) + 5, np.outer(np.arange(count) + 5, [1e6, 2e6, 3e6]))
     return study(predictions, costs, (2, 4, 6), "entropy", speeds)
 
@@ -49,11 +58,24 @@ def results(task="classification", **changes) -> RunResults:
 
     def measured(system, length, depth, median, **more):
         return Measurement(
-            system=system, model="tiny", precision="int8", length=length, depth=depth, median_ms=median, p95_ms=median * 1.2, load_ms=71.5,
-            peak_memory_bytes=290_000_000, baseline_memory_bytes=240_000_000, file_bytes=66_800_000, runs=15, **more,
+            system=system,
+            model="tiny",
+            precision="int8",
+            length=length,
+            depth=depth,
+            median_ms=median,
+            p95_ms=median * 1.2,
+            load_ms=71.5,
+            peak_memory_bytes=290_000_000,
+            baseline_memory_bytes=240_000_000,
+            file_bytes=66_800_000,
+            runs=15,
+            **more,
         )
 
-    parts = Parts(embeddings=23_700_000, layers=42_700_000, heads=400_000, vocabulary=231_508, overhead=12_345, other=9_000)
+    parts = Parts(
+        embeddings=23_700_000, layers=42_700_000, heads=400_000, vocabulary=231_508, overhead=12_345, other=9_000
+    )
     bench = [measured("pocketbert", length, depth, length * depth / 20) for length in (16, 128) for depth in (1, 2, 3)]
     reference = measured("bert-base", 128, 12, 263.0)
     fields = {
@@ -148,7 +170,15 @@ def test_the_table_says_what_was_measured_against_what():
     text = " ".join(Page(render(results())).text.split())
     for number in ("91.4 %", "90.7 %", "90.5 %", "89.5 %", "66.8 MB", "1.40 of 3", "3.21 ms", "263 ms", "82×"):
         assert number in text, number
-    for label in ("padded to 128 tokens", "random weights", "not a phone", "A processor", "21 min", "sst2.tsv", "All 1 checks passed"):
+    for label in (
+        "padded to 128 tokens",
+        "random weights",
+        "not a phone",
+        "A processor",
+        "21 min",
+        "sst2.tsv",
+        "All 1 checks passed",
+    ):
         assert label in text, label
 
 
@@ -170,21 +200,47 @@ def test_where_core_ml_runs_is_shown_where_it_ran():
         {"operator": kind, "name": "y", "device": device, "supported": [device], "cost": None}
         for kind, device in (("gather", "CPU"), ("linear", "Neural Engine"), ("matmul", "Neural Engine"))
     ]
-    plan = {"program": "embed", "backend": "coreml", "length": 32, "operators": operators, "devices": {"Neural Engine": 2, "CPU": 1}}
+    plan = {
+        "program": "embed",
+        "backend": "coreml",
+        "length": 32,
+        "operators": operators,
+        "devices": {"Neural Engine": 2, "CPU": 1},
+    }
     mac = {"ran": True, "reason": "", "machine": "macOS 15.1 on a chip", "plans": [plan]}
     text = " ".join(Page(render(results(mac=MacResults.model_validate(mac)))).text.split())
-    assert "macOS 15.1 on a chip" in text and "2 Neural Engine, 1 CPU" in text and "gather" in text and "matmul" not in text
+    assert (
+        "macOS 15.1 on a chip" in text
+        and "2 Neural Engine, 1 CPU" in text
+        and "gather" in text
+        and "matmul" not in text
+    )
     for without in (None, MacResults(ran=False, reason="only macOS has Core ML", machine="", plans=[])):
         assert "plan" not in Page(render(results(mac=without))).ids
 
 
 def test_warnings_of_the_packages_are_grouped_by_reason():
     assert "Neural Engine" not in render(results())
-    warning = {"function": "length_32", "operator": "gather", "reason": "gather", "text": "looks up rows", "source": "https://example.org/gather"}
-    warnings = [PackageWarning(package="embed.mlpackage", name=f"rows_{at}", detail=f"a table of {at}00x64", **warning) for at in (3, 5)]
-    warnings.append(PackageWarning(**{**warnings[0].model_dump(), "reason": "float32", "text": "computes in float32", "detail": "1x8"}))
+    warning = {
+        "function": "length_32",
+        "operator": "gather",
+        "reason": "gather",
+        "text": "looks up rows",
+        "source": "https://example.org/gather",
+    }
+    warnings = [
+        PackageWarning(package="embed.mlpackage", name=f"rows_{at}", detail=f"a table of {at}00x64", **warning)
+        for at in (3, 5)
+    ]
+    warnings.append(
+        PackageWarning(
+            **{**warnings[0].model_dump(), "reason": "float32", "text": "computes in float32", "detail": "1x8"}
+        )
+    )
     page = Page(render(results(warnings=warnings)))
-    assert "warnings" in page.ids and page.text.count("looks up rows") == 1 and page.text.count("computes in float32") == 1
+    assert (
+        "warnings" in page.ids and page.text.count("looks up rows") == 1 and page.text.count("computes in float32") == 1
+    )
     assert "a table of 300x64; a table of 500x64" in page.text and "https://example.org/gather" in page.text
 
 
@@ -198,7 +254,9 @@ def test_a_run_without_the_reference_claims_no_speed_up():
     bench = results().bench
     alone = bench.model_copy(update={"results": bench.of("pocketbert")})
     text = Page(render(results(bench=alone))).text
-    assert "was not run" in text and "×" not in text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
+    assert (
+        "was not run" in text and "×" not in text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
+    )
 
 
 def test_the_growth_over_the_length_is_said_where_it_can_be_fitted():

@@ -59,7 +59,17 @@ def test_page_and_numbers_are_written_and_load_nothing(task, tmp_path):
     assert page.loaded and all(address.startswith("data:image/svg+xml;base64,") for address in page.loaded)
     assert "script" not in page.tags and "link" not in page.tags
     text = " ".join(page.text.split())
-    for said in ("my-bundle", "dev.tsv", "120 examples", "≤ 1.23", "speed fast", "AUROC", "Spearman", "margin", "≤ 0.5 points"):
+    for said in (
+        "my-bundle",
+        "dev.tsv",
+        "120 examples",
+        "≤ 1.23",
+        "speed fast",
+        "AUROC",
+        "Spearman",
+        "margin",
+        "≤ 0.5 points",
+    ):
         assert said in text, said
     assert ("F1 alone" in text) == (task == "qa") and ("passages by tokens" in text) == (task == "qa")
     exact = result.speeds[0]

@@ -48,7 +48,9 @@ def test_blocks_hold_every_token_once_and_in_order(tokenizer, tmp_path):
         assert len(item.ids) == 16 or at == len(blocks) - 1
         assert not item.type_ids.any() and len(item.type_ids) == len(item.ids)
         found += item.ids[1:-1].tolist()
-    assert found == expected[: len(found)] and len(expected) - len(found) < 6  # only a rest too short for a block is left out
+    assert (
+        found == expected[: len(found)] and len(expected) - len(found) < 6
+    )  # only a rest too short for a block is left out
 
 
 def test_a_corpus_is_never_whole_in_memory(tokenizer, tmp_path, monkeypatch):

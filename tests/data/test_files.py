@@ -348,7 +348,7 @@ def test_hub_not_reachable(monkeypatch):
 
 def test_hub_has_no_such_split(monkeypatch):
     def load_dataset(name, config, split):
-        raise ValueError('Unknown split "x". Should be one of [\'train\'].')
+        raise ValueError("Unknown split \"x\". Should be one of ['train'].")
 
     _hub(monkeypatch, load_dataset)
     assert "Unknown split" in _fault("stanfordnlp/sst2:x")

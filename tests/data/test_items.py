@@ -57,7 +57,9 @@ def test_the_same_seed_gives_the_same_plan_and_others_another(lengths):
 
     assert plan(1, 2) == plan(1, 2)
     assert plan(1, 2) != plan(1, 3) and plan(1, 2) != plan(2, 2)
-    assert {tuple(sorted(b)) for b in plan(1, 2)} != {tuple(sorted(b)) for b in plan(1, 3)}  # batches differ, not their order alone
+    assert {tuple(sorted(b)) for b in plan(1, 2)} != {
+        tuple(sorted(b)) for b in plan(1, 3)
+    }  # batches differ, not their order alone
 
 
 def test_batches_of_like_lengths_pad_little(lengths):
@@ -103,7 +105,12 @@ def test_collate_pads_with_0():
     assert batch.type_ids.tolist() == [[0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
     assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert batch.targets.tolist() == [[1], [0], [1]] and batch.answer_mask is None
-    assert (batch.ids.dtype, batch.type_ids.dtype, batch.mask.dtype, batch.targets.dtype) == (np.int64, np.int64, np.float32, np.int64)
+    assert (batch.ids.dtype, batch.type_ids.dtype, batch.mask.dtype, batch.targets.dtype) == (
+        np.int64,
+        np.int64,
+        np.float32,
+        np.int64,
+    )
 
 
 def test_collate_keeps_answer_masks_and_marks_rows_without_a_target():
@@ -119,7 +126,11 @@ def test_collate_keeps_answer_masks_and_marks_rows_without_a_target():
 
 
 def test_a_label_is_its_place_among_the_labels(tokenizer):
-    examples = [ClassificationExample("the river", None, "wet"), ClassificationExample("long", "wide ?", "dry"), ClassificationExample("is")]
+    examples = [
+        ClassificationExample("the river", None, "wet"),
+        ClassificationExample("long", "wide ?", "dry"),
+        ClassificationExample("is"),
+    ]
     items = classification_items(examples, tokenizer, ["dry", "wet"], max_length=16)
     assert [item.target for item in items] == [(1,), (0,), None]
     assert items[0].ids.tolist() == [ID["[CLS]"], ID["the"], ID["river"], ID["[SEP]"]]
@@ -134,7 +145,11 @@ def test_an_unknown_label_is_named(tokenizer):
 
 def test_a_number_is_its_share_of_the_label_range(tokenizer):
     recipe = Recipe.model_validate({"name": "test", "task": "regression", "exits": {"uncertainty": "change"}})
-    examples = [ClassificationExample("the river", "is long", 4.2), ClassificationExample("long", None, 9.0), ClassificationExample("is")]
+    examples = [
+        ClassificationExample("the river", "is long", 4.2),
+        ClassificationExample("long", None, 9.0),
+        ClassificationExample("is"),
+    ]
     items = make_items(examples, tokenizer, LabelRange(minimum=-1, maximum=7), recipe)
     assert [item.target for item in items] == [(pytest.approx(0.65),), (pytest.approx(1.25),), None]
     targets = collate(items[:2]).targets

@@ -33,7 +33,11 @@ def test_labels_that_no_classifier_can_learn(examples, said):
 
 def test_the_range_of_a_regressions_labels():
     assert label_range(_labelled(2.5, -1.0, 4.0)) == LabelRange(minimum=-1, maximum=4)
-    for examples, said in ((_labelled(3.0, 3.0), "one value only, 3,"), (_labelled(1.0, None), "example 2"), ([], "no examples")):
+    for examples, said in (
+        (_labelled(3.0, 3.0), "one value only, 3,"),
+        (_labelled(1.0, None), "example 2"),
+        ([], "no examples"),
+    ):
         with pytest.raises(UserError, match=said):
             label_range(examples)
 

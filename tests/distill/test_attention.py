@@ -21,13 +21,16 @@ CONFIG = EncoderConfig(vocab_size=40, hidden_size=64, layers=3, heads=4, interme
 def items_of(count: int = 24) -> list[Item]:
     chance = np.random.default_rng(3)
     return [
-        Item(chance.integers(1, 40, size), np.zeros(size, np.int64), (at % 2,)) for at, size in enumerate(chance.integers(4, 14, count))
+        Item(chance.integers(1, 40, size), np.zeros(size, np.int64), (at % 2,))
+        for at, size in enumerate(chance.integers(4, 14, count))
     ]
 
 
 def recipe_of(**weights) -> Recipe:
     training = {"epochs": 8, "batch_size": 8, "learning_rate": 2e-3}
-    return Recipe.model_validate({"name": "t", "task": "classification", "precision": "fp32", "distill": {"training": training} | weights})
+    return Recipe.model_validate(
+        {"name": "t", "task": "classification", "precision": "fp32", "distill": {"training": training} | weights}
+    )
 
 
 def models(heads: int = 4) -> tuple[ExitModel, ExitModel]:
@@ -59,7 +62,13 @@ def apart(student: ExitModel, teacher: ExitModel) -> float:
 def test_the_student_attends_as_its_teacher(tmp_path):
     student, teacher = models()
     before = apart(student, teacher)
-    distill(student, teacher, items_of(), recipe_of(soft_weight=0, hard_weight=0, attention_weight=1.0), tmp_path / "checkpoint.pt")
+    distill(
+        student,
+        teacher,
+        items_of(),
+        recipe_of(soft_weight=0, hard_weight=0, attention_weight=1.0),
+        tmp_path / "checkpoint.pt",
+    )
     assert apart(student, teacher) < 0.8 * before
 
 

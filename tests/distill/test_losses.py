@@ -24,7 +24,10 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def kl(teacher: np.ndarray, student: np.ndarray, temperature: float) -> float:
-    p, q = softmax(np.asarray(teacher, np.float64) / temperature), softmax(np.asarray(student, np.float64) / temperature)
+    p, q = (
+        softmax(np.asarray(teacher, np.float64) / temperature),
+        softmax(np.asarray(student, np.float64) / temperature),
+    )
     return float((p * np.log(p / q)).sum(axis=-1).mean()) * temperature**2
 
 
@@ -38,7 +41,9 @@ def test_soft_target_loss_is_kl_times_the_squared_temperature(temperature):
     given = float(soft_target_loss(student, teacher, temperature))
     assert given == pytest.approx(kl(teacher.numpy(), student.numpy(), temperature), rel=1e-4)
     assert float(soft_target_loss(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-6)
-    assert float(soft_target_loss(student + 5, teacher - 3, temperature)) == pytest.approx(given, rel=1e-4)  # only differences count
+    assert float(soft_target_loss(student + 5, teacher - 3, temperature)) == pytest.approx(
+        given, rel=1e-4
+    )  # only differences count
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -59,7 +64,9 @@ def test_losses_compute_in_float32_whatever_they_are_given():
     student, teacher = normal(4, 3), normal(4, 3, seed=1)
     given = soft_target_loss(student.bfloat16(), teacher.bfloat16(), 2.0)
     assert given.dtype == torch.float32
-    assert float(given) == pytest.approx(float(soft_target_loss(student.bfloat16().float(), teacher.bfloat16().float(), 2.0)), rel=1e-6)
+    assert float(given) == pytest.approx(
+        float(soft_target_loss(student.bfloat16().float(), teacher.bfloat16().float(), 2.0)), rel=1e-6
+    )
 
 
 def test_cosine_loss_is_numpys_and_ignores_padding():
@@ -98,7 +105,9 @@ def test_qa_hard_loss_is_the_cross_entropy_over_the_tokens_that_may_answer(qa):
 def test_rows_without_a_label_add_nothing_to_the_hard_loss():
     logits = normal(3, 4)
     labelled = float(hard_loss("classification", logits[:2], torch.tensor([[1], [3]]), None))
-    assert float(hard_loss("classification", logits, torch.tensor([[1], [3], [UNLABELLED]]), None)) == pytest.approx(labelled * 2 / 3)
+    assert float(hard_loss("classification", logits, torch.tensor([[1], [3], [UNLABELLED]]), None)) == pytest.approx(
+        labelled * 2 / 3
+    )
     assert float(hard_loss("classification", logits, None, None)) == 0
     scores = normal(2, 1).requires_grad_()
     loss = hard_loss("regression", scores, torch.tensor([[0.5], [torch.nan]]), None)
@@ -153,14 +162,18 @@ def test_soft_targets_are_the_papers_cross_entropy_less_the_teachers_entropy(tem
     student, teacher = normal(5, 7), normal(5, 7, seed=1)
     t, s = (softmax(part.double().numpy() / temperature) for part in (teacher, student))
     cross_entropy, entropy = -(t * np.log(s)).sum(-1).mean(), -(t * np.log(t)).sum(-1).mean()
-    assert float(soft_target_loss(student, teacher, temperature)) == pytest.approx(temperature**2 * (cross_entropy - entropy), rel=1e-4)
+    assert float(soft_target_loss(student, teacher, temperature)) == pytest.approx(
+        temperature**2 * (cross_entropy - entropy), rel=1e-4
+    )
 
 
 def test_cosine_loss_is_torchs_with_target_1():
     student, teacher = normal(2, 5, 8).requires_grad_(), normal(2, 5, 8, seed=1)
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
     flat = mask.flatten().bool()
-    theirs = torch.nn.CosineEmbeddingLoss()(student.flatten(0, 1)[flat], teacher.flatten(0, 1)[flat], torch.ones(int(mask.sum())))
+    theirs = torch.nn.CosineEmbeddingLoss()(
+        student.flatten(0, 1)[flat], teacher.flatten(0, 1)[flat], torch.ones(int(mask.sum()))
+    )
     ours = cosine_loss(student, teacher, mask.float())
     torch.testing.assert_close(ours, theirs)
     for given, expected in zip(torch.autograd.grad(ours, student), torch.autograd.grad(theirs, student)):
@@ -169,13 +182,21 @@ def test_cosine_loss_is_torchs_with_target_1():
 
 def test_mlm_loss_is_the_cross_entropy_over_the_hidden_words_alone():
     """As BertForMaskedLM has it: labels of -100 wherever nothing is hidden."""
-    logits, words = normal(2, 6, 9).requires_grad_(), torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(5))
+    logits, words = (
+        normal(2, 6, 9).requires_grad_(),
+        torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(5)),
+    )
     chosen = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
-    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), words.masked_fill(~chosen, -100).flatten(), ignore_index=-100)
+    theirs = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), words.masked_fill(~chosen, -100).flatten(), ignore_index=-100
+    )
     ours = mlm_loss(logits[chosen], words[chosen])
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
-    plain = [-np.log(softmax(logits[row, at].detach().double().numpy())[words[row, at]]) for row, at in ((0, 1), (0, 4), (1, 0))]
+    plain = [
+        -np.log(softmax(logits[row, at].detach().double().numpy())[words[row, at]])
+        for row, at in ((0, 1), (0, 4), (1, 0))
+    ]
     assert float(ours) == pytest.approx(np.mean(plain), rel=1e-5)
 
 

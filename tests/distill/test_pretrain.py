@@ -44,7 +44,13 @@ def corpus(tmp_path_factory):
 
 
 def recipe_of(corpus, **pretrain) -> Recipe:
-    training = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "head_learning_rate": 2e-3, "checkpoint_minutes": 1e-9}
+    training = {
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 2e-3,
+        "checkpoint_minutes": 1e-9,
+    }
     options = {"corpus": str(corpus), "length": 24, "head_training": training, "training": training} | pretrain
     return Recipe.model_validate(
         {"name": "t", "task": "classification", "precision": "fp32", "student": {"layers": [0, 2]}, "pretrain": options}
@@ -62,7 +68,14 @@ def blocks(corpus, tiny_vocab, tmp_path_factory) -> Blocks:
 
 def model_of(blocks: Blocks, seed: int = 0, **changes) -> MaskedLM:
     torch.manual_seed(seed)
-    shape = {"vocab_size": blocks.vocab_size, "hidden_size": 64, "layers": 3, "heads": 4, "intermediate_size": 96, "max_positions": 32}
+    shape = {
+        "vocab_size": blocks.vocab_size,
+        "hidden_size": 64,
+        "layers": 3,
+        "heads": 4,
+        "intermediate_size": 96,
+        "max_positions": 32,
+    }
     config = EncoderConfig(**shape | changes)
     return MaskedLM(Encoder(config), MlmHead(config)).eval()
 
@@ -87,7 +100,9 @@ def teacher_copy(model: MaskedLM) -> MaskedLM:
 def batch_of(blocks: Blocks, rows, number: int = 0, whole=None) -> TensorBatch:
     rows = np.asarray(rows)
     items = collate([blocks[at] for at in rows])
-    return TensorBatch.of(items, torch.device("cpu"), indices=rows, number=number, whole=rows if whole is None else np.asarray(whole))
+    return TensorBatch.of(
+        items, torch.device("cpu"), indices=rows, number=number, whole=rows if whole is None else np.asarray(whole)
+    )
 
 
 def test_masks_are_drawn_anew_every_time_and_repeat_with_the_number(blocks):
@@ -143,10 +158,14 @@ def expected_terms(student, teacher, blocks, temperature=2.0):
         for model, hidden in ((student, ours), (teacher, theirs))
     )
     soft = (
-        functional.kl_div(functional.log_softmax(s / temperature, -1), functional.softmax(t / temperature, -1), reduction="batchmean")
+        functional.kl_div(
+            functional.log_softmax(s / temperature, -1), functional.softmax(t / temperature, -1), reduction="batchmean"
+        )
         * temperature**2
     )
-    cosine = functional.cosine_embedding_loss(ours[batch.mask > 0], theirs[batch.mask > 0], torch.ones(int(batch.mask.sum())))
+    cosine = functional.cosine_embedding_loss(
+        ours[batch.mask > 0], theirs[batch.mask > 0], torch.ones(int(batch.mask.sum()))
+    )
     return float(soft), float(functional.cross_entropy(s, batch.words)), float(cosine)
 
 
@@ -164,7 +183,13 @@ def test_the_loss_is_the_weighted_sum_of_torchs_losses(monkeypatch, teacher, blo
 
 @pytest.mark.parametrize(
     ("weights", "calls"),
-    [((5, 2, 1), (1, 1, 1)), ((0, 2, 0), (0, 0, 1)), ((0, 2, 1), (1, 0, 1)), ((0, 0, 1), (1, 0, 0)), ((5, 0, 0), (1, 1, 1))],
+    [
+        ((5, 2, 1), (1, 1, 1)),
+        ((0, 2, 0), (0, 0, 1)),
+        ((0, 2, 1), (1, 0, 1)),
+        ((0, 0, 1), (1, 0, 0)),
+        ((5, 0, 0), (1, 1, 1)),
+    ],
     ids=str,
 )
 def test_a_term_of_weight_0_is_not_computed(monkeypatch, teacher, blocks, corpus, tmp_path, weights, calls):
@@ -237,7 +262,9 @@ def test_a_head_is_fitted_to_a_frozen_encoder(teacher, blocks, corpus, tmp_path)
 
 def test_a_random_student_has_nothing_of_the_teacher(teacher, corpus):
     recipe = recipe_of(corpus)
-    random = student_of(teacher, recipe.model_copy(update={"student": recipe.student.model_copy(update={"initialise": "random"})}))
+    random = student_of(
+        teacher, recipe.model_copy(update={"student": recipe.student.model_copy(update={"initialise": "random"})})
+    )
     given = student_of(teacher, recipe)
     assert torch.equal(given.head.dense.weight, teacher.head.dense.weight)
     assert random.encoder.config == given.encoder.config
@@ -246,7 +273,9 @@ def test_a_random_student_has_nothing_of_the_teacher(teacher, corpus):
 
 def test_a_corpus_in_another_vocabulary_is_refused(teacher, blocks, corpus, tmp_path):
     other = model_of(blocks, vocab_size=blocks.vocab_size + 1)
-    with pytest.raises(UserError, match=r"^pretrain\.corpus: the corpus is in tokens of a vocabulary of \d+, the model knows \d+; "):
+    with pytest.raises(
+        UserError, match=r"^pretrain\.corpus: the corpus is in tokens of a vocabulary of \d+, the model knows \d+; "
+    ):
         pretrain(other, teacher_copy(other), blocks, recipe_of(corpus), tmp_path / "checkpoint.pt")
 
 
@@ -254,7 +283,9 @@ def test_a_vocabulary_without_mask_is_refused(teacher, blocks, corpus, tmp_path)
     tokens = ["[MISC]" if token == "[MASK]" else token for token in blocks.tokenizer.tokens]
     maskless = Blocks(blocks.tokens, blocks.length, WordPieceTokenizer(tokens))
     with pytest.raises(UserError, match=r"^pretrain\.teacher: the teacher's vocabulary has no \[MASK\]"):
-        pretrain(student_of(teacher, recipe_of(corpus)), teacher, maskless, recipe_of(corpus), tmp_path / "checkpoint.pt")
+        pretrain(
+            student_of(teacher, recipe_of(corpus)), teacher, maskless, recipe_of(corpus), tmp_path / "checkpoint.pt"
+        )
 
 
 def test_blocks_longer_than_the_positions_are_refused(blocks, corpus, tmp_path):
@@ -272,7 +303,11 @@ def checkpoints(tiny_vocab, tmp_path_factory):
     transformers = import_quietly("transformers")
     words = tiny_vocab.read_text()
     folders = {}
-    for name, kind, width in (("mlm", "BertForMaskedLM", 64), ("headless", "BertModel", 64), ("wide", "BertForMaskedLM", 96)):
+    for name, kind, width in (
+        ("mlm", "BertForMaskedLM", 64),
+        ("headless", "BertModel", 64),
+        ("wide", "BertForMaskedLM", 96),
+    ):
         folder = folders[name] = tmp_path_factory.mktemp(name)
         transformers.set_seed(0)
         sizes = {
@@ -282,7 +317,9 @@ def checkpoints(tiny_vocab, tmp_path_factory):
             "intermediate_size": 96,
             "max_position_embeddings": 64,
         }
-        getattr(transformers, kind)(transformers.BertConfig(vocab_size=len(words.split("\n")) - 1, **sizes)).save_pretrained(folder)
+        getattr(transformers, kind)(
+            transformers.BertConfig(vocab_size=len(words.split("\n")) - 1, **sizes)
+        ).save_pretrained(folder)
         (folder / "vocab.txt").write_text(words)
     return folders
 
@@ -341,7 +378,9 @@ def test_what_changes_the_pretrained_student(corpus, checkpoints, tmp_path):
 
 def test_a_recipe_without_a_corpus_does_not_know_the_stage(checkpoints, tmp_path):
     """Its other keys change nothing either."""
-    plain = Recipe.model_validate({"name": "t", "task": "classification", "teacher": {"weights": str(checkpoints["mlm"])}})
+    plain = Recipe.model_validate(
+        {"name": "t", "task": "classification", "teacher": {"weights": str(checkpoints["mlm"])}}
+    )
     weighted = plain.model_copy(update={"pretrain": plain.pretrain.model_copy(update={"mlm_weight": 9.0})})
     assert Run(plain, tmp_path).mark("distill") == Run(weighted, tmp_path).mark("distill")
     with pytest.raises(UserError, match="^pretrain.corpus: "):
@@ -359,5 +398,7 @@ def test_a_teacher_of_another_vocabulary_than_the_tasks_is_refused_at_once(corpu
     for file in checkpoints["mlm"].iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "vocab.txt").write_text((other / "vocab.txt").read_text().replace("\nba\n", "\nab\n"))
-    with pytest.raises(UserError, match="^pretrain.teacher: its vocabulary is not that of .*; take a teacher with the same"):
+    with pytest.raises(
+        UserError, match="^pretrain.teacher: its vocabulary is not that of .*; take a teacher with the same"
+    ):
         run_of(corpus, tmp_path / "out", checkpoints["mlm"], teacher=str(other)).upto("pretrain")

@@ -31,7 +31,10 @@ from pipeline.recipe import Recipe, Training
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=32, layers=3, heads=2, intermediate_size=64, max_positions=32)
 # 21 items in batches of 4: the last batch of every epoch holds one, and one of two processes has nothing of it.
-ITEMS, TRAINING = 21, {"epochs": 2, "batch_size": 4, "learning_rate": 0.3, "head_learning_rate": 0.3, "checkpoint_minutes": 1e-9}
+ITEMS, TRAINING = (
+    21,
+    {"epochs": 2, "batch_size": 4, "learning_rate": 0.3, "head_learning_rate": 0.3, "checkpoint_minutes": 1e-9},
+)
 ADAM = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 
 
@@ -54,7 +57,9 @@ def recipe_of(task: str, **distillation) -> Recipe:
 def models_of(task: str) -> tuple[ExitModel, ExitModel]:
     """(student, teacher) with opinions."""
     torch.manual_seed(0)
-    teacher = ExitModel(task, CONFIG, 3 if task == "classification" else 2, "pooled" if task == "classification" else "attention", [3])
+    teacher = ExitModel(
+        task, CONFIG, 3 if task == "classification" else 2, "pooled" if task == "classification" else "attention", [3]
+    )
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -83,7 +88,9 @@ def stopped_and_resumed(task: str, folder: Path) -> ExitModel:
 
 def heads_only(task: str, folder: Path) -> ExitModel:
     student, _ = models_of(task)
-    return self_distill(student, items_of(task), recipe_of(task), folder / "checkpoint.pt", curve=folder / "losses.json")
+    return self_distill(
+        student, items_of(task), recipe_of(task), folder / "checkpoint.pt", curve=folder / "losses.json"
+    )
 
 
 def accumulated(task: str, folder: Path) -> ExitModel:
@@ -170,7 +177,11 @@ def free_port() -> int:
 
 
 def environment(**more: object) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **{name: str(value) for name, value in more.items()}}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        **{name: str(value) for name, value in more.items()},
+    }
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from pipeline.quiet import import_quietly
 
 transformers = import_quietly("transformers")
 
-CONFIG = EncoderConfig(vocab_size=100, hidden_size=32, layers=4, heads=2, intermediate_size=64, max_positions=40, token_types=2)
+CONFIG = EncoderConfig(
+    vocab_size=100, hidden_size=32, layers=4, heads=2, intermediate_size=64, max_positions=40, token_types=2
+)
 
 
 def teacher_of(config: EncoderConfig = CONFIG, head: str = "bert", task: str = "classification") -> ExitModel:
@@ -58,12 +60,20 @@ def test_bert_base_becomes_a_distilbert_in_size():
 def test_with_all_layers_the_student_is_hugging_faces_bert_on_one_text(tmp_path):
     """Its token types, all 0, are in the positions now, and its pooler is gone."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     theirs = transformers.BertModel(transformers.BertConfig(**sizes, max_position_embeddings=40)).eval()
     for parameter in theirs.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *range(96)]))
+    (tmp_path / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *range(96)])
+    )
     pretrained = load_pretrained(str(tmp_path), "classification")
     teacher = ExitModel("classification", pretrained.config, 2, "bert", [4])
     teacher.encoder.load_state_dict(pretrained.encoder)

@@ -32,7 +32,11 @@ def items_of(task: str) -> list[Item]:
     for at in range(14):  # 4 blocks, the last of 2
         length = int(chance.integers(3, 20))
         mask = np.arange(length) >= 2 if task == "qa" else None
-        items.append(Item(chance.integers(1, 40, length), np.zeros(length, np.int64), (2, 2) if task == "qa" else (at % 3,), mask))
+        items.append(
+            Item(
+                chance.integers(1, 40, length), np.zeros(length, np.int64), (2, 2) if task == "qa" else (at % 3,), mask
+            )
+        )
     return items
 
 
@@ -47,7 +51,9 @@ def model_of(task: str) -> ExitModel:
 @pytest.mark.parametrize("task", ["classification", "qa"])
 def test_every_item_has_its_logits(tmp_path, task):
     items, model = items_of(task), model_of(task)
-    kept = keep_targets(tmp_path / "targets", lambda batch: model(batch.ids, batch.mask, batch.types).logits[-1], items, "fp32")
+    kept = keep_targets(
+        tmp_path / "targets", lambda batch: model(batch.ids, batch.mask, batch.types).logits[-1], items, "fp32"
+    )
     rows = np.array([13, 0, 7, 4])
     batch = collate([items[row] for row in rows])
     with torch.no_grad():
@@ -102,6 +108,8 @@ def test_a_student_learns_the_same_from_them(tmp_path, task):
 def test_states_are_not_kept(tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text('name = "t"\ntask = "classification"\n[distill]\nkeep_targets = true\nhidden_weight = 1.0\n')
-    with pytest.raises(UserError, match=r"r\.toml: distill\.keep_targets: keeps the teacher's logits.*hidden_weight.*to 0"):
+    with pytest.raises(
+        UserError, match=r"r\.toml: distill\.keep_targets: keeps the teacher's logits.*hidden_weight.*to 0"
+    ):
         load_recipe(recipe)
     assert load_recipe(recipe, ["distill.hidden_weight=0"]).distill.keep_targets

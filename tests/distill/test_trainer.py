@@ -56,7 +56,9 @@ class Bag(torch.nn.Module):
 
 def trainer_of(model, loss, training: Training, checkpoint, precision="fp32", **options) -> Trainer:
     groups = parameter_groups([], list(model.parameters()), training)
-    return Trainer("training", model, groups, loss, training, precision=precision, seed=3, checkpoint=checkpoint, **options)
+    return Trainer(
+        "training", model, groups, loss, training, precision=precision, seed=3, checkpoint=checkpoint, **options
+    )
 
 
 class Killed(Exception):
@@ -204,7 +206,11 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         model.load_state_dict(start)
         training = Training(epochs=4, batch_size=size, accumulate=accumulate, head_learning_rate=0.5)
         trainer = trainer_of(
-            model, model.loss, training, tmp_path / f"{size}.pt", on_step=lambda what, *_, said=said: said.append(float(what.split()[-1]))
+            model,
+            model.loss,
+            training,
+            tmp_path / f"{size}.pt",
+            on_step=lambda what, *_, said=said: said.append(float(what.split()[-1])),
         )
         trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups)
         trainer.run(items)
@@ -273,12 +279,19 @@ def test_schedule_rises_over_the_warm_up_and_falls_to_0():
     np.testing.assert_allclose(rates[10:], np.arange(90, 0, -1) / 90)
     assert schedule(100, 100, 0.1) == 0.0
     assert schedule(0, 1, 0.0) == schedule(0, 1, 0.9) == 1.0  # a single step is a whole one
-    assert all(0 < schedule(step, steps, warmup) <= 1 for steps in (1, 2, 3, 7) for warmup in (0, 0.5, 0.9) for step in range(steps))
+    assert all(
+        0 < schedule(step, steps, warmup) <= 1
+        for steps in (1, 2, 3, 7)
+        for warmup in (0, 0.5, 0.9)
+        for step in range(steps)
+    )
 
 
 def test_the_schedule_scales_both_learning_rates(tmp_path):
     model = ExitModel("classification", CONFIG, 2, "linear", [2])
-    training = Training(epochs=1, batch_size=4, learning_rate=1e-3, head_learning_rate=1e-2, warmup=0.4, weight_decay=0.1)
+    training = Training(
+        epochs=1, batch_size=4, learning_rate=1e-3, head_learning_rate=1e-2, warmup=0.4, weight_decay=0.1
+    )
     groups = parameter_groups(list(model.encoder.parameters()), list(model.heads.parameters()), training)
     seen = []
     trainer = Trainer(
@@ -293,7 +306,9 @@ def test_the_schedule_scales_both_learning_rates(tmp_path):
 def test_biases_and_norms_are_not_decayed_and_frozen_parameters_left_out():
     model = ExitModel("classification", CONFIG, 2, "linear", [2])
     model.encoder.embeddings.word.weight.requires_grad_(False)
-    groups = parameter_groups(list(model.encoder.parameters()), list(model.heads.parameters()), Training(weight_decay=0.1))
+    groups = parameter_groups(
+        list(model.encoder.parameters()), list(model.heads.parameters()), Training(weight_decay=0.1)
+    )
     for group in groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.1}
     given = {id(parameter) for group in groups for parameter in group["params"]}
@@ -307,13 +322,21 @@ def test_precision_is_what_the_recipe_says():
 
 def recipe_of(**sections) -> Recipe:
     training = {"epochs": 6, "batch_size": 16, "learning_rate": 2e-3, "head_learning_rate": 2e-3}
-    base = {"name": "test", "task": "classification", "precision": "fp32", "teacher": {"training": training}, "distill": {"training": training}}
+    base = {
+        "name": "test",
+        "task": "classification",
+        "precision": "fp32",
+        "teacher": {"training": training},
+        "distill": {"training": training},
+    }
     return Recipe.model_validate(base | sections)
 
 
 @torch.no_grad()
 def answers(model: ExitModel, items: list[Item]) -> np.ndarray:
-    return np.array([int(model(torch.from_numpy(i.ids)[None], torch.ones(1, len(i.ids))).logits[-1].argmax()) for i in items])
+    return np.array(
+        [int(model(torch.from_numpy(i.ids)[None], torch.ones(1, len(i.ids))).logits[-1].argmax()) for i in items]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +393,13 @@ def test_exit_shares_say_which_exits_the_weight_is_for(teacher, tmp_path):
     distill(deeper, teacher, items_of(16), recipe_of(distill={"training": training}), tmp_path / "checkpoint.pt")
     assert [torch.equal(head.out.bias, bias) for head, bias in zip(deeper.heads, before)] == [True, False, False]
     with pytest.raises(UserError, match=r"^distill\.training\.exit_shares: has 2 numbers for the 1 exits"):
-        distill(initialise_student(teacher, None, None, "pooled"), teacher, items_of(8), recipe_of(distill={"training": training}), tmp_path / "none.pt")
+        distill(
+            initialise_student(teacher, None, None, "pooled"),
+            teacher,
+            items_of(8),
+            recipe_of(distill={"training": training}),
+            tmp_path / "none.pt",
+        )
 
 
 def test_hidden_states_of_another_width_cannot_be_compared(teacher, tmp_path):
@@ -382,7 +411,12 @@ def test_hidden_states_of_another_width_cannot_be_compared(teacher, tmp_path):
 def test_a_last_head_that_nothing_would_train_is_refused(teacher, tmp_path):
     recipe = recipe_of(distill={"training": {"epochs": 0}})
     new = ExitModel("classification", CONFIG, 2, "linear", [2])
-    with pytest.raises(UserError, match=r"^distill\.training\.epochs: .*linear where the teacher's is pooled.*; set it above 0, or exits\.head to pooled"):
+    with pytest.raises(
+        UserError,
+        match=r"^distill\.training\.epochs: .*linear where the teacher's is pooled.*; set it above 0, or exits\.head to pooled",
+    ):
         distill(new, teacher, items_of(8), recipe, tmp_path / "checkpoint.pt")
-    taken_over = distill(initialise_student(teacher, None, None, "pooled"), teacher, items_of(8), recipe, tmp_path / "checkpoint.pt")
+    taken_over = distill(
+        initialise_student(teacher, None, None, "pooled"), teacher, items_of(8), recipe, tmp_path / "checkpoint.pt"
+    )
     assert torch.equal(taken_over.heads[-1].out.bias, teacher.heads[-1].out.bias)

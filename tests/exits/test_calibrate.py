@@ -49,10 +49,14 @@ def losses_at(predictions: Predictions, thresholds) -> np.ndarray:
 
 
 def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
-    return Predictions(predictions.score[rows], predictions.exact[rows], predictions.uncertainty[rows], predictions.answers)
+    return Predictions(
+        predictions.score[rows], predictions.exact[rows], predictions.uncertainty[rows], predictions.answers
+    )
 
 
-@pytest.mark.parametrize(("kind", "max_loss", "count"), [("classification", 0.01, 4000), ("classification", 0.03, 600), ("qa", 0.02, 700)])
+@pytest.mark.parametrize(
+    ("kind", "max_loss", "count"), [("classification", 0.01, 4000), ("classification", 0.03, 600), ("qa", 0.02, 700)]
+)
 def test_the_bound_holds_on_new_examples(kind, max_loss, count):
     """Over many calibration splits, the loss on the whole population exceeds the bound in a share of at most delta of them."""
     everyone = population(kind)
@@ -65,7 +69,9 @@ def test_the_bound_holds_on_new_examples(kind, max_loss, count):
     lost, depth = [], []
     for split in range(SPLITS):
         rows = random.integers(0, len(everyone.score), count)
-        speed = calibrate(take(everyone, rows), max_loss, DELTA, "accuracy" if kind == "classification" else "f1", seed=split)
+        speed = calibrate(
+            take(everyone, rows), max_loss, DELTA, "accuracy" if kind == "classification" else "f1", seed=split
+        )
         lost.append(losses_at(everyone, speed.thresholds).mean())
         depth.append(speed.mean_depth)
     assert np.mean(np.array(lost) > max_loss) <= DELTA
@@ -74,7 +80,9 @@ def test_the_bound_holds_on_new_examples(kind, max_loss, count):
 
 def test_more_data_allows_more_speed():
     everyone = population("classification")
-    depths = [calibrate(take(everyone, np.arange(count)), 0.02, DELTA, "accuracy").mean_depth for count in (150, 5000, 40000)]
+    depths = [
+        calibrate(take(everyone, np.arange(count)), 0.02, DELTA, "accuracy").mean_depth for count in (150, 5000, 40000)
+    ]
     assert depths[0] > depths[1] > depths[2]
     # With plenty of data it comes close to the boldest single threshold that is safe in truth, or goes beyond it.
     given = calibrate(everyone, 0.02, DELTA, "accuracy")
@@ -101,7 +109,11 @@ def test_without_any_loss_it_is_bold():
     score = np.repeat(random.random((2000, 1)) < 0.9, 5, axis=1).astype(float)  # every exit says the same
     speed = calibrate(Predictions(score, score, random.random((2000, 5)), [[0]]), 0.01, DELTA, "accuracy")
     assert speed.thresholds[0] > 0.97 and speed.mean_depth < 1.05
-    assert speed.value == speed.value_full_depth and (speed.max_loss, speed.delta, speed.examples) == (0.01, DELTA, 2000)
+    assert speed.value == speed.value_full_depth and (speed.max_loss, speed.delta, speed.examples) == (
+        0.01,
+        DELTA,
+        2000,
+    )
 
 
 def test_few_examples_show_nothing_and_give_full_depth():
@@ -152,13 +164,17 @@ def test_what_is_drafted_is_not_what_is_tested(monkeypatch):
 def test_the_smallest_split_that_can_show_a_bound(max_loss, delta, metric):
     paired = metric == "accuracy"
     needed = losses_needed(max_loss, delta, paired)
-    assert shows_less(np.zeros(needed), max_loss, delta, paired) and not shows_less(np.zeros(needed - 1), max_loss, delta, paired)
+    assert shows_less(np.zeros(needed), max_loss, delta, paired) and not shows_less(
+        np.zeros(needed - 1), max_loss, delta, paired
+    )
     # In the best case, every exit answers as the last one does, it suffices; one example in ten less does not.
     least = examples_needed(max_loss, delta, metric)
     for count, bold in ((least + 2, True), (int(0.9 * least), False)):
         score = np.ones((count, 3))
         uncertainty = np.random.default_rng(9).random((count, 3))
-        assert (calibrate(Predictions(score, score, uncertainty, [[0]]), max_loss, delta, metric).mean_depth < 3) == bold
+        assert (
+            calibrate(Predictions(score, score, uncertainty, [[0]]), max_loss, delta, metric).mean_depth < 3
+        ) == bold
 
 
 def test_a_speed_says_what_it_gave():
@@ -186,7 +202,9 @@ def draw_fractions(random, count, bound):
 @pytest.mark.parametrize("draw", [draw_flips, draw_rare, draw_fractions])
 def test_p_values_are_super_uniform_where_the_mean_is_the_bound(draw):
     random, bound, runs = np.random.default_rng(5), 0.02, 1500
-    values = np.array([mean_exceeds_p_value(np.clip(draw(random, 300, bound), -1, 1), bound, DELTA) for _ in range(runs)])
+    values = np.array(
+        [mean_exceeds_p_value(np.clip(draw(random, 300, bound), -1, 1), bound, DELTA) for _ in range(runs)]
+    )
     assert ((0 <= values) & (values <= 1)).all()
     for level in (0.01, 0.05, 0.1, 0.2):
         assert (values <= level).mean() <= level + 3 * math.sqrt(level * (1 - level) / runs)
@@ -199,7 +217,10 @@ def test_p_values_fall_with_the_evidence():
     assert mean_exceeds_p_value(np.full(50, -1.0), 0.01, DELTA) < 1e-3
 
 
-@pytest.mark.parametrize(("lost", "gained", "examples", "bound"), [(0, 0, 300, 0.01), (3, 9, 300, 0.02), (30, 12, 500, 0.005), (7, 0, 80, 0.1)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "examples", "bound"),
+    [(0, 0, 300, 0.01), (3, 9, 300, 0.02), (30, 12, 500, 0.005), (7, 0, 80, 0.1)],
+)
 def test_the_paired_score_is_that_of_the_most_likely_distribution(lost, gained, examples, bound):
     """Tango's closed form against a search for the chance of a gain that makes the outcome most likely."""
 
@@ -225,7 +246,9 @@ def test_the_paired_test_keeps_its_level_whatever_the_share_of_gains(examples, b
 
     gains = np.linspace(0, (1 - bound) / 2 - 1e-9, 331)
     levels = [level(gain, bound) for gain in gains]
-    assert 0.6 * DELTA < max(levels) <= DELTA + 5e-4  # between the points that the level was computed at it may be higher, by little
+    assert (
+        0.6 * DELTA < max(levels) <= DELTA + 5e-4
+    )  # between the points that the level was computed at it may be higher, by little
     assert max(levels) == pytest.approx(paired_level(paired_limit(examples, bound, DELTA), examples, bound), abs=5e-4)
     # A mean above the bound passes less often still.
     assert all(level(gain, 1.5 * bound) <= at_bound for gain, at_bound in zip(gains, levels) if gain + bound < 0.4)
@@ -240,6 +263,10 @@ def test_the_paired_test_shows_more_than_betting():
 
 
 def test_the_paired_test_counts_each_way_of_changing():
-    assert shows_less(np.zeros(500), 0.005, DELTA, paired=True) and not shows_less(np.zeros(400), 0.005, DELTA, paired=True)
+    assert shows_less(np.zeros(500), 0.005, DELTA, paired=True) and not shows_less(
+        np.zeros(400), 0.005, DELTA, paired=True
+    )
     changes = np.repeat([1.0, -1.0, 0.0], [40, 40, 920])
-    assert shows_less(changes, 0.02, DELTA, paired=True) and not shows_less(-np.sort(-changes)[:960], 0.02, DELTA, paired=True)
+    assert shows_less(changes, 0.02, DELTA, paired=True) and not shows_less(
+        -np.sort(-changes)[:960], 0.02, DELTA, paired=True
+    )

@@ -56,7 +56,9 @@ def test_a_windows_measure_is_the_programs(name):
 def test_definitions():
     logits = np.random.default_rng(0).normal(0, 2, (30, 3, 5))
     given, p = label_measures(logits), np.sort(torch.softmax(torch.from_numpy(logits), -1).numpy(), -1)
-    np.testing.assert_allclose(given["entropy"], Categorical(logits=torch.from_numpy(logits)).entropy().numpy() / math.log(5))
+    np.testing.assert_allclose(
+        given["entropy"], Categorical(logits=torch.from_numpy(logits)).entropy().numpy() / math.log(5)
+    )
     np.testing.assert_allclose(given["max_probability"], (1 - p[..., -1]) * 5 / 4)
     np.testing.assert_allclose(given["margin"], 1 - p[..., -1] + p[..., -2])
 
@@ -85,7 +87,10 @@ def test_only_a_tie_of_two_has_no_margin():
 def test_span_measures_are_over_every_span_that_may_be_chosen(longest):
     for start, end, mask in windows(2):
         spans = [
-            (i, j) for i in range(len(mask)) for j in range(len(mask)) if mask[i] and mask[j] and i <= j < i + longest and (i > 0 or j == 0)
+            (i, j)
+            for i in range(len(mask))
+            for j in range(len(mask))
+            if mask[i] and mask[j] and i <= j < i + longest and (i > 0 or j == 0)
         ]
         first, last = span_positions(mask, longest)
         assert sorted(zip(first.tolist(), last.tolist())) == spans
@@ -107,7 +112,9 @@ def test_tokens_without_a_chance_move_the_scaled_entropy_and_not_the_spans_proba
         return window_measures(start, end, np.arange(length) > 1, 3)
 
     short, long = measures(16), measures(384)
-    assert short["span_probability"][0] == pytest.approx(0.5, abs=0.02) and long["span_probability"][0] == pytest.approx(0.5, abs=0.02)
+    assert short["span_probability"][0] == pytest.approx(0.5, abs=0.02) and long["span_probability"][
+        0
+    ] == pytest.approx(0.5, abs=0.02)
     assert short["unscaled_entropy"][0] == pytest.approx(long["unscaled_entropy"][0])
     assert short["entropy"][0] > 2 * long["entropy"][0] and short["span_entropy"][0] > 1.5 * long["span_entropy"][0]
 
@@ -130,9 +137,13 @@ def test_temperatures_divide_the_logits_of_their_exit():
     logits = np.random.default_rng(0).normal(0, 2, (20, 2, 3))
     given, plain, halved = label_measures(logits, [1.0, 2.0]), label_measures(logits), label_measures(logits / 2)
     for name in IN_PROGRAM:
-        assert np.array_equal(given[name][:, 0], plain[name][:, 0]) and np.array_equal(given[name][:, 1], halved[name][:, 1])
+        assert np.array_equal(given[name][:, 0], plain[name][:, 0]) and np.array_equal(
+            given[name][:, 1], halved[name][:, 1]
+        )
     start, end, mask = windows(3)[1]
-    given, plain, halved = (window_measures(start / by, end / by, mask, 5, t) for by, t in ((1, [1, 1, 2, 1]), (1, None), (2, None)))
+    given, plain, halved = (
+        window_measures(start / by, end / by, mask, 5, t) for by, t in ((1, [1, 1, 2, 1]), (1, None), (2, None))
+    )
     for name in plain:
         np.testing.assert_allclose(given[name], np.where([0, 0, 1, 0], halved[name], plain[name]), atol=1e-6)
 

@@ -37,7 +37,9 @@ def recipe_of(task: str, measure: str = "entropy") -> Recipe:
 
 def tiny_model(task: str, vocabulary: int, measure: str) -> ExitModel:
     torch.manual_seed(2)
-    config = EncoderConfig(vocab_size=vocabulary, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
+    config = EncoderConfig(
+        vocab_size=vocabulary, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64
+    )
     model = ExitModel(task, config, 3, {"classification": "pooled", "qa": "attention"}[task], (1, 2, 3)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,7 +66,11 @@ def predicted(tiny, measure: str, run=run_model) -> Predictions:
 def test_the_recipes_measure_is_among_all_of_them(tiny, measure, run):
     """One is computed by torch in the program, the other in numpy from its logits; temperatures are in both."""
     given = predicted(tiny, measure, run)
-    names = {"patience", "agreement", *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES})}
+    names = {
+        "patience",
+        "agreement",
+        *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES}),
+    }
     assert set(given.measures) == names
     assert all(values.shape == given.score.shape == (len(tiny.examples), 3) for values in given.measures.values())
     np.testing.assert_allclose(given.uncertainty, given.measures[measure], atol=1e-5)
@@ -92,7 +98,9 @@ def test_predictions_are_what_the_runner_finds(tiny):
     given = predict(run_programs, tiny.programs, tiny.examples, tokenizer, tiny.manifest.label_values, recipe_of(task))
     runner = Runner(Bundle.open(tiny.path))
     results = [
-        runner.answer(example.question, example.passage, 0) if task == "qa" else runner.classify(example.text, example.text_pair, 0)
+        runner.answer(example.question, example.passage, 0)
+        if task == "qa"
+        else runner.classify(example.text, example.text_pair, 0)
         for example in tiny.examples
     ]
     np.testing.assert_allclose(given.uncertainty, [result.uncertainty for result in results], atol=0.05)
@@ -110,7 +118,9 @@ def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatc
     monkeypatch.setattr(module, "QUESTIONS", 3)
     tokenizer = WordPieceTokenizer.from_vocab(tiny_qa.path / "vocab.txt", True)
     model, recipe = tiny_model("qa", tokenizer.vocab_size, "margin"), recipe_of("qa", "margin")
-    parts = predict(run, model, tiny_qa.examples, tokenizer, (), recipe, lambda what, done, total: steps.append((done, total)))
+    parts = predict(
+        run, model, tiny_qa.examples, tokenizer, (), recipe, lambda what, done, total: steps.append((done, total))
+    )
     assert len(sizes) == 4 and sizes[-1] <= 1 < sizes[0]  # ten questions, the longest first
     assert steps == sorted(steps) and steps[-1] == (sum(sizes), sum(sizes))
     assert parts.answers == whole.answers
@@ -137,9 +147,16 @@ def test_a_regressions_model_and_programs_say_the_same(tiny_regressor):
     """Before quantization, on padded batches."""
     tokenizer = WordPieceTokenizer.from_vocab(tiny_regressor.path / "vocab.txt", True)
     torch.manual_seed(0)
-    config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64
+    )
     model = ExitModel("regression", config, 1, "fastbert", (1, 2, 3)).eval()
-    arguments = (tiny_regressor.examples, tokenizer, tiny_regressor.manifest.label_range, recipe_of("regression", "change"))
+    arguments = (
+        tiny_regressor.examples,
+        tokenizer,
+        tiny_regressor.manifest.label_range,
+        recipe_of("regression", "change"),
+    )
     one, other = predict(run_model, model, *arguments), predict(run_programs, Programs.of(model), *arguments)
     np.testing.assert_allclose(one.answers, other.answers, atol=1e-4)
     np.testing.assert_allclose(one.uncertainty, other.uncertainty, atol=1e-4)

@@ -62,4 +62,7 @@ def test_what_nothing_can_be_said_of_is_none():
     assert spearman(np.array([0.1, 0.9]), np.array([1.0, 1.0])) is None
     assert spearman(np.array([0.5, 0.5]), np.array([0.0, 1.0])) is None
     # Three times 0.1 is not 0.3 in floating point, so a constant's deviations from its mean are not all 0.
-    assert pearson(np.full(3, 0.1), np.array([0.0, 1.0, 2.0])) is None and pearson(np.array([1.0]), np.array([2.0])) is None
+    assert (
+        pearson(np.full(3, 0.1), np.array([0.0, 1.0, 2.0])) is None
+        and pearson(np.array([1.0]), np.array([2.0])) is None
+    )

@@ -32,7 +32,9 @@ def test_they_agree_at_the_threshold_too():
     for hundredths in range(101):
         threshold = hundredths / 100
         uncertainties = np.array([[threshold, 0.0]], np.float32)
-        assert exits_taken(uncertainties, [threshold] * 2)[0] == exit_taken(uncertainties[0].tolist(), [threshold] * 2), threshold
+        assert exits_taken(uncertainties, [threshold] * 2)[0] == exit_taken(
+            uncertainties[0].tolist(), [threshold] * 2
+        ), threshold
 
 
 def test_an_uncertainty_equal_to_the_threshold_stays():

@@ -26,7 +26,9 @@ def one_thread():
 
 def recipe_of(task: str, precision: str, head: str = "default") -> Recipe:
     training = {"epochs": 6, "batch_size": 16, "head_learning_rate": 1e-2, "weight_decay": 0.0}
-    return Recipe.model_validate({"name": "test", "task": task, "precision": precision, "exits": {"head": head, "training": training}})
+    return Recipe.model_validate(
+        {"name": "test", "task": task, "precision": precision, "exits": {"head": head, "training": training}}
+    )
 
 
 def model_of(task: str, head: str, exits=(1, 2, 3)) -> ExitModel:
@@ -61,7 +63,9 @@ def apart(model: ExitModel, task: str, items: list[Item]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("task", "head"), [("classification", "pooled"), ("classification", "bert"), ("qa", "attention"), ("qa", "linear")])
+@pytest.mark.parametrize(
+    ("task", "head"), [("classification", "pooled"), ("classification", "bert"), ("qa", "attention"), ("qa", "linear")]
+)
 def test_early_heads_learn_and_all_else_stays(tmp_path, task, head, precision):
     """In bf16 too: autocast keeps casts of weights, and one made without a gradient would leave the heads as they were."""
     model, items = model_of(task, head), items_of(task)
@@ -100,7 +104,12 @@ def test_padding_does_not_change_what_is_learned(tmp_path):
     for extra in (0, 6):
         model = model_of("qa", "attention")
         items = items_of("qa", 4)
-        long = Item(np.arange(12 + extra), np.zeros(12 + extra, np.int64), None, np.zeros(12 + extra, bool) | (np.arange(12 + extra) == 5))
+        long = Item(
+            np.arange(12 + extra),
+            np.zeros(12 + extra, np.int64),
+            None,
+            np.zeros(12 + extra, bool) | (np.arange(12 + extra) == 5),
+        )
         recipe = recipe_of("qa", "fp32")
         # A single candidate: the long item's KL is 0 at every exit, it only pads the others.
         self_distill(model, [*items, long], recipe, tmp_path / f"{extra}.pt")

@@ -15,7 +15,9 @@ def cost(score, uncertainty, thresholds, price: float) -> float:
     """Mean of loss + price * segments, example by example; a part of a gain counts."""
     exits = [exit_taken(row, thresholds) for row in uncertainty]
     losses = [row[-1] - row[exit] for row, exit in zip(score, exits)]
-    return float(np.mean([(loss if loss > 0 else GAIN * loss) + price * (exit + 1) for loss, exit in zip(losses, exits)]))
+    return float(
+        np.mean([(loss if loss > 0 else GAIN * loss) + price * (exit + 1) for loss, exit in zip(losses, exits)])
+    )
 
 
 def drawn(count: int, exits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,10 +30,14 @@ def drawn(count: int, exits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_best_threshold_by_hand():
     uncertainty = np.array([0.5, 0.1, 0.3, 0.9])
-    assert best_threshold(uncertainty, np.array([-1.0, -1.0, 0.5, 3.0])) == 0.7  # 0.1 saves 1, 0.3 gives half back, 0.5 saves 1 more
+    assert (
+        best_threshold(uncertainty, np.array([-1.0, -1.0, 0.5, 3.0])) == 0.7
+    )  # 0.1 saves 1, 0.3 gives half back, 0.5 saves 1 more
     assert best_threshold(uncertainty, np.array([0.4, -1.0, 0.5, 3.0])) == 0.2
     assert best_threshold(uncertainty, np.full(4, -0.1)) == ALWAYS
-    assert best_threshold(uncertainty, np.array([1.0, 0.0, 1.0, -2.0])) == 0.0  # who may leave only with all others before it stays
+    assert (
+        best_threshold(uncertainty, np.array([1.0, 0.0, 1.0, -2.0])) == 0.0
+    )  # who may leave only with all others before it stays
     assert best_threshold(np.array([]), np.array([])) == 0.0
 
 
@@ -67,7 +73,9 @@ def test_near_the_least_cost_of_all_thresholds(seed, price):
     nobody_stops = cost(score, uncertainty, [0.0] * 3, price)
     found = cost(score, uncertainty, stopping_thresholds(score, uncertainty, price), price)
     assert least <= found + 1e-12
-    assert nobody_stops - found >= 0.85 * (nobody_stops - least)  # most often all of it; exit by exit, one may get stuck
+    assert nobody_stops - found >= 0.85 * (
+        nobody_stops - least
+    )  # most often all of it; exit by exit, one may get stuck
 
 
 def test_never_dearer_than_the_same_threshold_for_all_exits():

@@ -23,7 +23,9 @@ def predictions(score=SCORE, unsure=UNSURE, **measures) -> Predictions:
 
 
 def speed(*thresholds, **promise) -> Speed:
-    return Speed(thresholds=thresholds, metric="accuracy", value=0.5, value_full_depth=0.5, mean_depth=1.0, examples=9, **promise)
+    return Speed(
+        thresholds=thresholds, metric="accuracy", value=0.5, value_full_depth=0.5, mean_depth=1.0, examples=9, **promise
+    )
 
 
 def made(*arguments, speeds=(), **measures) -> Study:
@@ -89,7 +91,9 @@ def test_a_loss_of_just_the_bound_is_within():
     score = np.ones((count, 2))
     score[150:, 0] = 0
     costs = Costs(np.full(count, 5), np.ones((count, 2)))
-    within = study(Predictions(score, score, unsure, [[0, 0]] * count, measures={}), costs, (1, 2), "entropy", {}).own.within
+    within = study(
+        Predictions(score, score, unsure, [[0, 0]] * count, measures={}), costs, (1, 2), "entropy", {}
+    ).own.within
     assert [point.loss for point in within] == [0.005, 0.01, 0.02]
     assert [point.exits[0] for point in within] == [151, 152, 154]
 
@@ -110,13 +114,17 @@ def test_thirds_by_length():
 
 def test_measures_are_compared_on_the_same_answers():
     perfect = np.array([[0, 0, 0], [0.9, 0, 0], [0, 0, 0], [0, 0, 0], [0.9, 0.9, 0]])
-    result = made(oracle=perfect + 0.01, entropy=perfect)  # the bundle's own is what its programs say, not what is computed beside them
+    result = made(
+        oracle=perfect + 0.01, entropy=perfect
+    )  # the bundle's own is what its programs say, not what is computed beside them
     assert [(each.measure, each.own) for each in result.measures] == [("entropy", True), ("oracle", False)]
     own, oracle = result.measures
     assert own.curve == made().own.curve
     assert [point.mean_depth for point in oracle.within] == [pytest.approx((1 + 2 + 1 + 1 + 3) / 5)] * 3
     assert at(oracle.curve, 0.0)[:2] == (0.8, 3)
-    assert own.rankings[0].auroc == pytest.approx(5 / 6, abs=1e-6)  # one wrong answer of three is surer than one of two right ones
+    assert own.rankings[0].auroc == pytest.approx(
+        5 / 6, abs=1e-6
+    )  # one wrong answer of three is surer than one of two right ones
     assert own.rankings[2].auroc == 1.0
 
 
@@ -137,9 +145,13 @@ def test_thresholds_of_their_own_are_measured_on_what_they_were_not_fitted_to(mo
     assert len(first) == len(second) == 30 and not first & second
     # Who is in the second half was not in the first, which its thresholds were fitted to, and leaves by them.
     exits = [exit_taken(row, [0.4, 0.6, 0.0] if tuple(row) in second else [0.2, 0.1, 0.0]) for row in given.uncertainty]
-    assert fitted.exits == [exits.count(exit) for exit in range(3)] and fitted.mean_depth == pytest.approx(np.mean(exits) + 1, abs=1e-6)
+    assert fitted.exits == [exits.count(exit) for exit in range(3)] and fitted.mean_depth == pytest.approx(
+        np.mean(exits) + 1, abs=1e-6
+    )
     lost = np.mean([row[-1] - row[exit] for row, exit in zip(given.score, exits)])
-    assert fitted.loss == pytest.approx(lost, abs=1e-6) and fitted.score == pytest.approx(given.score[:, -1].mean() - lost, abs=1e-6)
+    assert fitted.loss == pytest.approx(lost, abs=1e-6) and fitted.score == pytest.approx(
+        given.score[:, -1].mean() - lost, abs=1e-6
+    )
 
 
 def test_an_exit_as_good_as_the_last_costs_nothing_to_leave_at():
@@ -147,8 +159,16 @@ def test_an_exit_as_good_as_the_last_costs_nothing_to_leave_at():
     random = np.random.default_rng(4)
     right, guess = (random.random(600) < 0.9).astype(float), (random.random(600) < 0.5).astype(float)
     score, unsure = np.stack([guess, right, right], axis=1), random.random((600, 3))
-    own = study(Predictions(score, score, unsure, [[0] * 3] * 600), Costs(np.full(600, 5), np.ones((600, 3))), (1, 2, 3), "entropy", {}).own
-    assert [point.mean_depth for point in own.fitted] == pytest.approx([2.0] * 3, abs=0.02) and min(point.mean_depth for point in own.within) > 2.5
+    own = study(
+        Predictions(score, score, unsure, [[0] * 3] * 600),
+        Costs(np.full(600, 5), np.ones((600, 3))),
+        (1, 2, 3),
+        "entropy",
+        {},
+    ).own
+    assert [point.mean_depth for point in own.fitted] == pytest.approx([2.0] * 3, abs=0.02) and min(
+        point.mean_depth for point in own.within
+    ) > 2.5
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -183,7 +203,10 @@ def test_question_answering_is_measured_by_f1_and_right_means_exact():
     result = study(given, Costs(np.array([1, 2, 3]), np.ones((3, 2))), (3, 6), "entropy", {})
     assert (result.task, result.metric) == ("qa", "f1")
     assert [each.score for each in result.exits] == [0.5, pytest.approx(2.8 / 3, abs=1e-6)]
-    assert [each.exact_match for each in result.exits] == [pytest.approx(1 / 3, abs=1e-6), pytest.approx(2 / 3, abs=1e-6)]
+    assert [each.exact_match for each in result.exits] == [
+        pytest.approx(1 / 3, abs=1e-6),
+        pytest.approx(2 / 3, abs=1e-6),
+    ]
     assert result.own.rankings[0].auroc == 1.0 and result.own.rankings[0].spearman == -1.0
     assert result.own.rankings[1].auroc == 1.0  # four fifths of F1 are no exact match
 
@@ -194,7 +217,10 @@ def test_bins_are_tenths_and_keep_equal_values_together():
     assert [part.examples for part in bins] == [20] * 10
     for place, part in enumerate(bins):
         chosen = values[20 * place : 20 * place + 20]
-        assert (part.uncertainty, part.score) == (pytest.approx(chosen.mean(), abs=1e-6), pytest.approx(1 - chosen.mean(), abs=1e-6))
+        assert (part.uncertainty, part.score) == (
+            pytest.approx(chosen.mean(), abs=1e-6),
+            pytest.approx(1 - chosen.mean(), abs=1e-6),
+        )
     tied = np.repeat([0.0, 0.5, 1.0], [150, 40, 10])
     assert [(part.examples, part.uncertainty) for part in bins_of(tied, tied)] == [(150, 0.0), (40, 0.5), (10, 1.0)]
     assert [part.examples for part in bins_of(np.full(7, 0.3), np.ones(7))] == [7]

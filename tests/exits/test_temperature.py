@@ -64,7 +64,8 @@ def test_every_exit_of_a_classifier_gets_its_own():
     model = small("classification", "pooled")
     random = np.random.default_rng(0)
     items = [
-        Item(random.integers(5, 100, random.integers(4, 20)), np.zeros(0, np.int64), (int(random.integers(0, 2)),)) for _ in range(64)
+        Item(random.integers(5, 100, random.integers(4, 20)), np.zeros(0, np.int64), (int(random.integers(0, 2)),))
+        for _ in range(64)
     ]
     items = [Item(item.ids, np.zeros_like(item.ids), item.target) for item in items]
     before = run_model(model, items)
@@ -72,15 +73,25 @@ def test_every_exit_of_a_classifier_gets_its_own():
     after = run_model(model, items)
     assert model.temperatures == [entry["temperature"] for entry in report] and len(report) == len(model.heads)
     for exit, entry in enumerate(report):
-        assert all(np.array_equal(a.logits[exit], b.logits[exit]) for a, b in zip(before, after))  # answers are as they were
+        assert all(
+            np.array_equal(a.logits[exit], b.logits[exit]) for a, b in zip(before, after)
+        )  # answers are as they were
         hotter = entry["temperature"] > 1
-        assert all((b.uncertainty[exit] >= a.uncertainty[exit]) == hotter for a, b in zip(before, after) if a.uncertainty[exit] < 1)
+        assert all(
+            (b.uncertainty[exit] >= a.uncertainty[exit]) == hotter
+            for a, b in zip(before, after)
+            if a.uncertainty[exit] < 1
+        )
 
 
 def test_spans_are_two_examples_over_the_tokens_that_may_answer():
     model = small("qa", "attention")
     ids = np.arange(5, 15)
     mask = np.array([False] * 4 + [True] * 6)
-    (logits, targets), *_ = labelled_logits(model, [Item(ids, np.zeros_like(ids), (5, 7), mask), Item(ids[:8], np.zeros(8, int), (4, 4), mask[:8])])
+    (logits, targets), *_ = labelled_logits(
+        model, [Item(ids, np.zeros_like(ids), (5, 7), mask), Item(ids[:8], np.zeros(8, int), (4, 4), mask[:8])]
+    )
     assert logits.shape == (4, 10) and targets.tolist() == [5, 7, 4, 4]
-    assert torch.isinf(logits[:, :4]).all() and torch.isinf(logits[2:, 8:]).all() and torch.isfinite(logits[:2, 4:]).all()
+    assert (
+        torch.isinf(logits[:, :4]).all() and torch.isinf(logits[2:, 8:]).all() and torch.isfinite(logits[:2, 4:]).all()
+    )

@@ -48,7 +48,11 @@ def test_the_vectors_are_what_the_quantized_model_says(name, request):
     assert conformance.task == tiny.manifest.task and len(conformance.cases) == 8
     for window in (window for case in conformance.cases for window in case.windows):
         ids = torch.tensor([window.input_ids])
-        bias = None if window.answer_mask is None else (1.0 - torch.tensor([window.answer_mask], dtype=torch.float32)) * -1e4
+        bias = (
+            None
+            if window.answer_mask is None
+            else (1.0 - torch.tensor([window.answer_mask], dtype=torch.float32)) * -1e4
+        )
         expected = tiny.programs(ids, torch.zeros(1, 1, ids.shape[1]), bias)
         for vector, outputs in zip(window.exits, expected, strict=True):
             got = [*vector.outputs.values(), [vector.uncertainty]]
@@ -101,12 +105,22 @@ def best_score(window, exit: int, longest: int = 8) -> float:
     return max(start[i] + end[j] for i in allowed for j in allowed if i <= j < i + longest)
 
 
-RECIPE = {"name": "small", "task": "classification", "data": {"max_length": 16}, "export": {"max_length": 16, "coreml": True, "coreml_buckets": [8]}}
+RECIPE = {
+    "name": "small",
+    "task": "classification",
+    "data": {"max_length": 16},
+    "export": {"max_length": 16, "coreml": True, "coreml_buckets": [8]},
+}
 
 
 def write_small(folder, vocab, recipe=RECIPE, labels=("no", "yes"), words=None):
     config = EncoderConfig(
-        vocab_size=words or len(vocab.read_text().split()), hidden_size=16, layers=1, heads=2, intermediate_size=16, max_positions=16
+        vocab_size=words or len(vocab.read_text().split()),
+        hidden_size=16,
+        layers=1,
+        heads=2,
+        intermediate_size=16,
+        max_positions=16,
     )
     model = ExitModel("classification", config, 2, "linear", (1,)).eval()
     return write_bundle(
@@ -133,7 +147,11 @@ def exporters(monkeypatch):
             target = folder if folder.suffix == ".pte" else folder / file
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(b"program")
-            return [Program(name="embed", backend=backend, file=file, method="embed", precision="fp32", inputs=[], outputs=[])]
+            return [
+                Program(
+                    name="embed", backend=backend, file=file, method="embed", precision="fp32", inputs=[], outputs=[]
+                )
+            ]
 
         return export
 
@@ -146,9 +164,17 @@ def exporters(monkeypatch):
 
 def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_vocab):
     config = EncoderConfig(
-        vocab_size=len(tiny_vocab.read_text().split()), hidden_size=16, layers=2, heads=2, intermediate_size=16, max_positions=16
+        vocab_size=len(tiny_vocab.read_text().split()),
+        hidden_size=16,
+        layers=2,
+        heads=2,
+        intermediate_size=16,
+        max_positions=16,
     )
-    model, tokenizer = ExitModel("classification", config, 2, "linear", (1, 2)), WordPieceTokenizer.from_vocab(tiny_vocab, True)
+    model, tokenizer = (
+        ExitModel("classification", config, 2, "linear", (1, 2)),
+        WordPieceTokenizer.from_vocab(tiny_vocab, True),
+    )
 
     def described():
         return bundle_module.describe(model, Recipe.model_validate(RECIPE), tokenizer, ("no", "yes"), {}, {}).exits
@@ -162,11 +188,17 @@ def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_voc
 @pytest.mark.parametrize("delegate", [True, False, None])
 def test_the_recipe_says_whether_core_ml_is_written(tmp_path, tiny_vocab, exporters, coreml, delegate):
     asked = {} if delegate is None else {"executorch_coreml": delegate}
-    manifest = write_small(tmp_path / "bundle", tiny_vocab, {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml, **asked}})
+    manifest = write_small(
+        tmp_path / "bundle", tiny_vocab, {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml, **asked}}
+    )
     expected = ["executorch", *(["coreml"] if coreml else []), *(["executorch-coreml"] if delegate else [])]
     assert [program.backend for program in manifest.programs] == expected
     files = {entry.path for entry in manifest.files}
-    assert ("model.pte" in files, "coreml/embed.bin" in files, "model-coreml.bin" in files) == (True, coreml, bool(delegate))
+    assert ("model.pte" in files, "coreml/embed.bin" in files, "model-coreml.bin" in files) == (
+        True,
+        coreml,
+        bool(delegate),
+    )
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path, tiny_vocab, monkeypatch):
@@ -194,6 +226,11 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, tiny_vocab, exporters):
     with pytest.raises(UserError, match="data.label_names: 3 labels for a model with 2 classes"):
         write_small(tmp_path / "a", tiny_vocab, named)
     with pytest.raises(UserError, match="data.label: 3 labels"):
-        write_small(tmp_path / "b", tiny_vocab, {**RECIPE, "data": {"max_length": 16, "label_names": ["a", "b"]}}, ("0", "1", "2"))
+        write_small(
+            tmp_path / "b",
+            tiny_vocab,
+            {**RECIPE, "data": {"max_length": 16, "label_names": ["a", "b"]}},
+            ("0", "1", "2"),
+        )
     with pytest.raises(UserError, match="the vocabulary has .* tokens, the model 50"):
         write_small(tmp_path / "c", tiny_vocab, words=50)

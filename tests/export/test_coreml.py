@@ -41,7 +41,9 @@ def tiny_model(task: str) -> ExitModel:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def weights_size(package: Path) -> int:
@@ -55,14 +57,19 @@ def qa_fp16(tmp_path_factory):
     (folder / "coreml.partial" / "junk").mkdir(parents=True)  # a killed run's
     (folder / "coreml").mkdir()
     (folder / "coreml" / "stale").write_text("an earlier export's")
-    entries = export_coreml(tiny_model("qa"), folder, recipe_of("qa", coreml_precision="fp16"), lambda *step: steps.append(step))
+    entries = export_coreml(
+        tiny_model("qa"), folder, recipe_of("qa", coreml_precision="fp16"), lambda *step: steps.append(step)
+    )
     return folder, entries, steps
 
 
 def test_an_entry_for_each_program_and_bucket_that_the_package_bears_out(qa_fp16):
     folder, entries, steps = qa_fp16
     assert [(entry.name, entry.lengths) for entry in entries] == [
-        ("embed", [8]), ("embed", [16]), ("segment_0", [8]), ("segment_0", [16]),
+        ("embed", [8]),
+        ("embed", [16]),
+        ("segment_0", [8]),
+        ("segment_0", [16]),
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["coreml"]
     assert sorted(path.name for path in (folder / "coreml").iterdir()) == ["embed.mlpackage", "segment_0.mlpackage"]
@@ -117,7 +124,8 @@ def test_before_ios_18_a_bucket_is_a_package(tmp_path, target):
     recipe = recipe_of("classification", coreml_target=target, coreml_precision="int8", coreml_buckets=[8, 128])
     entries = export_coreml(tiny_model("classification"), tmp_path, recipe)
     assert [(entry.file, entry.method, entry.lengths) for entry in entries] == [
-        ("coreml/embed_8.mlpackage", "main", [8]), ("coreml/segment_0_8.mlpackage", "main", [8]),
+        ("coreml/embed_8.mlpackage", "main", [8]),
+        ("coreml/segment_0_8.mlpackage", "main", [8]),
     ]
     package = load_package(tmp_path / entries[0].file)
     assert package.specification_version == {"iOS16": 7, "iOS17": 8}[target]
@@ -159,7 +167,13 @@ def test_int8_inputs_are_rounded_in_front_of_each_of_the_layers_matrices(tmp_pat
         assert weights_size(tmp_path / "coreml/segment_0.mlpackage") < 1.4 * parameters
 
 
-MIX = {"layers.0.qkv": "int4", "layers.0.attention_out": "int8", "layers.0.ffn_in": "fp32", "layers.0.ffn_out": "int4", "embeddings.word": "int4"}
+MIX = {
+    "layers.0.qkv": "int4",
+    "layers.0.attention_out": "int8",
+    "layers.0.ffn_in": "fp32",
+    "layers.0.ffn_out": "int4",
+    "embeddings.word": "int4",
+}
 
 
 @pytest.mark.parametrize("layout", ["standard", "ane"])
@@ -173,14 +187,19 @@ def test_a_mix_gives_each_matrix_its_bits(tmp_path, layout):
     for entry in entries:
         for operation in load_package(tmp_path / entry.file).functions[entry.method].operations:
             value = operation.outputs[0].val if operation.op_type == "const" else None
-            if isinstance(value, np.ndarray) and value.size > 2048 and value.dtype.kind == "f":  # others are parts of a compressed one
+            if (
+                isinstance(value, np.ndarray) and value.size > 2048 and value.dtype.kind == "f"
+            ):  # others are parts of a compressed one
                 found.setdefault((entry.name, value.squeeze().shape), set()).add(str(value.dtype))
             elif is_constant(operation) and operation.op_type != "const":
                 found.setdefault((entry.name, operation.outputs[0].shape[:2]), set()).add(dtype_of(operation.data))
     qkv = (192, 64) if layout == "standard" else (64, 64)
     assert found[("embed", (200, 64))] == {"int4"} and found[("segment_0", (64, 128))] == {"int4"}
     assert found[("segment_0", (128, 64))] == {"float16"}  # ffn_in, and the head's, which the mix does not name
-    assert found[("segment_0", qkv)] == ({"int4"} if layout == "standard" else {"int4", "int8"}) and "int8" in found[("segment_0", (64, 64))]
+    assert (
+        found[("segment_0", qkv)] == ({"int4"} if layout == "standard" else {"int4", "int8"})
+        and "int8" in found[("segment_0", (64, 64))]
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,10 @@ def test_the_manifest_says_what_the_file_holds(bundle, request):
     longest = tiny.programs.embed.embeddings.position.num_embeddings
     for program in tiny.manifest.programs:
         meta = loaded[program.method].metadata
-        sides = ((program.inputs, meta.num_inputs(), meta.input_tensor_meta), (program.outputs, meta.num_outputs(), meta.output_tensor_meta))
+        sides = (
+            (program.inputs, meta.num_inputs(), meta.input_tensor_meta),
+            (program.outputs, meta.num_outputs(), meta.output_tensor_meta),
+        )
         for tensors, count, tensor_meta in sides:
             assert len(tensors) == count
             for index, tensor in enumerate(tensors):
@@ -101,7 +104,9 @@ def test_the_manifest_says_what_the_file_holds(bundle, request):
 def test_what_costs_time_is_delegated(tiny_qa):
     plans = plans_of(tiny_qa.path / "model.pte")
     outside = {operator.name for plan in plans for operator in plan.operators}
-    assert not outside & {f"aten::{name}" for name in ("linear", "addmm", "mm", "bmm", "_softmax", "gelu", "tanh", "mul", "add")}
+    assert not outside & {
+        f"aten::{name}" for name in ("linear", "addmm", "mm", "bmm", "_softmax", "gelu", "tanh", "mul", "add")
+    }
     assert not any(name.startswith("torchao::") for name in outside)
     assert all(len(plan.delegates) >= 1 for plan in plans)
     # A linear layer alone in its delegate, as by a partitioner of its own, would make it 18 of a classifier's segment.
@@ -126,11 +131,15 @@ def test_query_key_and_value_apart_are_the_fused_layer(scheme):
     assert isinstance(apart.layers[0].qkv, QueryKeyValue) == (scheme in ("fp32", "int8", "int4"))
 
 
-@pytest.mark.parametrize(("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")])
+@pytest.mark.parametrize(
+    ("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")]
+)
 @torch.no_grad()
 def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measure):
     torch.manual_seed(3)
-    config = EncoderConfig(vocab_size=100, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=POSITIONS)
+    config = EncoderConfig(
+        vocab_size=100, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=POSITIONS
+    )
     model = ExitModel(task, config, 3, "fastbert", (1,)).eval()
     model.uncertainty, model.temperatures = measure, [0.5]
     programs = Programs.of(model)
@@ -138,7 +147,10 @@ def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measu
         write({"segment": lower(export_program(programs.segments[0], programs, POSITIONS))}, tmp_path / "segment.pte")
     loaded = methods(tmp_path / "segment.pte")["segment"]
     for length in (2, 15, POSITIONS):
-        inputs = [torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length)), torch.zeros(1, 1, length)]
+        inputs = [
+            torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length)),
+            torch.zeros(1, 1, length),
+        ]
         if task == "qa":
             inputs.append(torch.zeros(1, length))
             inputs[2][:, : length // 2] = -1e4
@@ -171,7 +183,9 @@ def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
 def test_segments_of_different_structure_are_told_apart():
     programs = Programs.of(exit_model(exit_layers=(1, 3, 4), layers=4))
     with quiet_logging():
-        one, two, another = (structure_of(export_program(segment, programs, POSITIONS)) for segment in programs.segments)
+        one, two, another = (
+            structure_of(export_program(segment, programs, POSITIONS)) for segment in programs.segments
+        )
     assert one == another != two
 
 

@@ -31,7 +31,13 @@ def recipe_of(task: str, **export) -> Recipe:
             "data": {"max_length": 32},
             "qa": {"window": 64, "stride": 8, "max_question": 16},
             "exits": {"uncertainty": "change" if task == "regression" else "entropy"},
-            "export": {"max_length": 64, "coreml": False, "executorch_coreml": True, "coreml_buckets": [16, 8], **export},
+            "export": {
+                "max_length": 64,
+                "coreml": False,
+                "executorch_coreml": True,
+                "coreml_buckets": [16, 8],
+                **export,
+            },
         }
     )
 
@@ -64,9 +70,13 @@ def test_an_entry_for_each_program_and_bucket_that_the_file_bears_out(qa):
     assert [(entry.name, entry.method, entry.lengths) for entry in entries] == [
         ("embed", "embed_8", [8]), ("embed", "embed_16", [16]), ("segment_0", "segment_0_8", [8]), ("segment_0", "segment_0_16", [16]),
     ]  # fmt: skip
-    assert {(entry.backend, entry.file, entry.precision) for entry in entries} == {("executorch-coreml", "model-coreml.pte", "fp16")}
+    assert {(entry.backend, entry.file, entry.precision) for entry in entries} == {
+        ("executorch-coreml", "model-coreml.pte", "fp16")
+    }
     assert [path.name for path in folder.iterdir()] == ["model-coreml.pte"] and steps == [(1, 2), (2, 2)]
-    program = import_quietly("executorch.extension.pybindings._portable_lib")._load_program(str(folder / "model-coreml.pte"))
+    program = import_quietly("executorch.extension.pybindings._portable_lib")._load_program(
+        str(folder / "model-coreml.pte")
+    )
     assert {program.get_method_name(at) for at in range(program.num_methods())} == {entry.method for entry in entries}
     codes = {"int32": 3, "float32": 6}  # of ExecuTorch's ScalarType
     for entry in entries:
@@ -104,7 +114,10 @@ def test_the_same_model_gives_the_same_bytes_which_say_nothing_of_when(qa, tmp_p
     once = (qa[0] / "model-coreml.pte").read_bytes()
     assert (tmp_path / "model-coreml.pte").read_bytes() == once
     assert b"conversion_date" not in once
-    identifiers = {json.loads(unpack(payload)[METADATA_FILE])["identifier"] for payload in models(tmp_path / "model-coreml.pte").values()}
+    identifiers = {
+        json.loads(unpack(payload)[METADATA_FILE])["identifier"]
+        for payload in models(tmp_path / "model-coreml.pte").values()
+    }
     assert len(identifiers) == 2  # a device keeps what it compiled by them
 
 
@@ -117,7 +130,10 @@ def test_before_ios_18_a_bucket_is_a_file_with_all_weights(tmp_path):
     ]  # fmt: skip
     files = [models(tmp_path / name) for name in ("model-coreml-8.pte", "model-coreml-16.pte")]
     assert [len(each) for each in files] == [2, 2]
-    weights = [unpack(each["segment_0_" + length])["model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"] for each, length in zip(files, ("8", "16"))]
+    weights = [
+        unpack(each["segment_0_" + length])["model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
+        for each, length in zip(files, ("8", "16"))
+    ]
     assert abs(len(weights[0]) - len(weights[1])) < 1000
     assert all(DEBUG_FILE not in unpack(payload) for each in files for payload in each.values())
     (tmp_path / "again").mkdir()
@@ -139,7 +155,9 @@ def test_an_operator_outside_of_the_delegate_is_named():
     with pytest.raises(UserError) as caught:
         lower(source, [8], "iOS17")
     line = str(caught.value)
-    assert line.startswith("export.executorch_coreml, segment_0_8: is 2 Core ML delegates instead of one; operators left outside: ")
+    assert line.startswith(
+        "export.executorch_coreml, segment_0_8: is 2 Core ML delegates instead of one; operators left outside: "
+    )
     assert "diagonal" in line and "relu" not in line and "export.executorch_coreml=false" in line
 
 
@@ -156,10 +174,16 @@ def test_executorch_reads_what_was_packed_and_its_own_packing_is_unpacked(tmp_pa
     native = import_quietly("executorch.backends.apple.coreml.executorchcoreml")
     (tmp_path / "out").mkdir()
     assert native.unflatten_directory_contents(pack(FILES, "root"), str(tmp_path / "out"))
-    written = {path.relative_to(tmp_path / "out" / "root").as_posix(): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(tmp_path / "out" / "root").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert written == FILES
     assert unpack(native.flatten_directory_contents(str(tmp_path / "out" / "root"))) == FILES
-    assert unpack(pack(FILES)) == unpack(pack(dict(reversed(FILES.items())))) == FILES and pack(FILES) == pack(dict(reversed(FILES.items())))
+    assert unpack(pack(FILES)) == unpack(pack(dict(reversed(FILES.items())))) == FILES and pack(FILES) == pack(
+        dict(reversed(FILES.items()))
+    )
     assert unpack(pack({"empty": b""})) == {"empty": b""}
 
 

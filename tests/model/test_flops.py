@@ -62,6 +62,7 @@ def test_a_model_costs_its_programs_up_to_the_depth(task, kind):
     ids, bias = torch.zeros(1, length, dtype=torch.int64), torch.zeros(1, 1, length)
     extra = [torch.zeros(1, length)] if task == "qa" else []
     for depth in range(4):
+
         def run(depth: int = depth) -> None:
             hidden = programs.embed(ids)
             for segment in programs.segments[:depth]:

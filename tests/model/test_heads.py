@@ -14,7 +14,9 @@ from pipeline.model.heads import HEADS, build_head
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias, normalised_entropy, span_uncertainty
 
-CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64, layer_norm_eps=1e-6)
+CONFIG = EncoderConfig(
+    vocab_size=200, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64, layer_norm_eps=1e-6
+)
 # A regression has the heads of a classification.
 KINDS = [(task, kind) for task in ("classification", "qa") for kind in HEADS[task]]
 
@@ -97,7 +99,9 @@ def test_fastberts_head_is_a_narrow_self_attention_between_linear_layers(task):
 def test_a_new_fastbert_head_has_something_to_say(task):
     """Hidden states after a layer norm have a variance of 1; so should, about, what a chain of narrow layers makes of them."""
     torch.manual_seed(0)
-    logits = build_head(task, "fastbert", CONFIG.with_(hidden_size=384), 3)(torch.randn(64, 30, 384), torch.zeros(64, 1, 30))
+    logits = build_head(task, "fastbert", CONFIG.with_(hidden_size=384), 3)(
+        torch.randn(64, 30, 384), torch.zeros(64, 1, 30)
+    )
     assert 0.05 < float(logits.std()) < 2
 
 
@@ -138,12 +142,16 @@ def test_normalised_entropy_from_0_to_1(classes, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_span_uncertainty_is_numpys_over_the_tokens_that_may_answer(dtype):
     generator = torch.Generator().manual_seed(0)
-    start, end = (2 * torch.randn(4, 30, generator=generator)).to(dtype), (2 * torch.randn(4, 30, generator=generator)).to(dtype)
+    start, end = (
+        (2 * torch.randn(4, 30, generator=generator)).to(dtype),
+        (2 * torch.randn(4, 30, generator=generator)).to(dtype),
+    )
     mask = torch.rand(4, 30, generator=generator) < 0.5
     mask[:, :2] = True
     given = span_uncertainty(start, end, answer_bias(mask).to(dtype))
     expected = [
-        (numpy_entropy(start[row][mask[row]].numpy()) + numpy_entropy(end[row][mask[row]].numpy())) / 2 for row in range(4)
+        (numpy_entropy(start[row][mask[row]].numpy()) + numpy_entropy(end[row][mask[row]].numpy())) / 2
+        for row in range(4)
     ]
     np.testing.assert_allclose(given.float().numpy(), expected, atol=1e-5 if dtype is torch.float32 else 5e-3)
 
@@ -203,7 +211,9 @@ def test_programs_equal_the_model(task, kind, exits):
                 given = torch.stack(output[1:3], dim=-1)
                 torch.testing.assert_close(given[real], logits[real], rtol=1e-5, atol=2e-5)
                 unsure = [
-                    np.mean([numpy_entropy(row[may, side].numpy() / temperature) for side in (0, 1)]) if may.sum() > 1 else 0.0
+                    np.mean([numpy_entropy(row[may, side].numpy() / temperature) for side in (0, 1)])
+                    if may.sum() > 1
+                    else 0.0
                     for row, may in zip(logits, answers)
                 ]
             np.testing.assert_allclose(output[-1].numpy(), unsure, atol=1e-4)

@@ -25,13 +25,22 @@ BERT = {
     "max_position_embeddings": 40,
     "layer_norm_eps": 1e-5,
 }
-DISTILBERT = {"vocab_size": VOCAB, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 40}
+DISTILBERT = {
+    "vocab_size": VOCAB,
+    "dim": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 96,
+    "max_position_embeddings": 40,
+}
 
 
 def saved(name: str, folder, **options):
     """A checkpoint folder, and Hugging Face's model that wrote it, with weights that are not the initial ones."""
     config = (
-        transformers.DistilBertConfig(**DISTILBERT, **options) if name.startswith("Distil") else transformers.BertConfig(**BERT, **options)
+        transformers.DistilBertConfig(**DISTILBERT, **options)
+        if name.startswith("Distil")
+        else transformers.BertConfig(**BERT, **options)
     )
     model = getattr(transformers, name)(config).eval()
     generator = torch.Generator().manual_seed(3)
@@ -40,7 +49,10 @@ def saved(name: str, folder, **options):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text(
-        "".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{at}" for at in range(VOCAB - 5))])
+        "".join(
+            f"{word}\n"
+            for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{at}" for at in range(VOCAB - 5))]
+        )
     )
     return folder, model
 

@@ -30,7 +30,9 @@ def test_tokens_that_are_no_answer_and_padding_change_nothing(name):
     expected = measure(start[:, 4:9], end[:, 4:9], torch.zeros(1, 5))
     assert 0.1 < float(expected) < 0.95
     loud = torch.where(mask, start, torch.tensor(40.0))
-    padded = [torch.cat([each, torch.full((1, 50), 9).to(each.dtype)], dim=1) for each in (loud, end, answer_bias(mask))]
+    padded = [
+        torch.cat([each, torch.full((1, 50), 9).to(each.dtype)], dim=1) for each in (loud, end, answer_bias(mask))
+    ]
     padded[2][:, 12:] = -1e4
     torch.testing.assert_close(measure(*padded), expected)
 
@@ -73,7 +75,9 @@ def test_the_margin_of_near_ties_and_of_a_maximum_that_was_rounded():
     margin = MEASURES["margin"].labels
     for gap in (0.0, 1e-4, 0.003, 0.009, 0.011, 0.1):
         first, second = torch.softmax(torch.tensor([4.0, 4.0 - gap, 1.0, -2.0]), -1)[:2]
-        assert float(margin(torch.tensor([4.0, 4.0 - gap, 1.0, -2.0]))) == pytest.approx(float(1 - first + second), abs=1e-6)
+        assert float(margin(torch.tensor([4.0, 4.0 - gap, 1.0, -2.0]))) == pytest.approx(
+            float(1 - first + second), abs=1e-6
+        )
     # Core ML's evaluator, for one, gives the maximum in float16 where the logits are wider. Then nothing equals it.
     logits = torch.tensor([4.0, 1.0, -2.0])
     exact = float(margin(logits))

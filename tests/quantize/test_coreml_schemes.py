@@ -45,7 +45,9 @@ def test_small_weights_and_vectors_stay_floats(scheme, shape):
 
 def test_float16_of_a_matrix_is_numpys():
     weight = random_weight(64, 96)
-    np.testing.assert_array_equal(decompressed(compress(weight, "fp16")), weight.numpy().astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        decompressed(compress(weight, "fp16")), weight.numpy().astype(np.float16).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize(("scheme", "bits", "block"), [("int8", 8, 96), ("int4", 4, 32)])
@@ -58,7 +60,10 @@ def test_integers_are_no_worse_than_coremltools(scheme, bits, block):
     assert isinstance(value, Affine) and value.bits == bits and value.scale.shape == (64, 96 // block)
     assert value.data.dtype == np.int8 and np.abs(value.data.astype(int)).max() <= 2 ** (bits - 1) - 1
     np.testing.assert_allclose(  # by hand, block by block
-        decompressed(value).reshape(64, -1, block), value.data.reshape(64, -1, block) * value.scale[..., None].astype(np.float32), rtol=1e-3, atol=1e-7
+        decompressed(value).reshape(64, -1, block),
+        value.data.reshape(64, -1, block) * value.scale[..., None].astype(np.float32),
+        rtol=1e-3,
+        atol=1e-7,
     )
     data, scale, _ = compute_qparams(weight.numpy(), bits, True, "LINEAR_SYMMETRIC", np.int8, [1, block])
     theirs = (data.reshape(64, -1, block) * scale[..., None]).reshape(64, 96)
@@ -71,7 +76,9 @@ def test_inputs_that_are_no_whole_blocks_are_int8():
 
 
 @pytest.mark.parametrize("bits", [4, 6])
-@pytest.mark.parametrize(("spread", "times"), [("normal", 1.05), ("uniform", 1.05), ("half zeros", 1.2), ("heavy", 1.4)])
+@pytest.mark.parametrize(
+    ("spread", "times"), [("normal", 1.05), ("uniform", 1.05), ("half zeros", 1.2), ("heavy", 1.4)]
+)
 def test_a_palette_is_nearly_the_best_there_is(bits, spread, times):
     """Against coremltools' k-means, which finds the optimum in one dimension."""
     import_quietly("coremltools")
@@ -79,10 +86,19 @@ def test_a_palette_is_nearly_the_best_there_is(bits, spread, times):
 
     random = torch.Generator().manual_seed(1)
     weight = torch.randn((64, 96), generator=random) * 0.05
-    weight = {"normal": weight, "uniform": torch.rand((64, 96), generator=random), "heavy": weight.pow(3), "half zeros": weight.relu()}[spread]
+    weight = {
+        "normal": weight,
+        "uniform": torch.rand((64, 96), generator=random),
+        "heavy": weight.pow(3),
+        "half zeros": weight.relu(),
+    }[spread]
     weight = weight.half().float()
     value = compress(weight, f"palette{bits}-per-tensor")
-    assert isinstance(value, Palette) and value.table.shape == (1, 2**bits) and (np.diff(value.table.astype(float)) >= 0).all()
+    assert (
+        isinstance(value, Palette)
+        and value.table.shape == (1, 2**bits)
+        and (np.diff(value.table.astype(float)) >= 0).all()
+    )
     table, indices = _get_kmeans_lookup_table_and_weight(bits, weight.numpy().ravel(), force_kmeans1d=True)
     best = float(np.square(table[indices].ravel() - weight.numpy().ravel()).mean())
     assert squared_error(weight, value) <= times * best
@@ -94,8 +110,12 @@ def test_every_group_of_outputs_has_its_palette():
     assert value.table.shape == (4, 16)
     rows = value.table[np.repeat(np.arange(4), 16)[:, None], value.indices].astype(np.float32)
     np.testing.assert_array_equal(decompressed(value), rows)
-    assert squared_error(weight[:16], rows[:16]) < 0.1 * squared_error(weight[:16], decompressed(compress(weight, "palette4-per-tensor"))[:16])
-    nearest = np.abs(weight.half().float().numpy()[..., None] - value.table.astype(np.float32)[np.repeat(np.arange(4), 16)][:, None]).min(-1)
+    assert squared_error(weight[:16], rows[:16]) < 0.1 * squared_error(
+        weight[:16], decompressed(compress(weight, "palette4-per-tensor"))[:16]
+    )
+    nearest = np.abs(
+        weight.half().float().numpy()[..., None] - value.table.astype(np.float32)[np.repeat(np.arange(4), 16)][:, None]
+    ).min(-1)
     np.testing.assert_allclose(np.abs(rows - weight.half().float().numpy()), nearest, atol=1e-6)
 
 
@@ -116,4 +136,6 @@ def test_zeros_stay_zeros(scheme):
 def test_the_recipe_offers_every_scheme_and_knows_its_target():
     offered = get_args(Export.model_fields["coreml_precision"].annotation)
     assert set(offered) == set(COREML_SCHEMES)
-    assert {name: scheme.target for name, scheme in COREML_SCHEMES.items() if scheme.target != "iOS16"} == COREML_TARGETS
+    assert {
+        name: scheme.target for name, scheme in COREML_SCHEMES.items() if scheme.target != "iOS16"
+    } == COREML_TARGETS

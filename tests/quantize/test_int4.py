@@ -30,7 +30,9 @@ def test_whole_steps_stay_as_they_are_on_both_targets(most):
 def test_torchaos_own_scales_would_not_leave_them():
     torchao = import_quietly("torchao.quantization")
     weight = whole_steps(80, 96, MOST)
-    tensor = torchao.IntxUnpackedToInt8Tensor.from_hp(weight, (1, GROUP), torch.int4, activation_quantization="int8_asym_per_token")
+    tensor = torchao.IntxUnpackedToInt8Tensor.from_hp(
+        weight, (1, GROUP), torch.int4, activation_quantization="int8_asym_per_token"
+    )
     assert (tensor.dequantize() - weight).norm() > 0.02 * weight.norm()
 
 
@@ -45,7 +47,9 @@ def test_a_scale_is_the_best_of_a_fine_search():
     fine = torch.stack([error((peak * share).bfloat16()) for share in torch.linspace(0.5, 1.2, 141)]).amin(dim=0)
     found = error(scales_of(groups, torch.bfloat16, importance))
     assert (found <= error(peak.bfloat16()) + 1e-6).all()  # no worse than without clipping
-    assert float(found.sum()) < 1.25 * float(fine.sum()) and float(found.sum()) < 0.9 * float(error(peak.bfloat16()).sum())
+    assert float(found.sum()) < 1.25 * float(fine.sum()) and float(found.sum()) < 0.9 * float(
+        error(peak.bfloat16()).sum()
+    )
 
 
 def test_zeros_have_a_scale():

@@ -38,7 +38,8 @@ def programs() -> Programs:
             if parameter.dim() == 2:
                 parameter.mul_(5.0)
         for norm, readers in zip(
-            (model.encoder.embeddings.norm, *(layer.ffn_norm for layer in model.encoder.layers[:1])), model.encoder.layers
+            (model.encoder.embeddings.norm, *(layer.ffn_norm for layer in model.encoder.layers[:1])),
+            model.encoder.layers,
         ):
             norm.weight[7] = 100.0
             readers.qkv.weight[:, 7] /= 100.0
@@ -55,14 +56,19 @@ def items() -> list[Item]:
 @torch.no_grad()
 def hidden(programs: Programs, items: list[Item]) -> torch.Tensor:
     """The last hidden states, flat."""
-    runs = [programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids))) for each in items]
+    runs = [
+        programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids)))
+        for each in items
+    ]
     return torch.cat([run[-1][0].flatten() for run in runs])
 
 
 def test_without_rounding_nothing_changes_and_the_programs_stay(programs, items):
     before = {name: value.clone() for name, value in programs.state_dict().items()}
     gains = input_gains(programs, items)
-    assert list(gains) == [f"layers.{at}.{part}" for at in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")]
+    assert list(gains) == [
+        f"layers.{at}.{part}" for at in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")
+    ]
     rewritten = set_rounding(with_int8_inputs(programs, gains), "none")
     torch.testing.assert_close(hidden(rewritten, items), hidden(programs, items), rtol=1e-4, atol=1e-4)
     assert len(reciprocals(rewritten)) == 8 and reciprocals(programs) == []
@@ -73,7 +79,9 @@ def test_what_calibration_saw_is_within_int8_and_uses_it(programs, items):
     rewritten, seen = set_rounding(with_int8_inputs(programs, input_gains(programs, items)), "none"), {}
     for name, module in rewritten.named_modules():
         if isinstance(module, Int8Inputs):
-            module.register_forward_hook(lambda _, __, output, name=name: seen.setdefault(name, []).append(float(output.abs().max())))
+            module.register_forward_hook(
+                lambda _, __, output, name=name: seen.setdefault(name, []).append(float(output.abs().max()))
+            )
     hidden(rewritten, items)
     assert len(seen) == 8
     for name, values in seen.items():
@@ -86,7 +94,9 @@ def test_rounding_is_torchs():
     expected = torch.fake_quantize_per_tensor_affine(inputs * (1 / gains).half().float(), STEP, 0, -128, 127)
     assert torch.equal(module(inputs), expected) and not torch.equal(expected, inputs * module.reciprocal)
     in_range = (inputs * module.reciprocal).clamp(-1, 1 - STEP)
-    assert torch.equal(set_rounding(module, "range")(inputs), in_range) and not torch.equal(in_range, inputs * module.reciprocal)
+    assert torch.equal(set_rounding(module, "range")(inputs), in_range) and not torch.equal(
+        in_range, inputs * module.reciprocal
+    )
     assert torch.equal(set_rounding(module, "none")(inputs), inputs * module.reciprocal)
 
 
@@ -126,7 +136,9 @@ def test_heads_keep_their_inputs(programs, items):
 
 
 def test_too_few_texts_are_refused_in_one_line(programs, items):
-    with pytest.raises(UserError, match=r"^export.coreml_calibration: has 15 texts .* at least 16 .* set data.calibration higher"):
+    with pytest.raises(
+        UserError, match=r"^export.coreml_calibration: has 15 texts .* at least 16 .* set data.calibration higher"
+    ):
         input_gains(programs, items[:15])
 
 
@@ -142,7 +154,10 @@ def test_a_split_too_small_for_ranges_is_refused_before_anything_is_trained():
             }
         )
 
-    with pytest.raises(UserError, match=r"data.calibration: 79 examples leave 15 .* export.coreml_precision=int8-a8, at least 16 .* set it to 80"):
+    with pytest.raises(
+        UserError,
+        match=r"data.calibration: 79 examples leave 15 .* export.coreml_precision=int8-a8, at least 16 .* set it to 80",
+    ):
         stages.check_calibration(recipe(79, "int8-a8"))
     stages.check_calibration(recipe(80, "int8-a8"))
     stages.check_calibration(recipe(79, "int8"))

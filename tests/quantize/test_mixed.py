@@ -30,7 +30,9 @@ from quantize.size import executorch_parts, size_of
 
 def recipe_of(**quantize) -> Recipe:
     options = {"scheme": "mixed", "embeddings": "mixed", **quantize}
-    return Recipe.model_validate({"name": "tiny", "task": "classification", "data": {"max_length": 64}, "quantize": options})
+    return Recipe.model_validate(
+        {"name": "tiny", "task": "classification", "data": {"max_length": 64}, "quantize": options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def tokenizer(tiny_vocab) -> WordPieceTokenizer:
 def inputs(tokenizer) -> dict[str, torch.Tensor]:
     """The ids of some texts."""
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) for _ in range(60)]
+    texts = [
+        " ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) for _ in range(60)
+    ]
     return {text: torch.tensor([[tokenizer.cls_id, *tokenizer.encode(text).ids, tokenizer.sep_id]]) for text in texts}
 
 
@@ -76,7 +80,10 @@ def programs(tokenizer, inputs) -> Programs:
 @pytest.fixture(scope="module")
 def examples(programs, inputs) -> list[ClassificationExample]:
     """Labelled as the float32 model does, so that it scores 1."""
-    return [ClassificationExample(text, None, str(int(each.argmax()))) for text, each in zip(inputs, last_logits(programs, inputs))]
+    return [
+        ClassificationExample(text, None, str(int(each.argmax())))
+        for text, each in zip(inputs, last_logits(programs, inputs))
+    ]
 
 
 def chosen(programs, examples, tokenizer, **quantize):
@@ -129,12 +136,16 @@ def test_a_budget_of_points_is_kept_and_used(programs, examples, tokenizer):
 def test_fixed_embeddings_stay(programs, examples, tokenizer):
     mix = chosen(programs, examples, tokenizer, embeddings="fp16", budget_mb=10)
     assert mix.schemes["embeddings.word"] == "fp16" and mix.loss == 0.0
-    assert {scheme for matrix, scheme in mix.schemes.items() if matrix != "embeddings.word"} == {"fp32"}  # 10 MB ask for nothing
+    assert {scheme for matrix, scheme in mix.schemes.items() if matrix != "embeddings.word"} == {
+        "fp32"
+    }  # 10 MB ask for nothing
 
 
 def test_a_budget_that_no_mix_meets_says_the_smallest(programs, examples, tokenizer):
     smallest = executorch_parts(programs, "int4", "int4").total / 1e6
-    with pytest.raises(UserError, match=rf"quantize.budget_mb: 0.01 MB cannot be met: the smallest mix is {smallest:.2f} MB"):
+    with pytest.raises(
+        UserError, match=rf"quantize.budget_mb: 0.01 MB cannot be met: the smallest mix is {smallest:.2f} MB"
+    ):
         chosen(programs, examples, tokenizer, budget_mb=0.01)
 
 
@@ -147,7 +158,9 @@ def test_a_loss_takes_labels_to_be_measured(programs, examples, tokenizer):
 
 def test_bytes_and_points_that_cannot_be_had_together(programs, examples, tokenizer):
     smallest = executorch_parts(programs, "int4", "int4").total / 1e6 + 1e-6
-    with pytest.raises(UserError, match=r"quantize.budget_points: 0 points cannot be met in .* MB: the least loss reached is \d"):
+    with pytest.raises(
+        UserError, match=r"quantize.budget_points: 0 points cannot be met in .* MB: the least loss reached is \d"
+    ):
         chosen(programs, examples, tokenizer, budget_mb=smallest, budget_points=0.0)
 
 
@@ -194,7 +207,9 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
         vocab_size=tokenizer.vocab_size, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64
     )
     model = ExitModel("classification", config, 3, "linear", (1,)).eval()
-    with torch.no_grad():  # first embeddings are so small that a layer norm's epsilon, which float16 holds no less than 6e-8 of, is 88 dB
+    with (
+        torch.no_grad()
+    ):  # first embeddings are so small that a layer norm's epsilon, which float16 holds no less than 6e-8 of, is 88 dB
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
@@ -213,7 +228,9 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     for name in in_four_bits:  # what was rounded by texts is what is in the bundle
         torch.testing.assert_close(held[name].weight.dequantize(), steps[name].weight.detach(), rtol=0.004, atol=1e-6)
         assert not torch.equal(steps[name].weight, named_linears(Programs.of(model))[name].weight)
-    assert mix.sensitivity.examples == len(stages.draft_examples(run)) < len(examples)  # thresholds are tested on the others
+    assert (
+        mix.sensitivity.examples == len(stages.draft_examples(run)) < len(examples)
+    )  # thresholds are tested on the others
     manifest = write_bundle(
         tmp_path / "bundle",
         model=model,
@@ -242,7 +259,10 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
 def test_a_split_too_small_to_choose_on_is_refused_before_anything_is_trained():
     recipe = recipe_of(budget_mb=1)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"calibration": 79})})
-    with pytest.raises(UserError, match=r"data.calibration: 79 examples leave 15 to compare matrices on, at least 16 .* set it to 80 or more"):
+    with pytest.raises(
+        UserError,
+        match=r"data.calibration: 79 examples leave 15 to compare matrices on, at least 16 .* set it to 80 or more",
+    ):
         stages.check_calibration(recipe)
 
 

@@ -42,11 +42,20 @@ def relative(error: Tensor, of: Tensor) -> float:
     return float(error.norm() / of.norm())
 
 
-PAIRS = [("fp32", "int4"), ("fp16", "fp16"), ("int8-weight-only", "fp32"), ("int8", "int8"), ("int8-a16", "int8"), ("int4", "int4")]
+PAIRS = [
+    ("fp32", "int4"),
+    ("fp16", "fp16"),
+    ("int8-weight-only", "fp32"),
+    ("int8", "int8"),
+    ("int8-a16", "int8"),
+    ("int4", "int4"),
+]
 
 
 def test_all_schemes_are_here():
-    assert {scheme for scheme, _ in PAIRS} == set(SCHEMES) and {embeddings for _, embeddings in PAIRS} == set(EMBEDDINGS)
+    assert {scheme for scheme, _ in PAIRS} == set(SCHEMES) and {embeddings for _, embeddings in PAIRS} == set(
+        EMBEDDINGS
+    )
 
 
 @pytest.mark.parametrize(("scheme", "embeddings"), PAIRS)
@@ -70,7 +79,12 @@ def test_a_scheme_runs_in_executorch_as_in_torch(programs, scheme, embeddings, t
             for got, wanted in zip(methods[f"segment_{index}"].execute([hidden, bias]), expected, strict=True):
                 # float16 products are summed in another order and rounded to it; an int8 input may round to the next step, one of 16 bits to the
                 # next of finer steps: 4e-5 of the one number that the head says.
-                assert relative(got - wanted, wanted) < {"fp16": 1e-3, "int8": 2e-3, "int4": 2e-3, "int8-a16": 1e-4}.get(scheme, 1e-5)
+                assert relative(got - wanted, wanted) < {
+                    "fp16": 1e-3,
+                    "int8": 2e-3,
+                    "int4": 2e-3,
+                    "int8-a16": 1e-4,
+                }.get(scheme, 1e-5)
             hidden = expected[0]
     # The graphs: measured, 13.6 to 20.7 KB. The word table alone is 14 or more, each of the four matrices 18 or more.
     overhead = (tmp_path / "model.pte").stat().st_size - executorch_parts(programs, scheme, embeddings).total

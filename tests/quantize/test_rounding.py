@@ -51,7 +51,10 @@ def rounded(model, items) -> ExitModel:
 
 
 def logits(programs: Programs, items: list[Item]) -> torch.Tensor:
-    runs = [programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids))) for each in items]
+    runs = [
+        programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids)))
+        for each in items
+    ]
     return torch.cat([run[-1][1].flatten() for run in runs])
 
 
@@ -109,9 +112,14 @@ def test_a_model_rounded_on_some_texts_answers_others_better(model, rounded):
     def error(made: Programs) -> float:
         return float((logits(made, others) - full).norm() / full.norm())
 
-    nearest, made_up = apply_scheme(programs, "int4", "fp32"), apply_scheme(programs, "int4", "fp32", Programs.of(rounded))
+    nearest, made_up = (
+        apply_scheme(programs, "int4", "fp32"),
+        apply_scheme(programs, "int4", "fp32", Programs.of(rounded)),
+    )
     assert error(made_up) < 0.9 * error(nearest)  # random layers have less to make up for it than trained ones
-    assert error(made_up) == pytest.approx(error(apply_scheme(Programs.of(rounded), "fp32", "fp32")), rel=0.3)  # the inputs' int8 is little beside it
+    assert error(made_up) == pytest.approx(
+        error(apply_scheme(Programs.of(rounded), "fp32", "fp32")), rel=0.3
+    )  # the inputs' int8 is little beside it
 
 
 def test_both_targets_hold_the_very_steps(model, rounded):
@@ -126,30 +134,51 @@ def test_both_targets_hold_the_very_steps(model, rounded):
     for layout in ("standard", "ane"):
         for source in sources(rounded, layout)[1:]:
             for name, weight in source.weights(8).items():
-                if name.startswith("layers.") and name.endswith("weight") and weight.dim() > 1 and weight.numel() > 2048:
+                if (
+                    name.startswith("layers.")
+                    and name.endswith("weight")
+                    and weight.dim() > 1
+                    and weight.numel() > 2048
+                ):
                     dense = torch.from_numpy(compress(weight, "int4").dense())
                     torch.testing.assert_close(dense, weight, rtol=0.004, atol=1e-6)
 
 
 def test_a_mix_has_the_steps_where_it_has_int4(model, rounded):
-    mixed = with_rounded(model, rounded, {"layers.0.ffn_in": "int4", "layers.1.ffn_in": "int8", "embeddings.word": "int4"})
+    mixed = with_rounded(
+        model, rounded, {"layers.0.ffn_in": "int4", "layers.1.ffn_in": "int8", "embeddings.word": "int4"}
+    )
     changed = {name for name, value in mixed.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
     assert changed == {"encoder.layers.0.ffn_in.weight"}
     assert torch.equal(mixed.encoder.layers[0].ffn_in.weight, rounded.encoder.layers[0].ffn_in.weight)
 
 
 def test_too_few_texts_are_refused(model, items):
-    with pytest.raises(UserError, match=r"quantize.rounding_texts: 15 texts to round int4 by, at least 16 are needed; give more, or set it to 0"):
+    with pytest.raises(
+        UserError,
+        match=r"quantize.rounding_texts: 15 texts to round int4 by, at least 16 are needed; give more, or set it to 0",
+    ):
         round_model(model, items[:15])
 
 
 @pytest.mark.parametrize(
     ("scheme", "precision", "texts", "wanted"),
-    [("int8", "int8", 128, False), ("int4", "int8", 128, True), ("int8", "int4", 128, True), ("int8", "palette4", 128, False), ("int4", "int4", 0, False)],
+    [
+        ("int8", "int8", 128, False),
+        ("int4", "int8", 128, True),
+        ("int8", "int4", 128, True),
+        ("int8", "palette4", 128, False),
+        ("int4", "int4", 0, False),
+    ],
 )
 def test_a_recipe_rounds_where_a_target_has_four_bits(scheme, precision, texts, wanted):
     export = {"coreml": True, "coreml_precision": precision, "coreml_target": "iOS18"}
     recipe = Recipe.model_validate(
-        {"name": "r", "task": "classification", "quantize": {"scheme": scheme, "rounding_texts": texts}, "export": export}
+        {
+            "name": "r",
+            "task": "classification",
+            "quantize": {"scheme": scheme, "rounding_texts": texts},
+            "export": export,
+        }
     )
     assert stages.rounds(recipe) is wanted

@@ -60,7 +60,13 @@ def test_int8_is_another_model_with_nearly_the_same_answers(ids):
 # Relative errors of the logits against float32, measured 0.0003, 0.006, 0.010, 0.006, 0.13; a scheme that rounds twice, or not at all, is outside.
 @pytest.mark.parametrize(
     ("scheme", "least", "most"),
-    [("fp16", 1e-5, 1e-3), ("int8-weight-only", 1e-3, 0.02), ("int8", 2e-3, 0.03), ("int8-a16", 1e-3, 0.02), ("int4", 0.03, 0.3)],
+    [
+        ("fp16", 1e-5, 1e-3),
+        ("int8-weight-only", 1e-3, 0.02),
+        ("int8", 2e-3, 0.03),
+        ("int8-a16", 1e-3, 0.02),
+        ("int4", 0.03, 0.3),
+    ],
 )
 def test_fewer_bits_are_further_from_float32(ids, scheme, least, most):
     full = programs()
@@ -86,7 +92,9 @@ def test_a_scheme_for_each_matrix(ids):
         *path, last = name.split(".")
         layer = mixed.segments[int(path[1])].layers[0]
         changed = name in ("layers.0.qkv", "layers.1.ffn_in", "layers.1.ffn_out")
-        assert (type(getattr(layer, last)) is not nn.Linear or type(getattr(layer, last).weight) is not nn.Parameter) == changed
+        assert (
+            type(getattr(layer, last)) is not nn.Linear or type(getattr(layer, last).weight) is not nn.Parameter
+        ) == changed
     alone = apply_scheme(full, {"layers.1.ffn_in": "int4"}, "fp32")
     assert torch.equal(logits(alone, ids[0])[0], logits(full, ids[0])[0])  # the first exit comes before
     assert not torch.equal(logits(alone, ids[0])[1], logits(full, ids[0])[1])
@@ -95,7 +103,9 @@ def test_a_scheme_for_each_matrix(ids):
 def test_int4_weights_are_the_nearest_of_16_steps_in_their_group():
     weight = programs().segments[1].layers[0].qkv.weight.detach()
     quantized = apply_scheme(programs(), "int4", "fp32").segments[1].layers[0].qkv.weight
-    assert quantized.scale.dtype == torch.bfloat16  # as XNNPACK stores them; others would be rounded in the program alone
+    assert (
+        quantized.scale.dtype == torch.bfloat16
+    )  # as XNNPACK stores them; others would be rounded in the program alone
     groups, values = (each.reshape(-1, 32).float().numpy() for each in (weight, quantized.dequantize()))
     step = np.abs(groups).max(axis=1, keepdims=True) / 7.5
     assert float((np.abs(values - groups) / step).max()) < 0.55  # a bfloat16 scale is off by 1/256, eight steps out
@@ -150,7 +160,11 @@ def test_int4_embeddings_are_two_to_a_byte_and_the_nearest_of_16_steps():
     embedding = Int4Embedding(table)
     assert embedding.table.dtype == torch.uint8 and embedding.table.shape == (50, 48)
     groups = table.numpy().reshape(50, 3, 32)
-    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 7.5, np.finfo(np.float16).tiny).astype(np.float16).astype(np.float32)
+    scale = (
+        np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 7.5, np.finfo(np.float16).tiny)
+        .astype(np.float16)
+        .astype(np.float32)
+    )
     expected = np.clip(np.round(groups / scale), -8, 7) * scale
     np.testing.assert_array_equal(embedding(torch.arange(50)[None])[0].numpy().reshape(50, 3, 32), expected)
     assert np.abs(expected - groups).max() <= 0.51 * scale.max()
@@ -158,13 +172,20 @@ def test_int4_embeddings_are_two_to_a_byte_and_the_nearest_of_16_steps():
 
 def test_fp16_embeddings_are_rounded_once():
     table = torch.randn(50, 64, generator=torch.Generator().manual_seed(3))
-    np.testing.assert_array_equal(HalfEmbedding(table)(torch.arange(50)[None])[0], table.numpy().astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        HalfEmbedding(table)(torch.arange(50)[None])[0], table.numpy().astype(np.float16).astype(np.float32)
+    )
 
 
 def test_positions_are_float16_beside_a_table_that_is_not_float32(ids):
     full = programs()
     table = full.embed.embeddings.position.weight
-    for embeddings, dtype in (("fp32", torch.float32), ("int4", torch.float16), ("int8", torch.float16), ("fp16", torch.float16)):
+    for embeddings, dtype in (
+        ("fp32", torch.float32),
+        ("int4", torch.float16),
+        ("int8", torch.float16),
+        ("fp16", torch.float16),
+    ):
         quantized = apply_scheme(full, "fp32", embeddings).embed.embeddings
         assert quantized.position.weight.dtype is dtype and torch.equal(quantized.position.weight, table.to(dtype))
         assert quantized(ids[0]).dtype is torch.float32
@@ -183,7 +204,9 @@ def test_recipes_know_the_schemes_there_are():
     assert get_args(fields["embeddings"].annotation) == (*EMBEDDINGS, "mixed")
 
 
-@pytest.mark.parametrize(("scheme", "embeddings", "field"), [("int7", "fp32", "quantize.scheme"), ("fp32", "int7", "quantize.embeddings")])
+@pytest.mark.parametrize(
+    ("scheme", "embeddings", "field"), [("int7", "fp32", "quantize.scheme"), ("fp32", "int7", "quantize.embeddings")]
+)
 def test_an_unknown_scheme_is_named_with_the_known_ones(scheme, embeddings, field):
     with pytest.raises(UserError, match=rf"{field}: 'int7' .*fp32, fp16, int8"):
         apply_scheme(programs(), scheme, embeddings)

@@ -34,7 +34,9 @@ def recipe_of(task: str) -> Recipe:
 
 def programs_of(task: str, vocabulary: int) -> Programs:
     torch.manual_seed(0)
-    config = EncoderConfig(vocab_size=vocabulary, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64)
+    config = EncoderConfig(
+        vocab_size=vocabulary, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=64
+    )
     labels, head = {"classification": (3, "linear"), "regression": (1, "linear"), "qa": (2, "linear")}[task]
     model = ExitModel(task, config, labels, head, (1, 2)).eval()
     with torch.no_grad():
@@ -51,7 +53,10 @@ def tokenizer(tiny_vocab) -> WordPieceTokenizer:
 
 def examples_of(task: str, count: int = 20) -> list:
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) for _ in range(count)]
+    texts = [
+        " ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20)))
+        for _ in range(count)
+    ]
     if task == "qa":
         return [QAExample(str(at), "ba de", text, (Answer(text.split(" ")[0], 0),)) for at, text in enumerate(texts)]
     labels = [("0", "1", "2")[at % 3] if task == "classification" else at / count for at in range(count)]
@@ -118,9 +123,18 @@ def test_without_labels_there_is_divergence_alone(tokenizer):
 
 def test_a_heads_matrix_is_judged_by_its_own_exit(tokenizer):
     torch.manual_seed(0)
-    config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=256, layers=2, heads=4, intermediate_size=64, max_positions=64)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=256, layers=2, heads=4, intermediate_size=64, max_positions=64
+    )
     programs = Programs.of(ExitModel("classification", config, 3, "pooled", (1, 2)).eval())
-    result, _ = measure_sensitivity(programs, examples_of("classification"), tokenizer, LABELS["classification"], recipe_of("classification"), ["int4"])
+    result, _ = measure_sensitivity(
+        programs,
+        examples_of("classification"),
+        tokenizer,
+        LABELS["classification"],
+        recipe_of("classification"),
+        ["int4"],
+    )
     assert all(result.of(f"exits.{exit}.value")["int4"].divergence > 0 for exit in (0, 1))
 
 

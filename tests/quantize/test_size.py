@@ -68,8 +68,14 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
         (package / "Data" / "weight.bin").write_bytes(b"0" * size)
         programs += [
             Program(
-                name=name, backend="coreml", file=f"coreml/{name}.mlpackage", method=f"length_{length}", precision="fp16", inputs=[],
-                outputs=[], lengths=[length],
+                name=name,
+                backend="coreml",
+                file=f"coreml/{name}.mlpackage",
+                method=f"length_{length}",
+                precision="fp16",
+                inputs=[],
+                outputs=[],
+                lengths=[length],
             )
             for length in (8, 16)
         ]
@@ -81,12 +87,16 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
     assert coreml.parts.layers == both.fp32_parts.layers / 2  # float16
     assert coreml.parts.embeddings == 2 * 64 * (read_manifest(bundle).model.vocab_size + 8 + 16 + 2)
     assert coreml.parts.total == coreml.bytes
-    programs = [each.model_copy(update={"precision": "int4"}) if each.backend == "coreml" else each for each in programs]
+    programs = [
+        each.model_copy(update={"precision": "int4"}) if each.backend == "coreml" else each for each in programs
+    ]
     rewrite(bundle, programs=programs)
     coreml = size_of(bundle).targets[1]
     # By hand, of both layers: half a byte a weight, a float16 scale for 32 inputs of an output, biases and norms in float16.
     weights, scales = 64 * (3 * 64 + 64 + 128 + 128), (3 * 64 + 64 + 128) * 2 + 64 * 4
-    assert coreml.scheme == "int4" and coreml.parts.layers == 2 * (weights // 2 + 2 * scales + 2 * (3 * 64 + 64 + 128 + 64 + 4 * 64))
+    assert coreml.scheme == "int4" and coreml.parts.layers == 2 * (
+        weights // 2 + 2 * scales + 2 * (3 * 64 + 64 + 128 + 64 + 4 * 64)
+    )
 
 
 def test_a_mix_in_core_ml_is_accounted_matrix_by_matrix(tiny_classifier, tmp_path):
@@ -97,7 +107,18 @@ def test_a_mix_in_core_ml_is_accounted_matrix_by_matrix(tiny_classifier, tmp_pat
         (bundle / "coreml" / f"{name}.mlpackage").mkdir(parents=True)
         (bundle / "coreml" / f"{name}.mlpackage" / "weight.bin").write_bytes(b"0" * 90_000)
         file = f"coreml/{name}.mlpackage"
-        programs.append(Program(name=name, backend="coreml", file=file, method="length_8", precision="mixed", inputs=[], outputs=[], lengths=[8]))
+        programs.append(
+            Program(
+                name=name,
+                backend="coreml",
+                file=file,
+                method="length_8",
+                precision="mixed",
+                inputs=[],
+                outputs=[],
+                lengths=[8],
+            )
+        )
     mix = {"layers.0.ffn_in": "int8", "layers.1.ffn_out": "int4", "layers.1.qkv": "fp32", "embeddings.word": "int8"}
     rewrite(bundle, programs=programs, matrix_schemes=mix)
     parts, fp32 = size_of(bundle).targets[1].parts, size_of(bundle).fp32_parts
@@ -127,7 +148,9 @@ def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier
     executorch, delegate = report.targets
     assert (delegate.backend, delegate.scheme, delegate.program_bytes) == ("executorch-coreml", "fp16", files * 300_000)
     assert executorch.program_bytes == size_of(tiny_classifier.path).targets[0].program_bytes
-    assert delegate.parts.layers == files * report.fp32_parts.layers / 2  # a file has all weights once, whatever its lengths
+    assert (
+        delegate.parts.layers == files * report.fp32_parts.layers / 2
+    )  # a file has all weights once, whatever its lengths
     assert report.total_bytes == report.parts.total
 
 

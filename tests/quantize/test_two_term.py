@@ -89,7 +89,9 @@ def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
 
     def disturbance(programs: Programs) -> float:
         """The greatest of several inputs: whether a millionth takes a number across a step of int8 is chance."""
-        return max(relative(last(programs, ids, 1e-6) - last(programs, ids, 0.0), last(programs, ids, 0.0)) for ids in several)
+        return max(
+            relative(last(programs, ids, 1e-6) - last(programs, ids, 0.0), last(programs, ids, 0.0)) for ids in several
+        )
 
     one, two = (apply_scheme(Programs.of(model), scheme, "int8") for scheme in ("int8", "int8-a16"))
     assert disturbance(one) > 1e-3 and disturbance(two) < disturbance(one) / 10

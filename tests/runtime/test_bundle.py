@@ -148,7 +148,10 @@ def test_programs_for_core_ml_are_passed_over(tiny_classifier, copy):
     (copy / "model-coreml.pte").write_bytes(b"for ExecuTorch on a phone")
 
     def add(raw):
-        others = [{**each, "backend": "executorch-coreml", "file": "model-coreml.pte", "lengths": [8]} for each in raw["programs"]]
+        others = [
+            {**each, "backend": "executorch-coreml", "file": "model-coreml.pte", "lengths": [8]}
+            for each in raw["programs"]
+        ]
         raw["programs"] = [*others, *raw["programs"]]
 
     edit(copy, add)

@@ -26,16 +26,25 @@ def reader(tiny_qa):
 def test_a_classifier_is_counted_right(classifier, tiny_classifier):
     steps = []
     result = evaluate(
-        classifier, tiny_classifier.examples, ["0", "exact", 1.1], on_progress=lambda what, done, total: steps.append((done, total))
+        classifier,
+        tiny_classifier.examples,
+        ["0", "exact", 1.1],
+        on_progress=lambda what, done, total: steps.append((done, total)),
     )
     raw = result.to_json()
     assert json.loads(json.dumps(raw)) == raw
     assert set(raw) == {"task", "examples", "speeds"}
-    assert (raw["task"], raw["examples"], [speed["speed"] for speed in raw["speeds"]]) == ("classification", 24, ["0", "exact", "1.1"])
+    assert (raw["task"], raw["examples"], [speed["speed"] for speed in raw["speeds"]]) == (
+        "classification",
+        24,
+        ["0", "exact", "1.1"],
+    )
     assert steps == [(done, 24) for done in range(1, 25)]
     runner = Runner(classifier)
     for speed in raw["speeds"]:
-        runs = [runner.classify(example.text, example.text_pair, speed["speed"]) for example in tiny_classifier.examples]
+        runs = [
+            runner.classify(example.text, example.text_pair, speed["speed"]) for example in tiny_classifier.examples
+        ]
         right = sum(run.label_value == example.label for run, example in zip(runs, tiny_classifier.examples))
         assert 0 < right < 24
         assert speed["accuracy"] == right / 24
@@ -70,11 +79,15 @@ def test_latency_is_summed_up_over_the_runs_of_its_own_speed(classifier, tiny_cl
 
 
 def test_labels_are_values_or_names(classifier, tiny_classifier):
-    names = [replace(example, label=("low", "middle", "high")[int(example.label)]) for example in tiny_classifier.examples]
+    names = [
+        replace(example, label=("low", "middle", "high")[int(example.label)]) for example in tiny_classifier.examples
+    ]
     by_name, by_value = (evaluate(classifier, data, ["0"]).speeds[0] for data in (names, tiny_classifier.examples))
     assert by_name.accuracy == by_value.accuracy
     with pytest.raises(UserError, match="'high'.*0, 1, 2.*low, middle, high"):
-        evaluate(classifier, [names[0], *tiny_classifier.examples, replace(names[0], label="high")], ["0"], source="dev.tsv")
+        evaluate(
+            classifier, [names[0], *tiny_classifier.examples, replace(names[0], label="high")], ["0"], source="dev.tsv"
+        )
 
 
 def test_answers_are_scored_by_squads_metric(reader, tiny_qa):
@@ -89,7 +102,9 @@ def test_answers_are_scored_by_squads_metric(reader, tiny_qa):
     assert "accuracy" not in speed
     # One word too many in each answer: no exact match, but most of F1.
     longer = [
-        replace(example, answers=(Answer(got.answer + " zzz", got.start),)) for example, got in zip(tiny_qa.examples, answers) if got.answer
+        replace(example, answers=(Answer(got.answer + " zzz", got.start),))
+        for example, got in zip(tiny_qa.examples, answers)
+        if got.answer
     ]
     (speed,) = evaluate(reader, longer, ["0"]).to_json()["speeds"]
     assert speed["exact_match"] == 0.0

@@ -47,7 +47,11 @@ def test_patience_leaves_when_successive_exits_agree(tiny):
         answers = [answer_of(run(each, example, "here")) for each in forced]
         for patience, taken in exits.items():
             got = run(runner, example, patience_threshold(patience))
-            repeats = [exit for exit in range(4) if len(set(answers[max(exit - patience, 0) : exit + 1])) == 1 and exit >= patience]
+            repeats = [
+                exit
+                for exit in range(4)
+                if len(set(answers[max(exit - patience, 0) : exit + 1])) == 1 and exit >= patience
+            ]
             assert got.exit == (repeats[0] if repeats else 3)
             assert answer_of(got) == answers[got.exit]
             assert list(got.uncertainty) == [patience_uncertainty(answers[: exit + 1]) for exit in range(got.exit + 1)]
@@ -59,8 +63,15 @@ def test_patience_leaves_when_successive_exits_agree(tiny):
 def test_agreement_is_the_programs_uncertainty_times_patience(bundle, request):
     tiny = request.getfixturevalue(bundle)
     agreeing = Runner(Bundle.open(tiny.path))
-    by_entropy = Runner(replace(agreeing.bundle, manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions()})))
-    by_patience = Runner(replace(agreeing.bundle, manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions(uncertainty="patience")})))
+    by_entropy = Runner(
+        replace(agreeing.bundle, manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions()}))
+    )
+    by_patience = Runner(
+        replace(
+            agreeing.bundle,
+            manifest=agreeing.manifest.model_copy(update={"exits": ExitOptions(uncertainty="patience")}),
+        )
+    )
     repeated = 0
     for example in tiny.examples:
         got, entropy, patience = (run(runner, example, 0).uncertainty for runner in (agreeing, by_entropy, by_patience))
@@ -68,7 +79,9 @@ def test_agreement_is_the_programs_uncertainty_times_patience(bundle, request):
         repeated += min(patience) < 1
         threshold = max(got[1:]) + 1e-6  # the second exit is the first that may be below it
         if got[0] > threshold:
-            assert run(agreeing, example, threshold).exit == next(exit for exit, value in enumerate(got) if value < threshold)
+            assert run(agreeing, example, threshold).exit == next(
+                exit for exit, value in enumerate(got) if value < threshold
+            )
     assert repeated > 5
 
 
@@ -79,10 +92,15 @@ def test_patient_answers_are_those_of_the_conformance_vectors(tiny):
     for case in vectors.cases:
         for speed in ("once", "twice", "full"):
             got, outcome = run(runner, case, speed), case.outcomes[speed]
-            same += (got.exit, answer_of(got)) == (outcome.exit, outcome.label if outcome.label is not None else outcome.answer)
+            same += (got.exit, answer_of(got)) == (
+                outcome.exit,
+                outcome.label if outcome.label is not None else outcome.answer,
+            )
             count += 1
             taken.add(outcome.exit)
-    assert same >= 0.9 * count  # int8 in another order may decide between two answers that are as good; `verify` tells those apart
+    assert (
+        same >= 0.9 * count
+    )  # int8 in another order may decide between two answers that are as good; `verify` tells those apart
     assert {1, 2, 3} <= taken
 
 
@@ -93,7 +111,9 @@ def test_the_programs_still_show_their_entropy(patient_qa):
     window = make_windows(runner.bundle.tokenizer, example.question, example.passage, *lengths, True)[0]
     for output in runner.run_all(window.ids, window.answer_mask):
         candidates = [torch.from_numpy(logits[window.answer_mask]).double() for logits in output.logits]
-        entropy = [float(torch.distributions.Categorical(logits=each).entropy()) / np.log(len(each)) for each in candidates]
+        entropy = [
+            float(torch.distributions.Categorical(logits=each).entropy()) / np.log(len(each)) for each in candidates
+        ]
         assert output.uncertainty == pytest.approx(np.mean(entropy), abs=1e-4)
 
 

@@ -20,7 +20,9 @@ WIDTH, LONGEST = 128, 512  # 65,536 numbers: torch shares the copying of so many
 
 @pytest.fixture(scope="module")
 def embedding(tmp_path_factory) -> Path:
-    config = EncoderConfig(vocab_size=100, hidden_size=WIDTH, layers=1, heads=2, intermediate_size=WIDTH, max_positions=LONGEST)
+    config = EncoderConfig(
+        vocab_size=100, hidden_size=WIDTH, layers=1, heads=2, intermediate_size=WIDTH, max_positions=LONGEST
+    )
     programs = Programs.of(ExitModel("classification", config, 2, "linear", (1,)).eval())
     path = tmp_path_factory.mktemp("embedding") / "embedding.pte"
     with quiet_logging():

@@ -69,11 +69,22 @@ def test_an_evaluation_is_scipys(tiny_regressor, bundle):
     runner, labels = Runner(bundle), [example.label for example in tiny_regressor.examples]
     assert raw["task"] == "regression" and json.loads(json.dumps(raw)) == raw
     for speed in raw["speeds"]:
-        values = [runner.estimate(example.text, example.text_pair, speed["speed"]).value for example in tiny_regressor.examples]
+        values = [
+            runner.estimate(example.text, example.text_pair, speed["speed"]).value
+            for example in tiny_regressor.examples
+        ]
         assert speed["pearson"] == pytest.approx(stats.pearsonr(values, labels).statistic)
         assert speed["spearman"] == pytest.approx(stats.spearmanr(values, labels).statistic)
         assert speed["mean_absolute_error"] == pytest.approx(np.mean(np.abs(np.subtract(values, labels))))
-        assert set(speed) == {"speed", "pearson", "spearman", "mean_absolute_error", "mean_depth", "exits", "latency_ms"}
+        assert set(speed) == {
+            "speed",
+            "pearson",
+            "spearman",
+            "mean_absolute_error",
+            "mean_depth",
+            "exits",
+            "latency_ms",
+        }
     assert [speed["exits"] for speed in (raw["speeds"][0], raw["speeds"][2])] == [[0, 0, 0, 24], [24, 0, 0, 0]]
     assert 2 < raw["speeds"][1]["mean_depth"] < 4
     (one,) = evaluate(bundle, tiny_regressor.examples[:1], ["0"]).to_json()["speeds"]
@@ -83,7 +94,11 @@ def test_an_evaluation_is_scipys(tiny_regressor, bundle):
 def test_a_study_is_of_what_the_speeds_do(tiny_regressor, bundle):
     result = study_bundle(bundle, tiny_regressor.examples)
     assert Study.model_validate_json(json.dumps(result.model_dump())) == result
-    assert (result.task, result.metric, [each.measure for each in result.measures]) == ("regression", "one_minus_nmae", ["change"])
+    assert (result.task, result.metric, [each.measure for each in result.measures]) == (
+        "regression",
+        "one_minus_nmae",
+        ["change"],
+    )
     assert all(ranking.auroc is None for ranking in result.own.rankings)  # near and far are not right and wrong
     runner, (exact,) = Runner(bundle), evaluate(bundle, tiny_regressor.examples, ["exact"]).speeds
     runs = [runner.estimate(example.text, example.text_pair, "exact") for example in tiny_regressor.examples]
@@ -93,13 +108,18 @@ def test_a_study_is_of_what_the_speeds_do(tiny_regressor, bundle):
 
 
 def test_runs_are_those_of_the_conformance_vectors(tiny_regressor, bundle):
-    runner, vectors = Runner(bundle), Conformance.model_validate_json((tiny_regressor.path / "conformance.json").read_bytes())
+    runner, vectors = (
+        Runner(bundle),
+        Conformance.model_validate_json((tiny_regressor.path / "conformance.json").read_bytes()),
+    )
     same = []
     for case in vectors.cases:
         for speed, outcome in case.outcomes.items():
             exits = case.windows[0].exits
             logits = [exit.outputs["logits"][0] for exit in exits]
-            assert [exit.uncertainty for exit in exits] == pytest.approx([1.0, *np.minimum(np.abs(np.diff(logits)), 1)], rel=1e-5)
+            assert [exit.uncertainty for exit in exits] == pytest.approx(
+                [1.0, *np.minimum(np.abs(np.diff(logits)), 1)], rel=1e-5
+            )
             assert outcome.value == pytest.approx(-2 + 8 * logits[outcome.exit], rel=1e-5)
             got = runner.estimate(case.text, case.text_pair, speed)
             same.append(got.exit == outcome.exit and abs(got.value - outcome.value) <= 8 * STEP)
@@ -115,7 +135,12 @@ def test_what_a_regression_cannot_do_is_refused(tiny_regressor, tiny_classifier,
     with pytest.raises(UserError, match="text_pair: is empty"):
         runner.estimate("bala", " ")
     with pytest.raises(UserError, match="dev.tsv: example 2: has no label"):
-        evaluate(bundle, [tiny_regressor.examples[0], replace(tiny_regressor.examples[1], label=None)], ["0"], source="dev.tsv")
+        evaluate(
+            bundle,
+            [tiny_regressor.examples[0], replace(tiny_regressor.examples[1], label=None)],
+            ["0"],
+            source="dev.tsv",
+        )
     with pytest.raises(UserError, match="not of the bundle's task, regression"):
         evaluate(bundle, tiny_qa.examples, ["0"])
 

@@ -93,7 +93,12 @@ def test_answers_are_those_of_the_conformance_vectors(classifier, reader, tiny_c
         windows.add(len(case.windows))
         for speed, outcome in case.outcomes.items():
             got = reader.answer(case.question, case.passage, speed)
-            assert (got.answer, got.start, got.end, got.exit) == (outcome.answer, outcome.start, outcome.end, outcome.exit)
+            assert (got.answer, got.start, got.end, got.exit) == (
+                outcome.answer,
+                outcome.start,
+                outcome.end,
+                outcome.exit,
+            )
             assert got.windows == len(case.windows)
     assert 1 in windows and max(windows) >= 3
 
@@ -106,7 +111,13 @@ def test_several_windows_give_what_trying_every_span_of_each_gives(reader, tiny_
     answers = set()
     for example in tiny_qa.examples:
         windows = make_windows(
-            reader.bundle.tokenizer, example.question, example.passage, options.window, options.stride, options.max_question, True
+            reader.bundle.tokenizer,
+            example.question,
+            example.passage,
+            options.window,
+            options.stride,
+            options.max_question,
+            True,
         )
         results = [eager(tiny_qa.programs, window.ids, window.answer_mask) for window in windows]
         for speed, threshold in (("0", 0.0), ("exact", tiny_qa.manifest.speeds["exact"].thresholds[0])):

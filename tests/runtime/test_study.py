@@ -31,7 +31,9 @@ def with_exits(bundle: Bundle, **changes) -> Bundle:
 def test_every_speed_is_what_evaluating_it_gives(tiny, measure):
     bundle = with_exits(Bundle.open(tiny.path), uncertainty=measure)
     steps = []
-    result = study_bundle(bundle, tiny.examples, on_progress=lambda what, done, total: steps.append((what, done, total)))
+    result = study_bundle(
+        bundle, tiny.examples, on_progress=lambda what, done, total: steps.append((what, done, total))
+    )
     assert Study.model_validate_json(json.dumps(result.model_dump())) == result
     assert result.own.measure == measure and any(done == total for _, done, total in steps)
     names = [speed.speed for speed in result.speeds]
@@ -39,7 +41,9 @@ def test_every_speed_is_what_evaluating_it_gives(tiny, measure):
     full, *speeds = evaluate(bundle, tiny.examples, ["0", *names]).speeds
     for said, counted in zip(result.speeds, speeds):
         assert said.exits == counted.exits and said.mean_depth == pytest.approx(counted.mean_depth)
-        assert said.score == pytest.approx(counted.accuracy if result.task == "classification" else counted.f1, abs=1e-6)
+        assert said.score == pytest.approx(
+            counted.accuracy if result.task == "classification" else counted.f1, abs=1e-6
+        )
     assert result.full_depth == pytest.approx(full.accuracy if result.task == "classification" else full.f1, abs=1e-6)
     # A threshold for all exits, too, is one that the runner takes.
     curve = result.own.curve
@@ -57,7 +61,9 @@ def test_alternatives_are_studied_beside_the_bundles_own(tiny):
 
 def test_alternatives_have_the_temperatures_that_the_programs_have(tiny):
     bundle = Bundle.open(tiny.path)
-    plain, hot = (study_bundle(each, tiny.examples, 8) for each in (bundle, with_exits(bundle, temperatures=[3.0, 1.0])))
+    plain, hot = (
+        study_bundle(each, tiny.examples, 8) for each in (bundle, with_exits(bundle, temperatures=[3.0, 1.0]))
+    )
     assert hot.own == plain.own  # what the programs say has them in it
     assert hot.measures[1].curve != plain.measures[1].curve
 
@@ -65,14 +71,23 @@ def test_alternatives_have_the_temperatures_that_the_programs_have(tiny):
 def test_programs_run_once_for_each_input(tiny, monkeypatch):
     ran = []
     original = Runner.run_all
-    monkeypatch.setattr(Runner, "run_all", lambda self, ids, mask=None: ran.append(len(ids)) or original(self, ids, mask))
+    monkeypatch.setattr(
+        Runner, "run_all", lambda self, ids, mask=None: ran.append(len(ids)) or original(self, ids, mask)
+    )
     bundle = Bundle.open(tiny.path)
     study_bundle(bundle, tiny.examples, 4)
     recipe = recipe_of(bundle.manifest)
     if bundle.manifest.task == "classification":
-        inputs = [len(item.ids) for item in classification_items(tiny.examples[:4], bundle.tokenizer, bundle.manifest.label_values, 64)]
+        inputs = [
+            len(item.ids)
+            for item in classification_items(tiny.examples[:4], bundle.tokenizer, bundle.manifest.label_values, 64)
+        ]
     else:
-        inputs = [len(window) for example in tiny.examples[:4] for window in question_windows(example, bundle.tokenizer, recipe)]
+        inputs = [
+            len(window)
+            for example in tiny.examples[:4]
+            for window in question_windows(example, bundle.tokenizer, recipe)
+        ]
         assert len(inputs) > 4
     assert sorted(ran) == sorted(inputs)
 
@@ -84,7 +99,9 @@ def test_a_classifiers_costs(tiny_classifier):
         length = len(encode_text(bundle.tokenizer, example.text, example.text_pair, 64).ids)
         assert costs.length[row] == length
     assert (np.diff(costs.flops, axis=1) > 0).all()
-    assert costs.flops[:, 1] == pytest.approx(2 * costs.flops[:, 0])  # a layer and a head each, after embeddings that cost nothing
+    assert costs.flops[:, 1] == pytest.approx(
+        2 * costs.flops[:, 0]
+    )  # a layer and a head each, after embeddings that cost nothing
 
 
 def test_all_windows_of_a_question_cost(tiny_qa):
@@ -104,7 +121,9 @@ def test_all_windows_of_a_question_cost(tiny_qa):
 
 def test_labels_are_values_or_names(tiny_classifier):
     bundle = Bundle.open(tiny_classifier.path)
-    names = [replace(example, label=("low", "middle", "high")[int(example.label)]) for example in tiny_classifier.examples]
+    names = [
+        replace(example, label=("low", "middle", "high")[int(example.label)]) for example in tiny_classifier.examples
+    ]
     assert study_bundle(bundle, names, 6) == study_bundle(bundle, tiny_classifier.examples, 6)
 
 
@@ -113,7 +132,9 @@ def test_what_cannot_be_studied_is_refused(tiny_classifier, tiny_qa):
     with pytest.raises(UserError, match="dev.tsv: has no examples"):
         study_bundle(bundle, [], source="dev.tsv")
     with pytest.raises(UserError, match="dev.tsv: example 2: has no label"):
-        study_bundle(bundle, [tiny_classifier.examples[0], replace(tiny_classifier.examples[1], label=None)], source="dev.tsv")
+        study_bundle(
+            bundle, [tiny_classifier.examples[0], replace(tiny_classifier.examples[1], label=None)], source="dev.tsv"
+        )
     with pytest.raises(UserError, match="not of the bundle's task"):
         study_bundle(bundle, tiny_qa.examples)
 

@@ -34,7 +34,9 @@ def labels_of_the_programs(tiny) -> list[int]:
 
 
 def test_the_bundle_answers_as_the_programs_do(tiny_classifier):
-    check = check_agreement(Bundle.open(tiny_classifier.path), tiny_classifier.examples, labels_of_the_programs(tiny_classifier))
+    check = check_agreement(
+        Bundle.open(tiny_classifier.path), tiny_classifier.examples, labels_of_the_programs(tiny_classifier)
+    )
     assert check.value == 1.0 and check.passed and check.floor == FLOOR["classification"]
 
 
@@ -61,7 +63,12 @@ def packages(tmp_path_factory, tiny_classifier):
     """A model, and its Core ML packages for 8 and 16 tokens as a bundle would hold them, beside the tiny classifier's manifest."""
     torch.manual_seed(1)
     config = EncoderConfig(
-        vocab_size=tiny_classifier.manifest.model.vocab_size, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=16
+        vocab_size=tiny_classifier.manifest.model.vocab_size,
+        hidden_size=64,
+        layers=2,
+        heads=4,
+        intermediate_size=128,
+        max_positions=16,
     )
     model = ExitModel("classification", config, 3, "pooled", (1, 2)).eval()
     with torch.no_grad():
@@ -70,7 +77,13 @@ def packages(tmp_path_factory, tiny_classifier):
                 parameter.mul_(6.0)
     settings = {"max_length": 16, "coreml_buckets": [8, 16], "coreml_precision": "fp16"}
     path = tmp_path_factory.mktemp("packages")
-    programs = export_coreml(model, path, Recipe.model_validate({"name": "tiny", "task": "classification", "data": {"max_length": 16}, "export": settings}))
+    programs = export_coreml(
+        model,
+        path,
+        Recipe.model_validate(
+            {"name": "tiny", "task": "classification", "data": {"max_length": 16}, "export": settings}
+        ),
+    )
     manifest = tiny_classifier.manifest.model_copy(update={"programs": programs, "max_length": 16})
     tokenizer = WordPieceTokenizer.from_vocab(tiny_classifier.path / "vocab.txt", True)
     return model, SimpleNamespace(path=path, manifest=manifest, tokenizer=tokenizer)
@@ -91,5 +104,7 @@ def test_texts_that_fit_no_bucket_are_said(packages, monkeypatch):
     model, bundle = packages
     texts = [ClassificationExample("ba " * 15, None, "0")]
     monkeypatch.setattr("pipeline.verify.agreement.lengths_of", lambda manifest, backend: [8])
-    with pytest.raises(UserError, match="no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets"):
+    with pytest.raises(
+        UserError, match="no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets"
+    ):
         check_coreml_labels(bundle, model, texts)

@@ -62,7 +62,9 @@ CASES = [
 
 def tiny_model(task: str) -> ExitModel:
     torch.manual_seed(4)
-    model = ExitModel(task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]).eval()
+    model = ExitModel(
+        task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]
+    ).eval()
     with torch.no_grad():  # initial weights are so small that every answer is a tie
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -81,7 +83,9 @@ def made_with(model: ExitModel, precision: str) -> dict[str, dict]:
         items = [Item(random.integers(0, 200, 20), np.zeros(20, int), None, np.arange(20) > 4) for _ in range(32)]
         return {"input_gains": input_gains(programs, items)}
     if precision == "mixed":
-        return {"matrix_schemes": dict(zip([*named_linears(programs), "embeddings.word"], ["int4", "int8", "fp32"] * 4))}
+        return {
+            "matrix_schemes": dict(zip([*named_linears(programs), "embeddings.word"], ["int4", "int8", "fp32"] * 4))
+        }
     return {}
 
 
@@ -97,13 +101,24 @@ def export(model: ExitModel, folder: Path, precision: str, layout: str, target: 
             "exits": {"uncertainty": model.uncertainty},
             "quantize": {"scheme": "mixed", "budget_mb": 1} if precision == "mixed" else {},
             "export": {
-                "max_length": 32, "coreml_buckets": [16, 32], "coreml_precision": precision, "coreml_layout": layout, "coreml_target": target,
+                "max_length": 32,
+                "coreml_buckets": [16, 32],
+                "coreml_precision": precision,
+                "coreml_layout": layout,
+                "coreml_target": target,
             },
         }
     )
     programs = export_coreml(model, folder, recipe, **made_with(model, precision))
     shape = ModelShape(
-        layers=2, hidden_size=64, heads=4, intermediate_size=128, vocab_size=200, parameters=1, exit_layers=[1, 2], head=model.head_kind
+        layers=2,
+        hidden_size=64,
+        heads=4,
+        intermediate_size=128,
+        vocab_size=200,
+        parameters=1,
+        exit_layers=[1, 2],
+        head=model.head_kind,
     )
     return Manifest(
         name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8", programs=programs, speeds={}, files=[],
@@ -162,22 +177,39 @@ def structures():
 
 
 SCHEME_CASES = [
-    *((scheme, "iOS18", task, layout) for scheme in ("int4", "palette4") for task in ("qa", "classification") for layout in ("standard", "ane")),
+    *(
+        (scheme, "iOS18", task, layout)
+        for scheme in ("int4", "palette4")
+        for task in ("qa", "classification")
+        for layout in ("standard", "ane")
+    ),
     ("palette6", "iOS18", "qa", "ane"),
     ("palette6", "iOS18", "classification", "standard"),
     ("palette6-per-tensor", "iOS18", "qa", "standard"),
     ("palette6-per-tensor", "iOS18", "classification", "ane"),
     ("palette4-per-tensor", "iOS16", "qa", "ane"),
     ("palette6-per-tensor", "iOS16", "qa", "ane"),
-    *(("int8-a8", target, task, layout) for target, task, layout in (("iOS18", "qa", "standard"), ("iOS17", "classification", "ane"))),
+    *(
+        ("int8-a8", target, task, layout)
+        for target, task, layout in (("iOS18", "qa", "standard"), ("iOS17", "classification", "ane"))
+    ),
     *(("mixed", "iOS18", task, layout) for task, layout in (("qa", "ane"), ("classification", "standard"))),
 ]
 
 
 @pytest.mark.parametrize(("scheme", "target", "task", "layout"), SCHEME_CASES, ids=map("-".join, SCHEME_CASES))
-def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, monkeypatch, tmp_path, scheme, target, task, layout):
+def test_every_scheme_passes_shares_its_weights_and_is_found_out(
+    structures, monkeypatch, tmp_path, scheme, target, task, layout
+):
     def converted(source, length, *options):
-        key = (task, layout, source.name, length, options[0], options[1] == "int8-a8")  # whose structures have operators of their own
+        key = (
+            task,
+            layout,
+            source.name,
+            length,
+            options[0],
+            options[1] == "int8-a8",
+        )  # whose structures have operators of their own
         if key not in structures:
             structures[key] = structure_of(source, length, *options)
         return structures[key]
@@ -187,23 +219,34 @@ def test_every_scheme_passes_shares_its_weights_and_is_found_out(structures, mon
     manifest = export(model, tmp_path, scheme, layout, target)
     assert {program.precision for program in manifest.programs} == {scheme}
     chosen = made_with(model, scheme)
-    conformance = vectors(model).model_copy(update={"programs": make_fingerprints(model, manifest.programs, layout, **chosen)})
+    conformance = vectors(model).model_copy(
+        update={"programs": make_fingerprints(model, manifest.programs, layout, **chosen)}
+    )
     checks = check_coreml(tmp_path, manifest, conformance) + check_against_model(model, tmp_path, manifest)
     assert [check for check in checks if not check.passed] == []
     fingerprints = [check for check in checks if check.metric.startswith("fingerprint_snr")]
     assert len(fingerprints) == 2 * 3 and min(check.value for check in fingerprints) > 100
 
     segment = sources(model, layout, **chosen)[2]
-    matrices = sum(stored_bytes(tuple(weight.shape), segment.schemes.get(name, scheme)) for name, weight in segment.weights(16).items())
+    matrices = sum(
+        stored_bytes(tuple(weight.shape), segment.schemes.get(name, scheme))
+        for name, weight in segment.weights(16).items()
+    )
     for package in {program.file for program in manifest.programs if program.name == "segment_1"}:
         weights = (tmp_path / package / WEIGHTS_FOLDER / "weight.bin").stat().st_size
-        assert matrices < weights < matrices + 64 * 80  # once, with 64 bytes of description for each of some 20 weights, of some two parts
+        assert (
+            matrices < weights < matrices + 64 * 80
+        )  # once, with 64 bytes of description for each of some 20 weights, of some two parts
 
     # Fingerprints tell the packages of one model from those of another that differs in a single weight.
     with torch.no_grad():
         model.encoder.layers[1].ffn_in.weight[3, 5] *= -1
     other = make_fingerprints(model, manifest.programs, layout, **chosen)
-    failed = {check.program for check in check_coreml(tmp_path, manifest, conformance.model_copy(update={"programs": other})) if not check.passed}
+    failed = {
+        check.program
+        for check in check_coreml(tmp_path, manifest, conformance.model_copy(update={"programs": other}))
+        if not check.passed
+    }
     assert failed == {"segment_1"}
 
 
@@ -213,7 +256,9 @@ def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
     with pytest.raises(UserError, match="no Core ML program segment_1 for length 16"):
         check_coreml(folder, lacking, vectors(model))
     unknown = [each.model_copy(update={"precision": "int3"}) for each in manifest.programs]
-    with pytest.raises(UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, "):
+    with pytest.raises(
+        UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, "
+    ):
         check_coreml(folder, manifest.model_copy(update={"programs": unknown}), vectors(model))
     long = vectors(model)
     long = long.model_copy(update={"cases": [case for case in long.cases if len(case.windows[0].input_ids) > 32]})
@@ -232,7 +277,10 @@ def test_signal_to_noise():
 
 
 def test_json_of_checks():
-    passed, failed = Check("embed", "coreml", "snr_db", 61.0, 60.0, True), Check("embed", "coreml", "snr_db", 6.0, 60.0, False)
+    passed, failed = (
+        Check("embed", "coreml", "snr_db", 61.0, 60.0, True),
+        Check("embed", "coreml", "snr_db", 6.0, 60.0, False),
+    )
     assert to_json([passed])["passed"] and not to_json([passed, failed])["passed"] and not to_json([])["passed"]
     assert to_json([failed])["checks"] == [
         {"program": "embed", "backend": "coreml", "metric": "snr_db", "value": 6.0, "floor": 60.0, "passed": False}

@@ -42,13 +42,17 @@ class Exported:
         return max(bundle.glob("model-coreml*.pte"))
 
 
-@pytest.fixture(scope="module", params=[("qa", "iOS18", (16, 48)), ("classification", "iOS16", (16,))], ids=["qa", "classification"])
+@pytest.fixture(
+    scope="module", params=[("qa", "iOS18", (16, 48)), ("classification", "iOS16", (16,))], ids=["qa", "classification"]
+)
 def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     """A bundle with the delegate's programs alone, two segments: two buckets that share a model, or one that has a file of its own."""
     task, target, buckets = request.param
     torch.manual_seed(5)
     vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
-    config = EncoderConfig(vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48)
+    config = EncoderConfig(
+        vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48
+    )
     model = ExitModel(task, config, 2, "attention" if task == "qa" else "pooled", [1, 2]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +64,13 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
             "task": task,
             "data": {"max_length": 48},
             "qa": {"window": 48, "stride": 8, "max_question": 12, "max_answer": 8},
-            "export": {"max_length": 48, "executorch_coreml": True, "coreml": False, "coreml_buckets": list(buckets), "coreml_target": target},
+            "export": {
+                "max_length": 48,
+                "executorch_coreml": True,
+                "coreml": False,
+                "coreml_buckets": list(buckets),
+                "coreml_target": target,
+            },
         }
     )
     folder = tmp_path_factory.mktemp("exported") / "bundle"
@@ -86,7 +96,9 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
 
 def save(bundle: Path, manifest: Manifest) -> None:
     """Writes the manifest, its checksums made to fit the files."""
-    (bundle / MANIFEST_FILE).write_text(manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8")
+    (bundle / MANIFEST_FILE).write_text(
+        manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -107,7 +119,11 @@ def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
 def expect(verified: tuple[int, dict, str], program: str, buckets: tuple[int, ...]) -> None:
     """The program's fingerprints fail in those buckets, no other's do, and the line on stderr names it."""
     code, result, line = verified
-    failed = {(each["program"], each["metric"]) for each in result["checks"] if not each["passed"] and each["metric"].startswith("fingerprint_snr")}
+    failed = {
+        (each["program"], each["metric"])
+        for each in result["checks"]
+        if not each["passed"] and each["metric"].startswith("fingerprint_snr")
+    }
     assert code == 1 and failed == {(program, f"fingerprint_snr_db_{length}") for length in buckets}
     assert f"executorch-coreml {program}: fingerprint" in line
 
@@ -124,14 +140,20 @@ def test_a_faithful_bundle_passes_with_every_method_checked(exported, copy, monk
     assert code == 0 and result["passed"], line
     checks = result["checks"]
     assert {each["backend"] for each in checks} == {"executorch-coreml"}
-    fingerprints = {(each["program"], each["metric"]) for each in checks if each["metric"].startswith("fingerprint_snr")}
+    fingerprints = {
+        (each["program"], each["metric"]) for each in checks if each["metric"].startswith("fingerprint_snr")
+    }
     manifest = read_manifest(copy)
     assert fingerprints == {(each.name, f"fingerprint_snr_db_{each.lengths[0]}") for each in manifest.programs}
     assert min(each["value"] for each in checks if each["metric"].startswith("fingerprint_snr")) > 100
     assert len(checks) == len(exported.buckets) * (3 + 2 + 3 + 2 * 3)
-    assert {warning["package"] for warning in result["warnings"]} == {exported.file(copy).name}  # the embedding table's gather, at least
+    assert {warning["package"] for warning in result["warnings"]} == {
+        exported.file(copy).name
+    }  # the embedding table's gather, at least
     checks = check_against_model(exported.model, copy, manifest, backend="executorch-coreml")
-    assert [check for check in checks if not check.passed] == [] and len(checks) == len(exported.buckets) * 2 * (1 + 2 * 2)
+    assert [check for check in checks if not check.passed] == [] and len(checks) == len(exported.buckets) * 2 * (
+        1 + 2 * 2
+    )
 
 
 def test_one_altered_weight(exported, copy, monkeypatch, capsys):
@@ -162,7 +184,11 @@ def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
     file = exported.file(copy)
     data = file.read_bytes()
     span = len(exported.buckets) == 2
-    start = data.index(b'"outputNames": [', data.rindex(b'"segment_1_16": {"inputNames"')) if span else data.rindex(b'"outputNames": [')
+    start = (
+        data.index(b'"outputNames": [', data.rindex(b'"segment_1_16": {"inputNames"'))
+        if span
+        else data.rindex(b'"outputNames": [')
+    )
     end = data.index(b"]", start)
     names = json.loads(data[start + len(b'"outputNames": ') : end + 1])
     first = 1 if span else 0
@@ -182,7 +208,10 @@ def test_outputs_of_another_shape_or_order_are_refused(exported, copy, monkeypat
     other = program.model_copy(update={"outputs": [program.outputs[1], program.outputs[0], *program.outputs[2:]]})
     save(copy, manifest.model_copy(update={"programs": [*manifest.programs[:-1], other]}))
     code, _, line = verify(copy, monkeypatch, capsys)
-    assert code == 2 and f"{exported.file(copy).name}: segment_1.outputs: segment_1_{program.lengths[0]} has float32" in line
+    assert (
+        code == 2
+        and f"{exported.file(copy).name}: segment_1.outputs: segment_1_{program.lengths[0]} has float32" in line
+    )
 
 
 def test_a_method_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys):
@@ -207,13 +236,22 @@ def test_a_file_is_evaluated_on_its_own(exported, copy, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     report = json.loads(capsys.readouterr().out)
-    assert not stopped.value.code and report["passed"] and report["specification_version"] == (9 if len(exported.buckets) == 2 else 7)
+    assert (
+        not stopped.value.code
+        and report["passed"]
+        and report["specification_version"] == (9 if len(exported.buckets) == 2 else 7)
+    )
     assert {each["function"] for each in report["functions"]} == {each.method for each in read_manifest(copy).programs}
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and "is no whole ExecuTorch program" in said.err
+    assert (
+        stopped.value.code == 2
+        and said.out == ""
+        and len(said.err.splitlines()) == 1
+        and "is no whole ExecuTorch program" in said.err
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 3, 50, 3000, 0.5, -1])
@@ -232,7 +270,9 @@ def specification(file: Path) -> tuple[int, bytes]:
     """Where in the file the last model's specification begins, and its bytes."""
     pte = read_pte(file)
     plan = pte.program.execution_plan[-1]
-    _, _, payload = find_model(pte, plan.name, bytes(pte.program.backend_delegate_data[plan.delegates[0].processed.index].data))
+    _, _, payload = find_model(
+        pte, plan.name, bytes(pte.program.backend_delegate_data[plan.delegates[0].processed.index].data)
+    )
     spec = unpack(payload)["model.mlpackage/Data/com.apple.CoreML/model.mlmodel"]
     return file.read_bytes().rindex(spec), spec
 
@@ -266,7 +306,9 @@ def test_what_the_delegate_holds_is_cut(exported, copy):
     put(file, list_of_files, b"*")
     assert "what the delegate holds is cut or altered (its list of files is cut or altered)" in refused(file)
     file.write_bytes(data)
-    weights = data.rindex(b'"name":"weight.bin"'[::-1])  # the list is spelled backwards: its size follows, the last digit first
+    weights = data.rindex(
+        b'"name":"weight.bin"'[::-1]
+    )  # the list is spelled backwards: its size follows, the last digit first
     colon = data.index(b'"size":'[::-1], weights)
     digits = data[data.rindex(b"}", 0, colon) + 1 : colon][::-1]
     shorter = str(int(digits) - 5000).encode()
@@ -282,6 +324,10 @@ class Doubled(torch.nn.Module):
 
 def test_methods_of_another_delegate_and_operators_outside_are_refused(tmp_path):
     with quiet_logging():
-        write({"segment_0_4": lower(torch.export.export(Doubled(), (torch.zeros(1, 4),)))}, tmp_path / "model-coreml.pte")
+        write(
+            {"segment_0_4": lower(torch.export.export(Doubled(), (torch.zeros(1, 4),)))}, tmp_path / "model-coreml.pte"
+        )
     line = refused(tmp_path / "model-coreml.pte")
-    assert line.startswith("segment_0_4: is not one call of CoreMLBackend") and "aten::cumsum.out, XnnpackBackend" in line
+    assert (
+        line.startswith("segment_0_4: is not one call of CoreMLBackend") and "aten::cumsum.out, XnnpackBackend" in line
+    )

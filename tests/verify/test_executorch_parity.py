@@ -15,7 +15,11 @@ def conformance(tiny) -> Conformance:
 
 def failed(tiny, vectors, path=None):
     """(program, metric) of all checks that fail."""
-    return {(check.program, check.metric) for check in check_executorch(path or tiny.path, tiny.manifest, vectors) if not check.passed}
+    return {
+        (check.program, check.metric)
+        for check in check_executorch(path or tiny.path, tiny.manifest, vectors)
+        if not check.passed
+    }
 
 
 def edited(vectors: Conformance, change) -> Conformance:
@@ -31,7 +35,9 @@ def tiny(request):
 
 def test_an_exported_bundle_passes(tiny):
     steps = []
-    checks = check_executorch(tiny.path, tiny.manifest, conformance(tiny), lambda what, done, total: steps.append((done, total)))
+    checks = check_executorch(
+        tiny.path, tiny.manifest, conformance(tiny), lambda what, done, total: steps.append((done, total))
+    )
     assert all(check.passed for check in checks), checks
     programs = {check.program for check in checks}
     assert programs == {"tokenizer", "loop", *(f"segment_{at}" for at in range(tiny.manifest.segments))}
@@ -44,7 +50,10 @@ def test_a_logit_that_is_off_fails_its_own_segment(tiny):
         outputs = raw["cases"][3]["windows"][0]["exits"][1]["outputs"]
         next(iter(outputs.values()))[0] += 50.0
 
-    assert failed(tiny, edited(conformance(tiny), change)) >= {("segment_1", "logits_snr_db"), ("segment_1", "within_tolerance")}
+    assert failed(tiny, edited(conformance(tiny), change)) >= {
+        ("segment_1", "logits_snr_db"),
+        ("segment_1", "within_tolerance"),
+    }
     assert ("segment_0", "within_tolerance") not in failed(tiny, edited(conformance(tiny), change))
 
 
@@ -92,7 +101,9 @@ def test_programs_in_the_wrong_order_fail(tiny, tmp_path):
     shutil.copytree(tiny.path, bundle)
     raw = json.loads((bundle / "manifest.json").read_text())
     for program in raw["programs"]:
-        program["method"] = {"segment_0": "segment_1", "segment_1": "segment_0"}.get(program["method"], program["method"])
+        program["method"] = {"segment_0": "segment_1", "segment_1": "segment_0"}.get(
+            program["method"], program["method"]
+        )
     (bundle / "manifest.json").write_text(json.dumps(raw))
     assert failed(tiny, conformance(tiny), bundle) >= {
         (f"segment_{segment}", metric) for segment in (0, 1) for metric in ("logits_snr_db", "within_tolerance")
@@ -123,7 +134,9 @@ def test_a_bundle_that_counts_answers_passes_and_its_exits_are_checked(patient):
 def test_a_runner_that_goes_by_the_entropy_of_a_patient_bundle_fails(patient, monkeypatch):
     from pipeline.runtime import runner
 
-    monkeypatch.setattr(runner, "compared_uncertainty", lambda measure, by_program, answers: 0.0 if len(answers) == 2 else 1.0)
+    monkeypatch.setattr(
+        runner, "compared_uncertainty", lambda measure, by_program, answers: 0.0 if len(answers) == 2 else 1.0
+    )
     assert ("loop", "outcome_agreement") in failed(patient, conformance(patient))
 
 

@@ -99,7 +99,10 @@ def test_every_measure_and_fastberts_head_are_what_torch_computes(tmp_path, task
     package = load_package(tmp_path / "segment.mlpackage")
     for size in (LENGTH, LENGTH // 2):
         inputs = segment_inputs(task, size)
-        cut = [torch.from_numpy(value[:, :size] if name == "hidden" else value[..., :size]) for name, value in inputs.items()]
+        cut = [
+            torch.from_numpy(value[:, :size] if name == "hidden" else value[..., :size])
+            for name, value in inputs.items()
+        ]
         with torch.no_grad():
             expected = {tensor.name: value.numpy() for tensor, value in zip(source.outputs, source.module(*cut))}
         assert 0.01 < float(expected["uncertainty"][0]) < 0.999
@@ -120,7 +123,9 @@ def test_embed_looks_up_the_right_rows(packages):
 def save(module: nn.Module, path: Path, precision: str = "fp16") -> Path:
     """A module from x [1, 8] to y [1, 8] as a package."""
     tensor = manifest.Tensor(name="x", dtype="float32", shape=[1, 8])
-    convert(Source("program", module, (tensor,), (tensor.model_copy(update={"name": "y"}),)), 8, "iOS18", precision, path)
+    convert(
+        Source("program", module, (tensor,), (tensor.model_copy(update={"name": "y"}),)), 8, "iOS18", precision, path
+    )
     return path
 
 
@@ -181,7 +186,9 @@ def test_a_convolution_is_torchs(tmp_path, options):
     module = Convolution(**options)
     package = load_package(save(module, tmp_path / "conv.mlpackage", "fp32"))
     x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
-    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
+    )
 
 
 def test_a_padded_convolution_is_refused(tmp_path):
@@ -207,7 +214,9 @@ def test_a_batch_norm_is_torchs(tmp_path):
     package = load_package(save(module, tmp_path / "norm.mlpackage", "fp32"))
     assert "batch_norm" in {operation.op_type for operation in package.functions["main"].operations}
     x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
-    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
+    )
 
 
 def test_one_altered_byte_of_the_weights_is_found(packages, tmp_path):
@@ -268,7 +277,11 @@ def test_a_package_that_is_not_whole_is_refused_in_one_line(packages, tmp_path):
     refused("cut_spec", lambda package: cut(package / SPEC_FILE, 0.5), "model.mlmodel.*cut or altered")
     refused("no_weights", lambda package: (package / WEIGHTS_FOLDER / "weight.bin").unlink(), "weight.bin.*is missing")
     for share in (0.5, 0.999, 0.0):
-        refused(f"cut_weights_{share}", lambda package, share=share: cut(package / WEIGHTS_FOLDER / "weight.bin", share), "cut|does not hold together")
+        refused(
+            f"cut_weights_{share}",
+            lambda package, share=share: cut(package / WEIGHTS_FOLDER / "weight.bin", share),
+            "cut|does not hold together",
+        )
     with pytest.raises(UserError, match="is not a Core ML package"):
         load_package(tmp_path / "nothing.mlpackage")
 
@@ -281,7 +294,10 @@ def test_a_newer_specification_is_refused(packages, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"hidden": np.zeros((1, LENGTH + 1, 64), dtype=np.float32)}, r"hidden: main takes float32 \[1, 16, 64\], not float32 \[1, 17, 64\]"),
+        (
+            {"hidden": np.zeros((1, LENGTH + 1, 64), dtype=np.float32)},
+            r"hidden: main takes float32 \[1, 16, 64\], not float32 \[1, 17, 64\]",
+        ),
         ({"hidden": np.zeros((1, LENGTH, 64), dtype=np.float64)}, "hidden: main takes float32.*not float64"),
         ({"extra": np.zeros(1, dtype=np.float32)}, "extra: is no input of main"),
         ({"answer_bias": None}, "answer_bias: main needs this input"),
@@ -316,7 +332,9 @@ def test_every_result_and_every_constant_is_rounded_to_float16(tmp_path, looked_
     package = load_package(tmp_path / "segment.mlpackage")
     inputs, function = segment_inputs("qa", LENGTH // 2), package.functions["main"]
     watch(package, "main", inputs, "float16")
-    results = {output.name for operation in function.operations if not is_constant(operation) for output in operation.outputs}
+    results = {
+        output.name for operation in function.operations if not is_constant(operation) for output in operation.outputs
+    }
     assert len(results) > 50 and results | set(inputs) == set(looked_at)
     assert any(operation.op_type.startswith("constexpr_") for operation in function.operations)
     for name, value in {**looked_at, **function.float16_constants}.items():
@@ -335,7 +353,9 @@ def test_any_length_of_a_bucket_is_finite_in_float16_and_is_what_torch_computes(
     inputs["attention_bias"] *= np.float32(mask / -1e4)
     evaluation = watch(load_package(packages[task, "fp16"]), "main", inputs, "float16")
     assert evaluation.faults == ()
-    uncertainty = {"uncertainty": evaluation.outputs["uncertainty"]}  # of one possible answer it is 0, of which noise is no part
+    uncertainty = {
+        "uncertainty": evaluation.outputs["uncertainty"]
+    }  # of one possible answer it is 0, of which noise is no part
     assert worst_db({**by_torch(task, inputs, size), **uncertainty}, evaluation.outputs) > 40
 
 
@@ -359,20 +379,32 @@ def test_the_first_overflow_and_the_first_nan_are_named(packages, tmp_path):
         assert len(watch(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)
 
 
-@pytest.mark.parametrize(("scale", "zero", "dtype"), [(2.0**-5, None, "int8"), ([0.02, 0.1, 0.5, 0.04], [3, -9, 0, 100], "int8"), (0.031, 128, "uint8")])
+@pytest.mark.parametrize(
+    ("scale", "zero", "dtype"),
+    [(2.0**-5, None, "int8"), ([0.02, 0.1, 0.5, 0.04], [3, -9, 0, 100], "int8"), (0.031, 128, "uint8")],
+)
 def test_rounding_to_int8_and_back_is_torchs_and_smooth_keeps_the_range(tmp_path, scale, zero, dtype):
     ct = import_quietly("coremltools")
     from coremltools.converters.mil.mil import Builder, types
 
     per_channel = isinstance(scale, list)
-    options = {"scale": np.float32(scale), **({"axis": 1} if per_channel else {}), **({} if zero is None else {"zero_point": np.dtype(dtype).type(zero)})}
+    options = {
+        "scale": np.float32(scale),
+        **({"axis": 1} if per_channel else {}),
+        **({} if zero is None else {"zero_point": np.dtype(dtype).type(zero)}),
+    }
 
     @Builder.program(input_specs=[Builder.TensorSpec((2, 4, 9), dtype=types.fp32)], opset_version=ct.target.iOS17)
     def program(x):
         return Builder.dequantize(input=Builder.quantize(input=x, output_dtype=dtype, **options), name="y", **options)
 
     with quiet_stderr(), quiet_logging():
-        model = ct.convert(program, minimum_deployment_target=ct.target.iOS17, compute_precision=ct.precision.FLOAT32, skip_model_load=True)
+        model = ct.convert(
+            program,
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
         model.save(str(tmp_path / "rounds.mlpackage"))
     package = load_package(tmp_path / "rounds.mlpackage")
     x = np.random.default_rng(0).standard_normal((2, 4, 9)).astype(np.float32) * 4

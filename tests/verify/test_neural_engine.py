@@ -22,7 +22,9 @@ def saved(program, path, precision: str):
     ct = import_quietly("coremltools")
     with quiet_stderr(), quiet_logging():
         precision = getattr(ct.precision, precision)
-        model = ct.convert(program, minimum_deployment_target=ct.target.iOS17, compute_precision=precision, skip_model_load=True)
+        model = ct.convert(
+            program, minimum_deployment_target=ct.target.iOS17, compute_precision=precision, skip_model_load=True
+        )
         model.save(str(path))
     return load_package(path)
 
@@ -39,7 +41,9 @@ def test_each_known_reason_is_named_with_its_operator(tmp_path):
         masked = Builder.add(x=x, y=mask, name="masked")
         rows = Builder.gather(x=np.ones((20000, 8), np.float32), indices=ids, axis=0, name="rows")
         wide = Builder.linear(x=masked, weight=np.ones((17000, 8), np.float32), name="wide")
-        scattered = Builder.scatter(data=rows, indices=np.array([0]), updates=np.ones((1, 4, 8), np.float32), axis=0, name="scattered")
+        scattered = Builder.scatter(
+            data=rows, indices=np.array([0]), updates=np.ones((1, 4, 8), np.float32), axis=0, name="scattered"
+        )
         # Infinite bounds of a clip are harmless, whatever the precision.
         return Builder.clip(x=masked, alpha=np.float32(0.0), beta=np.float32(3e38), name="clipped"), wide, scattered
 
@@ -49,11 +53,17 @@ def test_each_known_reason_is_named_with_its_operator(tmp_path):
     assert {("scatter", "scattered", "operator"), ("linear", "wide", "dimension")} <= named
     masks = [each for each in warnings if each.reason == "mask"]
     assert len(masks) == 1 and masks[0].operator == "const" and masks[0].detail == "holds -1e+09"
-    assert not any(each.operator == "gather" and each.reason == "dimension" for each in warnings)  # the table is the lookup's warning
+    assert not any(
+        each.operator == "gather" and each.reason == "dimension" for each in warnings
+    )  # the table is the lookup's warning
     assert list(by_reason(warnings)) == ["dimension", "gather", "operator", "float32", "mask"]
     for each in warnings:
         said = each.to_json()
-        assert (each.package, each.function) == ("bad.mlpackage", "main") and said["text"] == REASONS[each.reason].text and "http" in said["source"]
+        assert (
+            (each.package, each.function) == ("bad.mlpackage", "main")
+            and said["text"] == REASONS[each.reason].text
+            and "http" in said["source"]
+        )
     json.dumps([each.to_json() for each in warnings])
 
 
@@ -85,7 +95,9 @@ def test_the_exported_programs_have_the_lookup_alone(tmp_path, precision):
     for source in sources(ExitModel("qa", config, 2, "attention", [1]).eval()):
         convert(source, 16, "iOS18", precision, tmp_path / f"{source.name}.mlpackage")
         warnings = lint(load_package(tmp_path / f"{source.name}.mlpackage"))
-        assert [(each.reason, each.detail) for each in warnings] == ([("gather", "a table of 17000x64")] if source.name == "embed" else [])
+        assert [(each.reason, each.detail) for each in warnings] == (
+            [("gather", "a table of 17000x64")] if source.name == "embed" else []
+        )
 
 
 def test_each_rounding_of_activations_is_named_and_says_since_when_it_pays(tmp_path):
@@ -95,6 +107,8 @@ def test_each_rounding_of_activations_is_named_and_says_since_when_it_pays(tmp_p
     convert(sources(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
     warnings = lint(load_package(tmp_path / "segment_0.mlpackage"))
     sizes = (64, 64, 64, 128)  # what goes into qkv, attention_out, ffn_in, ffn_out
-    assert [(each.operator, each.reason, each.detail) for each in warnings] == [("quantize", "int8", f"1x16x{size} to int8") for size in sizes]
+    assert [(each.operator, each.reason, each.detail) for each in warnings] == [
+        ("quantize", "int8", f"1x16x{size} to int8") for size in sizes
+    ]
     said = warnings[0].to_json()
     assert "A17 Pro" in said["text"] and said["source"].startswith("https://apple.github.io/coremltools")

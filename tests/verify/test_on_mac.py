@@ -65,7 +65,14 @@ def exported(tmp_path_factory) -> tuple[Path, Manifest]:
     one = recipe.model_copy(update={"export": recipe.export.model_copy(update={"coreml_buckets": [16]})})
     programs = [*export_coreml(model, folder, recipe), *export_executorch_coreml(model, folder, one)]
     shape = ModelShape(
-        layers=1, hidden_size=64, heads=4, intermediate_size=128, vocab_size=200, parameters=1, exit_layers=[1], head="attention"
+        layers=1,
+        hidden_size=64,
+        heads=4,
+        intermediate_size=128,
+        vocab_size=200,
+        parameters=1,
+        exit_layers=[1],
+        head="attention",
     )
     manifest = Manifest(
         name="tiny", task="qa", max_length=32, model=shape, scheme="fp32", embeddings_scheme="fp32", programs=programs, speeds={}, files=[],
@@ -84,9 +91,16 @@ def test_core_ml_agrees_with_the_evaluator_on_every_processor_and_says_where_it_
     folder, manifest = exported
     checks, report = verify_on_mac(folder)
     assert [str(check) for check in checks if not check.passed] == []
-    of_packages = {check.metric.split("_snr")[0] for check in checks if check.backend == "coreml" and "snr" in check.metric}
+    of_packages = {
+        check.metric.split("_snr")[0] for check in checks if check.backend == "coreml" and "snr" in check.metric
+    }
     assert report.ran and of_packages == set(UNITS)
-    assert {(plan.program, plan.length) for plan in report.plans} == {("embed", 8), ("embed", 16), ("segment_0", 8), ("segment_0", 16)}
+    assert {(plan.program, plan.length) for plan in report.plans} == {
+        ("embed", 8),
+        ("embed", 16),
+        ("segment_0", 8),
+        ("segment_0", 16),
+    }
     for plan in report.plans:
         assert {each.operator for each in plan.operators} & {"linear", "matmul", "gather"}
         assert set(plan.devices) <= {"CPU", "GPU", "Neural Engine"}
@@ -99,7 +113,9 @@ def test_a_functions_prediction_is_that_of_its_bucket(exported, units):
     program = next(each for each in manifest.programs if (each.name, each.lengths) == ("embed", [16]))
     inputs = {"input_ids": np.arange(16, dtype=np.int32)[None]}
     got = AppleCoreML().predict(folder / program.file, program.method, units, inputs)["hidden"]
-    np.testing.assert_allclose(got, evaluate(load_package(folder / program.file), program.method, inputs)["hidden"], atol=0.02)
+    np.testing.assert_allclose(
+        got, evaluate(load_package(folder / program.file), program.method, inputs)["hidden"], atol=0.02
+    )
 
 
 # Up to the border. What stands in for Apple's runtime is the evaluator with its results rounded to float16, or with a fault.
@@ -121,7 +137,10 @@ class Rounding:
         return self.fault(units, self.run["coreml"](self.program(package, function), inputs, "float16").outputs)
 
     def plan(self, package, function):
-        return (Placed("linear", function, "Neural Engine", ("CPU", "Neural Engine"), 0.75), Placed("gather", "g", "CPU", ("CPU",), None))
+        return (
+            Placed("linear", function, "Neural Engine", ("CPU", "Neural Engine"), 0.75),
+            Placed("gather", "g", "CPU", ("CPU",), None),
+        )
 
     def run_method(self, file, method, inputs):
         program = self.program(file, method)
@@ -145,7 +164,9 @@ def test_every_program_is_asked_for_on_every_processor(exported):
         for program, metric in (("embed", "snr_db"), ("segment_0", "snr_db"), ("segment_0", "uncertainty"))
         for length in lengths
     }
-    assert {(check.backend, check.program, check.metric) for check in checks} == expected and len(checks) == len(expected)
+    assert {(check.backend, check.program, check.metric) for check in checks} == expected and len(checks) == len(
+        expected
+    )
     # Rounding to float16 costs something, and less than the floor allows.
     assert FLOOR_DB < min(check.value for check in checks if "snr" in check.metric) < 80
     assert [(plan.program, plan.length, plan.devices) for plan in plans] == [
@@ -158,7 +179,10 @@ def test_int8_activations_need_agree_less(exported):
     program = next(each for each in exported[1].programs if each.name == "segment_0")
     random = np.random.default_rng(0)
     right = {tensor.name: random.standard_normal(tensor.shape).astype(np.float32) for tensor in program.outputs}
-    got = {name: value + random.standard_normal(value.shape) * 0.1 * (name != "uncertainty") for name, value in right.items()}  # 20 dB
+    got = {
+        name: value + random.standard_normal(value.shape) * 0.1 * (name != "uncertainty")
+        for name, value in right.items()
+    }  # 20 dB
     floors = {}
     for precision in ("int8", "int8-a8"):
         (check, _) = compare(program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [got])
@@ -170,7 +194,11 @@ def test_int8_activations_need_agree_less(exported):
 
 FAULTS = {
     "not a number": lambda outputs: {**outputs, "hidden_out": np.full_like(outputs["hidden_out"], np.nan)},
-    "swapped": lambda outputs: {**outputs, "start_logits": outputs["end_logits"], "end_logits": outputs["start_logits"]},
+    "swapped": lambda outputs: {
+        **outputs,
+        "start_logits": outputs["end_logits"],
+        "end_logits": outputs["start_logits"],
+    },
     "missing": lambda outputs: {name: value for name, value in outputs.items() if name != "end_logits"},
     "another shape": lambda outputs: {**outputs, "hidden_out": outputs["hidden_out"][:, :-1]},
     "one per cent off": lambda outputs: {**outputs, "start_logits": outputs["start_logits"] * 1.01},
@@ -178,7 +206,9 @@ FAULTS = {
 
 
 # A method's outputs have no names, so that none is missing by its name.
-PLACES = [(fault, where) for fault in FAULTS for where in ("cpu_gpu", "delegate") if (fault, where) != ("missing", "delegate")]
+PLACES = [
+    (fault, where) for fault in FAULTS for where in ("cpu_gpu", "delegate") if (fault, where) != ("missing", "delegate")
+]
 
 
 @pytest.mark.parametrize(("fault", "where"), PLACES)
@@ -190,7 +220,9 @@ def test_a_processor_that_computes_something_else_is_named(exported, fault, wher
 
     checks, _ = check_on_mac(folder, manifest, Rounding(folder, faulty))
     failed = {(check.program, check.metric) for check in checks if not check.passed}
-    assert failed == {("segment_0", f"{where}_snr_db_{length}") for length in ((16,) if where == "delegate" else (8, 16))}
+    assert failed == {
+        ("segment_0", f"{where}_snr_db_{length}") for length in ((16,) if where == "delegate" else (8, 16))
+    }
     assert all(check.note.startswith("output ") for check in checks if not check.passed)
 
 
@@ -230,20 +262,38 @@ def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
             call()
         line = str(caught.value)
         assert line.startswith(f"{folder / program.file}: {program.method}: ") and "\n" not in line
-    with pytest.raises(UserError, match="a.pte: forward: Core ML does not run it .RuntimeError.$"), one_line(Path("a.pte"), "forward"):
+    with (
+        pytest.raises(UserError, match="a.pte: forward: Core ML does not run it .RuntimeError.$"),
+        one_line(Path("a.pte"), "forward"),
+    ):
         raise RuntimeError
 
 
 def test_an_uncertainty_that_is_off_fails_by_itself():
-    tensors = [Tensor(name="logits", dtype="float32", shape=[1, 3]), Tensor(name="uncertainty", dtype="float32", shape=[1])]
+    tensors = [
+        Tensor(name="logits", dtype="float32", shape=[1, 3]),
+        Tensor(name="uncertainty", dtype="float32", shape=[1]),
+    ]
     program = Program(
-        name="segment_0", backend="coreml", file="a", method="main", precision="fp16", inputs=[], outputs=tensors, lengths=[8]
+        name="segment_0",
+        backend="coreml",
+        file="a",
+        method="main",
+        precision="fp16",
+        inputs=[],
+        outputs=tensors,
+        lengths=[8],
     )
     right = {"logits": np.array([[1.0, 2.0, 3.0]]), "uncertainty": np.array([0.5])}
     for uncertainty, passes in ((0.505, True), (0.52, False), (np.nan, False)):
-        snr, other = compare(program, "classification", "cpu", [right], [{**right, "uncertainty": np.array([uncertainty])}])
+        snr, other = compare(
+            program, "classification", "cpu", [right], [{**right, "uncertainty": np.array([uncertainty])}]
+        )
         assert snr.passed and (other.metric, other.passed) == ("cpu_uncertainty_8", passes)
-    assert compare(program, "classification", "cpu_ne", [right], [{**right, "logits": right["logits"] + 0.1}])[0].note == "output logits"
+    assert (
+        compare(program, "classification", "cpu_ne", [right], [{**right, "logits": right["logits"] + 0.1}])[0].note
+        == "output logits"
+    )
 
 
 class Stub:
@@ -260,11 +310,20 @@ class Stub:
             return plans.MLModelStructureProgramOperation({}, kind, outputs, list(blocks), None)
 
         def function(*operations):
-            return plans.MLModelStructureProgramFunction([], plans.MLModelStructureProgramBlock([], list(operations), []))
+            return plans.MLModelStructureProgramFunction(
+                [], plans.MLModelStructureProgramBlock([], list(operations), [])
+            )
 
         inner = plans.MLModelStructureProgramBlock([], [operation("ios18.relu", "inside")], [])
-        main = function(operation("const", "w"), operation("ios18.linear", "y"), operation("ios18.gather", "g"), operation("cond", "c", [inner]))
-        self.model_structure = plans.MLModelStructure(None, plans.MLModelStructureProgram({"main": main, "other": function()}), None)
+        main = function(
+            operation("const", "w"),
+            operation("ios18.linear", "y"),
+            operation("ios18.gather", "g"),
+            operation("cond", "c", [inner]),
+        )
+        self.model_structure = plans.MLModelStructure(
+            None, plans.MLModelStructureProgram({"main": main, "other": function()}), None
+        )
 
     def device(self, kind: str):
         return object.__new__(getattr(self.devices, f"ML{kind}ComputeDevice"))
@@ -292,12 +351,15 @@ def test_a_plan_is_read_operator_by_operator_and_into_blocks():
 
 def test_a_function_alone_computes_what_it_does_among_others(exported, tmp_path):
     folder, manifest = exported
-    program = next(each for each in manifest.programs if (each.backend, each.name, each.lengths) == ("coreml", "embed", [16]))
+    program = next(
+        each for each in manifest.programs if (each.backend, each.name, each.lengths) == ("coreml", "embed", [16])
+    )
     single = single_function(folder / program.file, program.method, tmp_path)
     inputs = {"input_ids": np.arange(16, dtype=np.int32)[None]}
     assert list(load_package(single).functions) == ["main"] and single_function(single, "main", tmp_path) == single
     np.testing.assert_array_equal(
-        evaluate(load_package(single), "main", inputs)["hidden"], evaluate(load_package(folder / program.file), program.method, inputs)["hidden"]
+        evaluate(load_package(single), "main", inputs)["hidden"],
+        evaluate(load_package(folder / program.file), program.method, inputs)["hidden"],
     )
 
 

@@ -63,7 +63,11 @@ def verify(monkeypatch, capsys):
 
 def inputs(**changes) -> dict[str, np.ndarray]:
     """For `length_4`; None takes one away."""
-    given = {"ids": np.array([[3, 0, 39, 7]], dtype=np.int32), "bias": np.full((1, 4, 1), 0.5, dtype=np.float32), **changes}
+    given = {
+        "ids": np.array([[3, 0, 39, 7]], dtype=np.int32),
+        "bias": np.full((1, 4, 1), 0.5, dtype=np.float32),
+        **changes,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -74,7 +78,9 @@ def test_random_inputs_run_every_function_in_both_precisions(package, verify):
     assert [each["function"] for each in result["functions"]] == ["length_4", "length_6"]
     for function, length in zip(result["functions"], (4, 6)):
         rows = function["outputs"][0]
-        assert (rows["name"], rows["shape"], rows["finite"]) == ("rows", [1, length, 64], True) and rows["minimum"] < rows["maximum"]
+        assert (rows["name"], rows["shape"], rows["finite"]) == ("rows", [1, length, 64], True) and rows[
+            "minimum"
+        ] < rows["maximum"]
         assert 40 < rows["float16_snr_db"] < 100 and function["faults"] == {"float32": [], "float16": []}
     assert verify(package, "--json")[1] == out
     assert verify(package)[1].count("length_4") >= 2 and "random (seed 0)" in verify(package)[1]
@@ -87,7 +93,9 @@ def test_given_inputs_give_what_numpy_gives(package, verify, tmp_path, form):
         np.savez(file, **inputs())
     else:
         file.write_text(json.dumps({name: value.tolist() for name, value in inputs().items()}))
-    code, out, _ = verify(package, "--inputs", file, "--function", "length_4", "--outputs", tmp_path / "outputs.npz", "--json")
+    code, out, _ = verify(
+        package, "--inputs", file, "--function", "length_4", "--outputs", tmp_path / "outputs.npz", "--json"
+    )
     result = json.loads(out)
     expected = TABLE[[[3, 0, 39, 7]]].astype(np.float32) + 0.5
     assert code == 0 and result["inputs"] == str(file)
@@ -128,7 +136,9 @@ def refused(result: tuple[int, str, str], *parts) -> None:
 )
 def test_inputs_that_do_not_fit(package, verify, tmp_path, changes, parts):
     np.savez(tmp_path / "inputs.npz", **inputs(**changes))
-    refused(verify(package, "--inputs", tmp_path / "inputs.npz", "--function", "length_4"), tmp_path / "inputs.npz", *parts)
+    refused(
+        verify(package, "--inputs", tmp_path / "inputs.npz", "--function", "length_4"), tmp_path / "inputs.npz", *parts
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,12 @@ def test_packages_that_are_not_whole_or_not_known(package, verify, tmp_path):
                 next(each for each in block.operations if each.type == "mul").type = "frobnicate"
 
     refused(verify(altered("weights", cut_weights)), "weights.mlpackage")
-    refused(verify(altered("cut", lambda spec, copy: (copy / SPEC_FILE).write_bytes(spec.SerializeToString()[:-100]))), "model.mlmodel")
-    refused(verify(altered("newer", lambda spec, copy: setattr(spec, "specificationVersion", 99))), "version 99", "newer")
+    refused(
+        verify(altered("cut", lambda spec, copy: (copy / SPEC_FILE).write_bytes(spec.SerializeToString()[:-100]))),
+        "model.mlmodel",
+    )
+    refused(
+        verify(altered("newer", lambda spec, copy: setattr(spec, "specificationVersion", 99))), "version 99", "newer"
+    )
     refused(verify(altered("operator", unknown)), "'frobnicate' is not known")
     refused(verify(tmp_path / "nothing.mlpackage"), "is not a Core ML package")

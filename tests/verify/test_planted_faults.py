@@ -53,7 +53,9 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     task, precision, target, layout = request.param
     torch.manual_seed(5)
     vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
-    config = EncoderConfig(vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48)
+    config = EncoderConfig(
+        vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48
+    )
     model = ExitModel(task, config, 2, "attention" if task == "qa" else "pooled", [1, 2]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,7 +68,11 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
             "data": {"max_length": 48},
             "qa": {"window": 48, "stride": 8, "max_question": 12, "max_answer": 8},
             "export": {
-                "max_length": 48, "coreml_buckets": list(BUCKETS), "coreml_precision": precision, "coreml_target": target, "coreml_layout": layout,
+                "max_length": 48,
+                "coreml_buckets": list(BUCKETS),
+                "coreml_precision": precision,
+                "coreml_target": target,
+                "coreml_layout": layout,
             },
         }
     )
@@ -83,7 +89,9 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     gains = None
     if precision == "int8-a8":
         random = np.random.default_rng(0)
-        items = [Item(random.integers(0, len(vocabulary), 40), np.zeros(40, int), None, np.arange(40) > 4) for _ in range(32)]
+        items = [
+            Item(random.integers(0, len(vocabulary), 40), np.zeros(40, int), None, np.arange(40) > 4) for _ in range(32)
+        ]
         gains = input_gains(Programs.of(model), items)
     programs = export_coreml(model, folder, recipe, input_gains=gains)
     vectors = make_vectors(
@@ -105,7 +113,9 @@ def copy(exported, tmp_path) -> Path:
 def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
     """`pocketbert verify BUNDLE --json` once the manifest's checksums fit the files: exit code, what it prints, the last line on stderr."""
     manifest = read_manifest(bundle, check_files=False)
-    (bundle / MANIFEST_FILE).write_text(manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8")
+    (bundle / MANIFEST_FILE).write_text(
+        manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
+    )
     monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -115,7 +125,9 @@ def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
 
 def packages(bundle: Path, program: str) -> list[Path]:
     """The program's packages: one, or one for each bucket."""
-    return sorted({bundle / each.file for each in read_manifest(bundle, check_files=False).programs if each.name == program})
+    return sorted(
+        {bundle / each.file for each in read_manifest(bundle, check_files=False).programs if each.name == program}
+    )
 
 
 def change_spec(package: Path, change) -> None:
@@ -135,7 +147,11 @@ def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
     (function, *_) = load_package(package).functions.values()
     for operation in function.operations:
         for value in (operation.outputs[0].val, getattr(getattr(operation, "data", None), "val", None)):
-            if isinstance(value, np.ndarray) and value.squeeze().shape == shape and operation.op_type.startswith("const"):
+            if (
+                isinstance(value, np.ndarray)
+                and value.squeeze().shape == shape
+                and operation.op_type.startswith("const")
+            ):
                 raw = np.frombuffer(value.tobytes(), dtype=np.uint8)
                 at = bytes(data).find(bytes(raw))
                 assert at >= 0
@@ -145,7 +161,11 @@ def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
 
 def named(result: dict, metric: str) -> set[tuple[str, str]]:
     """(program, metric) of the failed checks whose metric begins so."""
-    return {(each["program"], each["metric"]) for each in result["checks"] if not each["passed"] and each["metric"].startswith(metric)}
+    return {
+        (each["program"], each["metric"])
+        for each in result["checks"]
+        if not each["passed"] and each["metric"].startswith(metric)
+    }
 
 
 def expect(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> None:
@@ -190,8 +210,14 @@ def test_a_mask_of_minus_infinity(copy, exported, monkeypatch, capsys):
     """The bias is divided by zero on its way, so that what is masked is -inf, and what is not is NaN."""
 
     def infinite(block):
-        cast = next(each for each in block.operations if each.type == "cast" and each.inputs["x"].arguments[0].name == "attention_bias")
-        constants = (each for each in block.operations if each.type == "const" and each.outputs[0].type.tensorType.dataType == 10)
+        cast = next(
+            each
+            for each in block.operations
+            if each.type == "cast" and each.inputs["x"].arguments[0].name == "attention_bias"
+        )
+        constants = (
+            each for each in block.operations if each.type == "const" and each.outputs[0].type.tensorType.dataType == 10
+        )
         zero = next(each for each in constants if not each.outputs[0].type.tensorType.dimensions)
         scalar = type(zero)()
         scalar.CopyFrom(zero)
@@ -214,8 +240,12 @@ def test_a_mask_of_minus_infinity(copy, exported, monkeypatch, capsys):
         change_spec(package, infinite)
     verified = verify(copy, monkeypatch, capsys)
     expect(verified, exported.segment)
-    finite = [each for each in verified[1]["checks"] if each["metric"].startswith("finite_float16") and not each["passed"]]
-    assert {each["program"] for each in finite} == {exported.segment} and all(each["note"].startswith("mul ") for each in finite)
+    finite = [
+        each for each in verified[1]["checks"] if each["metric"].startswith("finite_float16") and not each["passed"]
+    ]
+    assert {each["program"] for each in finite} == {exported.segment} and all(
+        each["note"].startswith("mul ") for each in finite
+    )
 
 
 def test_a_swapped_output(copy, exported, monkeypatch, capsys):
@@ -244,7 +274,12 @@ def test_a_swapped_output(copy, exported, monkeypatch, capsys):
 def scales_of(block, *operators: str) -> list:
     """The constants that the scales of these operators are, in the order of the program; one may be shared."""
     names = [each.inputs["scale"].arguments[0].name for each in block.operations if each.type in operators]
-    return [constant for name in dict.fromkeys(names) for constant in block.operations if constant.outputs and constant.outputs[0].name == name]
+    return [
+        constant
+        for name in dict.fromkeys(names)
+        for constant in block.operations
+        if constant.outputs and constant.outputs[0].name == name
+    ]
 
 
 @pytest.mark.parametrize("operators", [("dequantize",), ("quantize",), ("quantize", "dequantize")], ids="-".join)

@@ -18,5 +18,8 @@ def load_demo(task: Task) -> tuple[list[Example], list[Example]]:
     elif task == "qa":
         train, dev = qa.generate()
     else:
-        raise UserError(f"there is no demo data for {task}, only for classification and qa; name a file or a hub data set", file="demo")
+        raise UserError(
+            f"there is no demo data for {task}, only for classification and qa; name a file or a hub data set",
+            file="demo",
+        )
     return list(train), list(dev)
