@@ -10,9 +10,10 @@ from typing import Annotated, Optional, get_args
 import typer
 from rich.table import Table
 
-from pipeline import __version__, processes
-from pipeline.errors import UserError
-from pipeline.progress import console, output, progress
+from pipeline import __version__
+from pipeline.support import processes
+from pipeline.support.errors import UserError
+from pipeline.support.progress import console, output, progress
 
 app = typer.Typer(
     help="A BERT, distilled, with an exit after every layer, as a bundle that a phone runs.\n\n"
@@ -62,7 +63,7 @@ def print_lines(lines: list[str]) -> None:
 def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str):
     """Runs all stages up to `last` and returns the run; the main process of several does, for the others that is all."""
     from pipeline.recipe import load_recipe
-    from pipeline.stages import Run
+    from pipeline.run.engine import Run
 
     with processes.together():
         recipe = load_recipe(recipe_file, settings or [])
@@ -76,7 +77,7 @@ def run_stage(recipe_file: Path, settings: list[str] | None, out: Path | None, l
 @app.command()
 def run(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
     """Every stage, from data and weights to a measured bundle. A second run redoes only what changed; a killed one continues."""
-    from pipeline.summary import print_summary
+    from pipeline.report.terminal import print_summary
 
     print_summary(run_stage(recipe, settings, out, "report"))
 
@@ -115,8 +116,8 @@ def quantize(
     if Path(target).suffix == ".toml":
         console.print(f"quantize: {run_stage(Path(target), settings, out, 'quantize').path('quantize')}")
         return
-    from pipeline.standalone import quantize_checkpoint
-    from pipeline.summary import quantized_table
+    from pipeline.report.terminal import quantized_table
+    from pipeline.run.checkpoint import quantize_checkpoint
 
     with progress() as on_step:
         result = quantize_checkpoint(target, settings or [], out, on_step)
@@ -135,8 +136,8 @@ def sensitivity(
     as_json: AsJson = False,
 ) -> None:
     """What each matrix loses by fewer bits when it alone has them, on the calibration split. Stages that it needs run first."""
-    from pipeline.stages import sensitivity as measure
-    from pipeline.summary import sensitivity_table
+    from pipeline.report.terminal import sensitivity_table
+    from pipeline.run.engine import sensitivity as measure
 
     finished = run_stage(recipe, settings, out, "exits")
     with progress() as on_step:
@@ -154,9 +155,9 @@ stage_command("report", "Writes the report.")
 @app.command()
 def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
     """What each term of the losses is worth: the student again without it, and from random weights. A killed one continues."""
-    from pipeline.ablate import ablate as run_ablation
-    from pipeline.ablate import ablation_table
     from pipeline.recipe import load_recipe
+    from pipeline.run.ablate import ablate as run_ablation
+    from pipeline.run.ablate import ablation_table
 
     with processes.together():
         loaded = load_recipe(recipe, settings or [])
@@ -201,11 +202,11 @@ def verify(
 
     On a Mac a bundle's programs run in Core ML itself, too. Exits with 1 when a program is out of tolerance, or a package's output is not finite.
     """
-    from pipeline.summary import checks_table, mac_lines, warning_lines
+    from pipeline.report.terminal import checks_table, mac_lines, warning_lines
     from pipeline.verify.checks import to_json
     from pipeline.verify.neural_engine import lint_bundle
     from pipeline.verify.on_mac import verify_on_mac
-    from pipeline.verify.stage import failure, verify_bundle
+    from pipeline.verify.verify import failure, verify_bundle
 
     if target.suffix in (".mlpackage", ".pte"):
         return verify_package(target, inputs, function, precision, outputs, as_json)
@@ -233,9 +234,9 @@ def verify_package(
     package: Path, inputs: Path | None, function: str | None, precision: str, outputs: Path | None, as_json: bool
 ) -> None:
     """`verify` of one saved package."""
-    from pipeline.summary import fault_lines, package_table, warning_lines
+    from pipeline.report.terminal import fault_lines, package_table, warning_lines
+    from pipeline.verify.evaluator.package import examine_package
     from pipeline.verify.neural_engine import lint
-    from pipeline.verify.package import examine_package
 
     if precision not in ("float32", "float16"):
         raise UserError(f"{precision!r} is not known; take float32 or float16", field="--precision")
@@ -270,7 +271,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """One answer, with the exit taken, the uncertainty at every exit that ran, and the milliseconds it took."""
-    from pipeline.runtime.bundle import Bundle
+    from pipeline.bundle.opening import Bundle
     from pipeline.runtime.runner import Runner
 
     opened = Bundle.open(bundle)
@@ -335,11 +336,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Runs the bundle's own programs over a labelled file: accuracy, EM/F1 or correlations, depth, latency; --speed takes several."""
+    from pipeline.bundle.opening import Bundle, default_speed
     from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
-    from pipeline.runtime.bundle import Bundle, default_speed
+    from pipeline.report.terminal import evaluation_table
     from pipeline.runtime.evaluate import evaluate as run_evaluation
-    from pipeline.summary import evaluation_table
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
@@ -373,11 +374,11 @@ def study(
     ] = None,
 ) -> None:
     """What each exit is worth: score against depth and operations at every threshold and measure of uncertainty, on any labelled data."""
+    from pipeline.bench.study import study_bundle
+    from pipeline.bundle.opening import Bundle
     from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
-    from pipeline.runtime.bundle import Bundle
-    from pipeline.runtime.study import study_bundle
-    from pipeline.summary import study_tables
+    from pipeline.report.terminal import study_tables
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
@@ -387,7 +388,7 @@ def study(
     with progress() as on_step:
         result = study_bundle(opened, examples, limit, on_step, source=data)
     if out is not None:
-        from pipeline.bench.study_page import write_study
+        from pipeline.report.study_page import write_study
 
         console.print(f"page: {write_study(result, opened.manifest.name, Path(data).name, out)}")
     if as_json:
@@ -432,10 +433,10 @@ def bench(
 ) -> None:
     """Latency, load time, peak memory and size on this machine, against BERT-base and peers, alternating, each in its own process."""
     from pipeline.bench.host import Reference, bench_host
-    from pipeline.bench.plots import systems_plot
     from pipeline.bench.shapes import shape_bundle
-    from pipeline.summary import bench_table
-    from pipeline.workspace import write_text
+    from pipeline.report.plots import systems_plot
+    from pipeline.report.terminal import bench_table
+    from pipeline.support.workspace import write_text
 
     if device != "host":
         raise UserError(f"{device!r} cannot be measured by this version; take host", field="--device")
@@ -494,7 +495,7 @@ def size(
     as_json: AsJson = False,
 ) -> None:
     """Bytes by part, against fp32, BERT-base and the 207 MB of the DistilBERT paper's app."""
-    from pipeline.summary import size_table
+    from pipeline.report.terminal import size_table
     from quantize.size import size_of
 
     reports = [size_of(bundle) for bundle in bundles]

@@ -10,9 +10,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.data.examples import Task
-from pipeline.errors import UserError
-from pipeline.manifest import Uncertainty
+from pipeline.names import Task, Uncertainty
+from pipeline.support.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib

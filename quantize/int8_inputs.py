@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.items import Item
-from pipeline.errors import UserError
 from pipeline.model.encoder import attention_bias
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
-from pipeline.progress import OnStep, silent
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from quantize.schemes import named_linears
 
 STEP = 2.0**-7  # of the quotients; a power of two, so that float16 divides by it without rounding

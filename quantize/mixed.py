@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.data.examples import Example
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from quantize.schemes import EMBEDDINGS_MATRIX, apply_schemes
 from quantize.sensitivity import Sensitivity, measure_sensitivity, shapes_of, stored
 from quantize.size import executorch_parts

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.items import Item
-from pipeline.errors import UserError
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import FEWEST_TO_ROUND_BY
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from quantize.int4 import GROUP, scales_of, steps_of
 from quantize.schemes import named_linears
 

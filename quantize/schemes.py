@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.model.segments import Programs
-from pipeline.quiet import import_quietly, quiet_logging
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly, quiet_logging
 from quantize.embeddings import HalfEmbedding, Int4Embedding, Int8Embedding
 from quantize.float_inputs import HalfLinear, WeightOnlyLinear
 from quantize.int4 import GROUP, scales_of

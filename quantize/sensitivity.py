@@ -8,15 +8,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import log_softmax
 
-from pipeline.data.examples import Example, QAExample, Task
+from pipeline.bundle.manifest import SCORE
+from pipeline.data.examples import Example, QAExample
 from pipeline.data.items import Item, make_items
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.exits.predictions import predict, run_programs
-from pipeline.manifest import SCORE, LabelRange, Metric
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
+from pipeline.names import Metric, Task
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schemes, named_linears
 
 FEWEST = 16  # examples; on fewer, what one text says would decide about a matrix

@@ -12,11 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_FILE, Backend, Manifest, ModelShape, read_manifest
+from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
+from pipeline.names import Backend
+from pipeline.support.errors import UserError
 from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, stored_bytes
 from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
 

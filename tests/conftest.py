@@ -15,9 +15,10 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pipeline.bundle.manifest import SCORE, Manifest, Speed
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.manifest import SCORE, LabelRange, Manifest, Speed
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -154,10 +155,10 @@ def agreeing_qa(tmp_path_factory, tiny_qa, patient_qa) -> TinyBundle:
 
 
 def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: str = "patience") -> TinyBundle:
-    from pipeline.conformance import CONFORMANCE_FILE, Conformance
-    from pipeline.exits.rule import patience_threshold
+    from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
+    from pipeline.bundle.exit_rule import patience_threshold
+    from pipeline.bundle.manifest import MANIFEST_FILE, ExitOptions, describe_files
     from pipeline.export.vectors import make_vectors
-    from pipeline.manifest import MANIFEST_FILE, ExitOptions, describe_files
 
     shutil.copytree(tiny.path, folder)
     programs = Programs(

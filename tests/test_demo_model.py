@@ -7,18 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from pipeline.bundle.exit_rule import exits_taken
 from pipeline.data.demo import load_demo
 from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.finetune import build_teacher, finetune
 from pipeline.distill.student import initialise_student
-from pipeline.errors import UserError
 from pipeline.exits.calibrate import calibrate
 from pipeline.exits.predictions import Predictions, predict, run_model
-from pipeline.exits.rule import exits_taken
 from pipeline.exits.self_distill import self_distill
 from pipeline.model.checkpoint import load_pretrained, minilm_folder
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 
 
 def bag_of_words_accuracy(train, dev) -> float:

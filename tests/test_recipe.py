@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
 from pipeline.recipe import Recipe, known_keys, load_recipe, parse_value
+from pipeline.support.errors import UserError
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
 LEAST = 'name = "test"\ntask = "classification"\n'

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.workspace import is_full_disk
+from pipeline.support.errors import UserError
+from pipeline.support.workspace import is_full_disk
 
 CACHE_VARIABLE = "POCKETBERT_CACHE"
 

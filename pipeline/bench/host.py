@@ -17,15 +17,15 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.bench.measurements import BenchReport, Device, Measurement
-from pipeline.bench.peers import PEERS, Peer, Source, Weights, left_out, peer_sources
+from pipeline.bench.documents import BenchReport, Device, Measurement
 from pipeline.bench.protocol import WARM_UP, Timing, alternate
 from pipeline.bench.reference import reference_program
+from pipeline.bench.runtimes.peers import PEERS, Peer, Source, Weights, left_out, peer_sources
+from pipeline.bundle.manifest import Manifest, ModelShape, read_manifest
 from pipeline.doctor import installed
-from pipeline.errors import UserError
-from pipeline.manifest import Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import EncoderConfig
-from pipeline.progress import OnStep, silent
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from quantize.size import BERT_BASE, scheme_of
 
 REFERENCE_LENGTH = 128
@@ -33,10 +33,10 @@ Reference = Literal["bert-base", "same-width", "none"]
 
 
 class WorkerProcess:
-    """`pipeline.bench.worker` as a context: started on entering, ended on leaving, whatever happens between.
+    """`pipeline.bench.runtimes.worker` as a context: started on entering, ended on leaving, whatever happens between.
 
     Args:
-        system: a name in `pipeline.bench.worker.SYSTEMS`.
+        system: a name in `pipeline.bench.runtimes.worker.SYSTEMS`.
         source: what it loads.
         bundle: whose inputs it gets.
         threads: that it runs on.
@@ -46,7 +46,7 @@ class WorkerProcess:
         self.system, self.source, self.bundle, self.threads = system, source, bundle, threads
 
     def __enter__(self) -> WorkerProcess:
-        command = [sys.executable, "-m", "pipeline.bench.worker", self.system, str(self.source)]
+        command = [sys.executable, "-m", "pipeline.bench.runtimes.worker", self.system, str(self.source)]
         command += ["--bundle", str(self.bundle), "--threads", str(self.threads)]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.progress import OnStep, silent
+from pipeline.support.progress import OnStep, silent
 
 WARM_UP = 2  # rounds: the first run of a program allocates, the second finds its memory
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bench.cache import kept
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
-from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly, quiet_logging
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.quiet import import_quietly, quiet_logging
 from quantize.size import BERT_BASE
 
 METHOD = "forward"

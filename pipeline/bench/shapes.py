@@ -10,15 +10,15 @@ import torch
 from pipeline.bench.cache import code_digest, kept
 from pipeline.data.demo import load_demo
 from pipeline.doctor import installed
-from pipeline.errors import UserError
 from pipeline.export.bundle import TOOLS, write_bundle
 from pipeline.model.checkpoint import save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
-from pipeline.workspace import fingerprint
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.workspace import fingerprint
 from quantize.schemes import apply_scheme
 
 SHAPES: dict[str, EncoderConfig] = {

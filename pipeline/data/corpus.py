@@ -14,10 +14,10 @@ import numpy as np
 from pipeline.data.files import BINARY, exists, first_line, hub_name, hub_rows
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
-from pipeline.manifest import sha256_of
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Pretrain
+from pipeline.support.digests import sha256_of
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 
 WAY_OUT = 'give a text file in UTF-8, a folder of such files, or a hub set as "owner/name:split"'
 LONGEST_PIECE = 1 << 20  # bytes; a file may be a single line

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
-
-# Classification and regression read a text or a pair of texts, and differ in the label: one of some names, or a number.
-Task = Literal["classification", "regression", "qa"]
+from typing import Union
 
 
 @dataclass(frozen=True)

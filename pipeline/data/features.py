@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 
 @dataclass(frozen=True)

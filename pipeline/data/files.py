@@ -14,8 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample, Task
-from pipeline.errors import UserError
+from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.names import Task
+from pipeline.support.errors import UserError
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
 PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")

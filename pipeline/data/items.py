@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.data.features import encode_examples
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, label_window, make_windows
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 
 UNLABELLED = -100  # the class of an item without one, in a batch with others that have; cross-entropy passes over it
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
+from pipeline.data.labels import LabelRange
+from pipeline.support.errors import UserError
 
 
 def label_values(examples: Sequence[Example]) -> tuple[str, ...]:

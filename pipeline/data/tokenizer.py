@@ -13,7 +13,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 REQUIRED_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LONGEST_WORD = 100  # characters; a longer word is one [UNK], as in BERT's WordpieceTokenizer

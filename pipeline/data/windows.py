@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.data.examples import Answer
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 SPECIALS = 3  # [CLS] question [SEP] passage [SEP]
 

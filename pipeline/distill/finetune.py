@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from pipeline.data.items import Item
+from pipeline.data.labels import LabelRange
 from pipeline.distill.losses import hard_loss
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.model.checkpoint import Pretrained, fold_token_types
 from pipeline.model.exit_model import ExitModel
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 
 
 def build_teacher(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline import processes
+from pipeline.support import processes
 
 
 class Gradients:

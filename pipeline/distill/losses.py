@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.examples import Task
 from pipeline.data.inputs import MASKED
 from pipeline.data.items import UNLABELLED
+from pipeline.names import Task
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

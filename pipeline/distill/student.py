@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipeline.errors import UserError
 from pipeline.model.checkpoint import fold_token_types
 from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.support.errors import UserError
 
 
 def default_layers(teacher_layers: int) -> list[int]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import processes
 from pipeline.data.items import Item, collate, sorted_batches
 from pipeline.distill.trainer import TensorBatch, engine
-from pipeline.progress import OnStep, silent
+from pipeline.support import processes
+from pipeline.support.progress import OnStep, silent
 
 # Items of one file: a file is the unit that is written whole or not at all, and that processes share out among them.
 BLOCK = 4096

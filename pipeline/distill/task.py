@@ -12,12 +12,12 @@ from pipeline.data.items import Item
 from pipeline.distill.losses import attention_loss, cosine_loss, hard_loss, soft_loss
 from pipeline.distill.targets import keep_targets
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
-from pipeline.errors import UserError
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.fake_quantize import quantized_linears
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 
 
 def distill(

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import processes
 from pipeline.data.items import Batch, Item, collate, plan_batches
 from pipeline.distill.gradients import Gradients
-from pipeline.errors import UserError
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Training
-from pipeline.workspace import write_text
+from pipeline.support import processes
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.workspace import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.bundle.exit_rule import exits_taken
+from pipeline.bundle.manifest import Speed
 from pipeline.exits.bound import losses_needed, shows_less
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.rule import exits_taken
 from pipeline.exits.stopping import stopping_path
-from pipeline.manifest import Speed
 
 # Of the calibration split, for drawing up the candidates. The rest is for the bound, which costs far more examples.
 DRAFT_SHARE = 0.2

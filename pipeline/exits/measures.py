@@ -10,7 +10,7 @@ For question answering there are three more, which no program computes:
     span_probability: 1 - the greatest probability in that distribution, what is left for every other answer. Tokens that have no chance
         do not move it, however many there are.
 
-Patience is computed from answers instead, agreement from both, and a regression's change from its predictions: `pipeline.exits.rule`.
+Patience is computed from answers instead, agreement from both, and a regression's change from its predictions: `pipeline.bundle.exit_rule`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.exits.rule import change_uncertainty, patience_uncertainty
+from pipeline.bundle.exit_rule import change_uncertainty, patience_uncertainty
 
 LONGEST = 512  # tokens; what `unscaled_entropy` takes for the number of candidates of every passage
 
@@ -100,7 +100,7 @@ def window_measures(
     max_answer_tokens: int,
     temperatures: Sequence[float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every measure of the exits of one window; a question takes those of its best one (`pipeline.exits.rule.question_uncertainty`).
+    """Every measure of the exits of one window; a question takes those of its best one (`pipeline.bundle.exit_rule.question_uncertainty`).
 
     Args:
         start_logits, end_logits: [exits, length].

@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample, Task
+from pipeline.bundle.exit_rule import question_uncertainty
+from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.data.items import Item, classification_items, collate, question_windows, regression_items, sorted_batches
+from pipeline.data.labels import LabelRange
+from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow
 from pipeline.distill.trainer import device
 from pipeline.exits.measures import change, label_measures, window_measures, with_patience
-from pipeline.exits.ranking import regression_metrics
-from pipeline.exits.rule import question_uncertainty
-from pipeline.manifest import LabelRange
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import MEASURES, answer_bias
-from pipeline.progress import OnStep, silent
+from pipeline.names import Task
 from pipeline.recipe import Recipe
+from pipeline.support.progress import OnStep, silent
 
 QUESTIONS = 512  # whose logits are held at a time: a whole training set's, tokens times exits, would not fit
 
@@ -45,7 +46,7 @@ class ExitOutputs:
 class Predictions:
     """Examples through all exits, arrays [examples, exits].
 
-    `score` is what `pipeline.manifest.SCORE` names for the task; `exact` is exact match (the same as score for classification), None for
+    `score` is what `pipeline.bundle.manifest.SCORE` names for the task; `exact` is exact match (the same as score for classification), None for
     regression, whose answers are near or far and not right or wrong. `answers` are label indices, numbers in the data's unit, or texts, as
     a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has it by every measure there is, by name,
     computed from the same logits. `labels`, [examples], are a regression's, in the data's unit.

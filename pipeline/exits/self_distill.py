@@ -12,8 +12,8 @@ from pipeline.distill.losses import soft_loss
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
+from pipeline.support.progress import OnStep, silent
 
 
 def self_distill(

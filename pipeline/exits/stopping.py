@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.exits.rule import FULL_DEPTH, exits_taken
+from pipeline.bundle.exit_rule import FULL_DEPTH, exits_taken
 
 ALWAYS = 1.01  # a threshold above every uncertainty: all inputs leave
 # Score for a segment, a fraction of 1: from what no exit of a good model is worth to what sends everything out at the first exit.

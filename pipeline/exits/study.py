@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.data.examples import Task
-from pipeline.exits.ranking import auroc, spearman
-from pipeline.exits.rule import exits_taken
+from pipeline.bundle.exit_rule import exits_taken
+from pipeline.bundle.manifest import SCORE, Speed
+from pipeline.data.regression_metrics import auroc, spearman
 from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
-from pipeline.manifest import SCORE, Metric, Speed
+from pipeline.names import Metric, Task
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
     from pipeline.exits.predictions import Predictions
@@ -94,7 +94,7 @@ class Curve(Strict):
 
 
 class Ranking(Strict):
-    """Whether lower uncertainty means higher accuracy at one exit; see `pipeline.exits.ranking`. null where it is not defined."""
+    """Whether lower uncertainty means higher accuracy at one exit; see `pipeline.data.regression_metrics`. null where it is not defined."""
 
     auroc: float | None = Field(
         description="area under the ROC curve of uncertainty against a wrong answer (QA: no exact match); regression has none"

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.data.items import Item
 from pipeline.exits.predictions import run_model
 from pipeline.model.exit_model import ExitModel
-from pipeline.progress import OnStep, silent
+from pipeline.support.progress import OnStep, silent
 
 # Where the best temperature is looked for; beyond it, a head has learned nothing that a temperature could repair.
 BOUNDS = (0.1, 10.0)

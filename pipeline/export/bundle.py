@@ -12,17 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline import __version__
-from pipeline.conformance import CONFORMANCE_FILE
-from pipeline.data.examples import Example
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
-from pipeline.export.executorch import export_executorch
-from pipeline.export.fingerprints import make_fingerprints
-from pipeline.export.vectors import make_vectors
-from pipeline.manifest import (
+from pipeline.bundle.conformance import CONFORMANCE_FILE
+from pipeline.bundle.manifest import (
     MANIFEST_FILE,
     ExitOptions,
-    LabelRange,
     Manifest,
     ModelShape,
     Program,
@@ -32,12 +25,19 @@ from pipeline.manifest import (
     describe_files,
     json_schema,
 )
+from pipeline.data.examples import Example
+from pipeline.data.labels import LabelRange
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.export.executorch import export_executorch
+from pipeline.export.fingerprints import make_fingerprints
+from pipeline.export.vectors import make_vectors
 from pipeline.model.encoder import parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
 from pipeline.recipe import Recipe
-from pipeline.workspace import is_full_disk, write_text
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.workspace import is_full_disk, write_text
 from quantize.schemes import EMBEDDINGS_MATRIX
 
 VOCAB_FILE = "vocab.txt"

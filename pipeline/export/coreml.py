@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.bundle import manifest
 from pipeline.export.channels_first import channels_first
 from pipeline.export.structure import Structure, Weight, save
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.quiet import import_quietly
 from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, compress
 from quantize.int8_inputs import reciprocals, set_rounding, with_int8_inputs
 from quantize.schemes import EMBEDDINGS_MATRIX

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.bundle import manifest
 from pipeline.model.encoder import ExportLayer
 from pipeline.model.segments import Monolith, Programs
-from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly, quiet_logging
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.quiet import import_quietly, quiet_logging
 
 SHORTEST = 2  # [CLS] [SEP]; for a length of 1 torch would make a graph of its own
 

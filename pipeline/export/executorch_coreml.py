@@ -16,17 +16,18 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.bundle import manifest
 from pipeline.export.coreml import NAMESPACE, Source, bucket_lengths, settle, sources
 from pipeline.export.executorch import write
 from pipeline.export.payload import pack, unpack
 from pipeline.model.exit_model import ExitModel
-from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.names import Backend
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 
-BACKEND: manifest.Backend = "executorch-coreml"
+BACKEND: Backend = "executorch-coreml"
 PRECISION = "fp16"
 DELEGATE = "CoreMLBackend"
 METADATA_FILE = "metadata.json"

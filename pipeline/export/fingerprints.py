@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.conformance import ProgramVector
+from pipeline.bundle.conformance import ProgramVector
+from pipeline.bundle.manifest import Program
 from pipeline.data.inputs import MASKED
 from pipeline.export.coreml import Source, StoredWeights, asked_for, sources
 from pipeline.export.vectors import rounded
-from pipeline.manifest import APPLE_BACKENDS, Program
 from pipeline.model.exit_model import ExitModel
+from pipeline.names import APPLE_BACKENDS
 from quantize.coreml_schemes import decompressed
 from quantize.int8_inputs import reciprocals, set_rounding
 

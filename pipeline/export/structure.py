@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import manifest
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.bundle import manifest
+from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from quantize.coreml_schemes import Affine, Compressed, Palette
 from quantize.int8_inputs import STEP
 

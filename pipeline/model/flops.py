@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import torch
 
-from pipeline.data.examples import Task
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.heads import HEADS
+from pipeline.names import Task
 
 
 def embedding_flops(config: EncoderConfig, length: int) -> int:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data.examples import Task
 from pipeline.model.encoder import EncoderConfig, initialise
+from pipeline.names import Task
 
 HEADS: dict[str, dict[str, type]] = {"classification": {}, "qa": {}}
 HEADS["regression"] = HEADS["classification"]  # the same heads, with one output

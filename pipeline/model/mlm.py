@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.model.encoder import Encoder, EncoderConfig, initialise
+from pipeline.support.errors import UserError
 
 # Ours -> Hugging Face's.
 BERT_MLM = {

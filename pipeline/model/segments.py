@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.examples import Task
 from pipeline.model.encoder import Embeddings, ExportLayer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.uncertainty import MEASURES
+from pipeline.names import Task
 
 
 class EmbedProgram(nn.Module):

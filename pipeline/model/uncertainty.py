@@ -135,8 +135,8 @@ class Measure:
     spans: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-# By the names of `pipeline.manifest.Uncertainty`. Patience is counted by the host, from one exit's answer to the next
-# (`pipeline.exits.rule.compared_uncertainty`); its programs give the entropy, to look at, which by agreement it is multiplied with. Change, the host's, too, is not here: a
+# By the names of `pipeline.names.Uncertainty`. Patience is counted by the host, from one exit's answer to the next
+# (`pipeline.bundle.exit_rule.compared_uncertainty`); its programs give the entropy, to look at, which by agreement it is multiplied with. Change, the host's, too, is not here: a
 # number without a distribution is as sure as any other, so a regression's programs give nothing.
 MEASURES: dict[str, Measure] = {
     "entropy": Measure(normalised_entropy, span_uncertainty),

@@ -9,14 +9,15 @@ from typing import Union
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample, Task
+from pipeline.bundle.manifest import Manifest
+from pipeline.bundle.opening import Bundle, speed_thresholds
+from pipeline.data.examples import ClassificationExample, Example, QAExample
+from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.squad_metric import exact_match, f1
-from pipeline.errors import UserError
-from pipeline.exits.ranking import regression_metrics
-from pipeline.manifest import Manifest
-from pipeline.progress import OnStep, silent
-from pipeline.runtime.bundle import Bundle, speed_thresholds
+from pipeline.names import Task
 from pipeline.runtime.runner import AnswerResult, Classification, Estimate, Runner
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 
 # What a task is measured by: fields of `SpeedResult`, and how a table calls them.
 METRICS: dict[Task, dict[str, str]] = {

@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.quiet import quiet_stderr
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import quiet_stderr
 
 # From so many numbers on torch copies with threads of its own (at::internal::GRAIN_SIZE). They then wait for more work in a loop, on the cores
 # that ExecuTorch's threads need next.

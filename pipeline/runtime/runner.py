@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from torch import Tensor
 
+from pipeline.bundle.exit_rule import COUNTED, change_uncertainty, compared_uncertainty, leaves, question_uncertainty
+from pipeline.bundle.manifest import EXIT_OUTPUTS, Program
+from pipeline.bundle.opening import BACKEND, Bundle, default_speed, speed_thresholds
 from pipeline.data.features import encode_text
 from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.errors import UserError
-from pipeline.exits.rule import COUNTED, change_uncertainty, compared_uncertainty, leaves, question_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, Program
-from pipeline.runtime.bundle import BACKEND, Bundle, default_speed, speed_thresholds
 from pipeline.runtime.programs import MethodFile, as_tensor
+from pipeline.support.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ExitOutput:
     Args:
         logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],) or, for QA, (start [S], end [S]).
         uncertainty: in [0, 1], the program's, or a regression's change from the exit before; with patience the loop goes by another number,
-            see `pipeline.manifest.ExitOptions`.
+            see `pipeline.bundle.manifest.ExitOptions`.
     """
 
     logits: tuple[np.ndarray, ...]

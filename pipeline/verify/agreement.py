@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pipeline.bundle.opening import BACKEND, Bundle
 from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.data.features import encode_text
-from pipeline.errors import UserError
-from pipeline.manifest import Backend
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
-from pipeline.runtime.bundle import BACKEND, Bundle
+from pipeline.names import Backend
 from pipeline.runtime.runner import Runner
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check
 from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, floors_of, lengths_of, padded_inputs, runner
 

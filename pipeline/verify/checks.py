@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.examples import Task
-from pipeline.manifest import Backend
+from pipeline.names import Backend, Task
 
 if TYPE_CHECKING:
     from pipeline.verify.neural_engine import EngineWarning

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.conformance import CONFORMANCE_FILE, ProgramVector
-from pipeline.errors import UserError
+from pipeline.bundle.conformance import CONFORMANCE_FILE, ProgramVector
+from pipeline.bundle.manifest import Manifest, Program
 from pipeline.export.fingerprints import fingerprint, fingerprint_inputs
-from pipeline.manifest import Backend, Manifest, Program
-from pipeline.progress import OnStep, silent
+from pipeline.names import Backend
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
-from pipeline.verify.mil_evaluator import Evaluation, Precision
+from pipeline.verify.evaluator.evaluator import Evaluation, Precision
 from quantize.coreml_schemes import COREML_SCHEMES
 
 # Both sides are float32 with the same weights, so only the order of sums is between them. Measured on one layer with random weights, 64 and

@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.conformance import Conformance, WindowVector
+from pipeline.bundle.conformance import Conformance, WindowVector
+from pipeline.bundle.exit_rule import change_uncertainty
+from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, Program, Tensor
 from pipeline.data.inputs import MASKED
 from pipeline.data.spans import best_span
-from pipeline.errors import UserError
-from pipeline.exits.rule import change_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, Backend, Manifest, Program, Tensor
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.progress import OnStep, silent
+from pipeline.names import Backend
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import Run, check_fingerprints
-from pipeline.verify.delegate import DelegateFile, load_delegate_file
-from pipeline.verify.mil_evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
+from pipeline.verify.evaluator.delegate import DelegateFile, load_delegate_file
+from pipeline.verify.evaluator.evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 

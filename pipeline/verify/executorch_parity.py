@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.conformance import Case, Conformance, Outcome
+from pipeline.bundle.conformance import Case, Conformance, Outcome
+from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken, question_uncertainty
+from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, QAOptions
+from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.features import encode_text
 from pipeline.data.spans import best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.exits.rule import COUNTED, compared_uncertainty, exit_taken, question_uncertainty
-from pipeline.manifest import EXIT_OUTPUTS, Manifest, QAOptions
-from pipeline.progress import OnStep, silent
-from pipeline.runtime.bundle import BACKEND, Bundle, speed_thresholds
 from pipeline.runtime.runner import ExitOutput, Runner
+from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
 
 # Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,

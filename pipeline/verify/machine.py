@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from pipeline.quiet import import_quietly
+from pipeline.support.quiet import import_quietly
 
 # The first macOS that reads a specification version; compute plans came with 14.4.
 MACOS_OF: dict[int, tuple[int, ...]] = {7: (13,), 8: (14,), 9: (15,), 10: (26,)}

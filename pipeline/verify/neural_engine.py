@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import APPLE_BACKENDS, read_manifest
-from pipeline.verify.mil_evaluator import Function, Package, is_constant, load_package, shape_of
+from pipeline.bundle.manifest import read_manifest
+from pipeline.names import APPLE_BACKENDS
+from pipeline.verify.evaluator.evaluator import Function, Package, is_constant, load_package, shape_of
 
 MOST_RANK = 5
 LONGEST_DIMENSION = 16_384
@@ -94,7 +95,7 @@ class EngineWarning:
 
 def lint_bundle(bundle: str | Path) -> list[EngineWarning]:
     """The warnings of every Core ML package of a bundle, and of what its ExecuTorch files hand to Core ML. Raises UserError when one cannot be read."""
-    from pipeline.verify.delegate import load_delegate_file
+    from pipeline.verify.evaluator.delegate import load_delegate_file
 
     manifest, warnings = read_manifest(bundle, check_files=False), []
     for file, backend in dict.fromkeys(

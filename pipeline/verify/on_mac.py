@@ -18,18 +18,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from pipeline.data.examples import Task
-from pipeline.errors import UserError
+from pipeline.bundle.manifest import Manifest, Program, read_manifest
 from pipeline.export.fingerprints import fingerprint_inputs
-from pipeline.manifest import APPLE_BACKENDS, Backend, Manifest, Program, read_manifest
-from pipeline.progress import OnStep, silent
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.names import APPLE_BACKENDS, Backend, Task
+from pipeline.support.errors import UserError
+from pipeline.support.progress import OnStep, silent
+from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.verify.checks import MOST_DB, Check, signal_level, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import has_int8_inputs
 from pipeline.verify.coreml_parity import FLOORS, finite, runner
-from pipeline.verify.delegate import load_delegate_file
+from pipeline.verify.evaluator.delegate import load_delegate_file
+from pipeline.verify.evaluator.evaluator import read_spec
 from pipeline.verify.machine import this_machine
-from pipeline.verify.mil_evaluator import read_spec
 
 # What Core ML may use, by the name that checks have for it, and coremltools' name (`coremltools.ComputeUnit`).
 Units = Literal["cpu", "cpu_gpu", "cpu_ne"]

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench import host
+from pipeline.bench.documents import BenchReport
 from pipeline.bench.host import WorkerProcess, bench_host
-from pipeline.bench.measurements import BenchReport
 from pipeline.bench.protocol import alternate
-from pipeline.bench.worker import BundlePrograms
-from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_FILE
+from pipeline.bench.runtimes.worker import BundlePrograms
+from pipeline.bundle.manifest import MANIFEST_FILE
+from pipeline.support.errors import UserError
 
 DESIGN = {
     "system",

@@ -6,8 +6,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.bench import reference
 from pipeline.bench.reference import reference_program
-from pipeline.errors import UserError
 from pipeline.runtime.programs import MethodFile
+from pipeline.support.errors import UserError
 
 LENGTH = 16
 

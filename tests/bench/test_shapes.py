@@ -4,12 +4,12 @@ import pytest
 
 from pipeline.bench import shapes
 from pipeline.bench.shapes import letters, shape_bundle
+from pipeline.bundle.opening import Bundle
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.model.checkpoint import load_model
 from pipeline.model.encoder import EncoderConfig
-from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.runner import Runner
+from pipeline.support.errors import UserError
 
 
 def test_a_shape_is_a_bundle_that_answers_with_its_weights_beside_it(monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from pipeline.data import corpus
 from pipeline.data.corpus import corpus_digest, open_corpus, read_documents, write_corpus
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.recipe import Pretrain
+from pipeline.support.errors import UserError
 
 LINE = "ba be bi bo bu da de di do du.\n"
 

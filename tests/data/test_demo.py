@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.data.demo import classification, load_demo, qa
 from pipeline.data.squad_metric import f1
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 SPLITS = ("train", "dev")
 _DIGEST = """

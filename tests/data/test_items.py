@@ -16,10 +16,10 @@ from pipeline.data.items import (
     qa_items,
     sorted_batches,
 )
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "river", "is", "long", "and", "wide", "who", "knows", "?"]
 ID = {word: at for at, word in enumerate(WORDS)}

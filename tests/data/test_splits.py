@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.data.examples import ClassificationExample, QAExample
+from pipeline.data.labels import LabelRange
 from pipeline.data.splits import label_range, label_values, split_off
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
+from pipeline.support.errors import UserError
 
 
 def _labelled(*labels):

@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import encode_examples, encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 TRICKY = [
     "",

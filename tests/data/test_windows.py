@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.examples import Answer
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.data.windows import label_window, make_windows
-from pipeline.errors import UserError
+from pipeline.support.errors import UserError
 
 SQUAD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "squad" / "dev.json"
 

@@ -10,10 +10,10 @@ from pipeline.data.items import Item, collate
 from pipeline.distill.losses import attention_loss
 from pipeline.distill.student import initialise_student
 from pipeline.distill.task import distill
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig, Layer, attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=64, layers=3, heads=4, intermediate_size=96, max_positions=32)
 

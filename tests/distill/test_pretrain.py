@@ -15,13 +15,13 @@ from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill import pretrain as module
 from pipeline.distill.pretrain import fit_head, mask_batch, measure, pretrain, student_of
 from pipeline.distill.trainer import TensorBatch
-from pipeline.errors import UserError
 from pipeline.model.checkpoint import load_encoder
 from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.mlm import MaskedLM, MlmHead
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
-from pipeline.stages import Run
+from pipeline.run.engine import Run
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
 
 PHRASES = ["ba be bi bo bu da", "fa fe fi fo fu ga", "la le li lo lu ma", "na ne ni no nu pa"]
 

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import processes
 from pipeline.data.items import Item
 from pipeline.distill.student import initialise_student
 from pipeline.distill.task import distill
 from pipeline.distill.trainer import Trainer, parameter_groups
-from pipeline.errors import UserError
 from pipeline.exits.self_distill import self_distill
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe, Training
+from pipeline.support import processes
+from pipeline.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=32, layers=3, heads=2, intermediate_size=64, max_positions=32)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pipeline.distill.student import default_layers, initialise_student
-from pipeline.errors import UserError
 from pipeline.model.checkpoint import load_pretrained
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
-from pipeline.quiet import import_quietly
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
 
 transformers = import_quietly("transformers")
 

@@ -13,10 +13,10 @@ from pipeline.distill import targets
 from pipeline.distill.student import initialise_student
 from pipeline.distill.targets import keep_targets
 from pipeline.distill.task import distill
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.support.errors import UserError
 
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=64, layers=2, heads=2, intermediate_size=64, max_positions=32)
 

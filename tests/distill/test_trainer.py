@@ -14,10 +14,10 @@ from pipeline.distill.losses import hard_loss
 from pipeline.distill.student import initialise_student
 from pipeline.distill.task import distill
 from pipeline.distill.trainer import Trainer, compute_dtype, parameter_groups, schedule
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe, Training
+from pipeline.support.errors import UserError
 
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=32, layers=2, heads=2, intermediate_size=64, max_positions=32)
 

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 from scipy.stats import multinomial
 
+from pipeline.bundle.exit_rule import exits_taken
 from pipeline.exits.bound import (
     losses_needed,
     mean_exceeds_p_value,
@@ -20,7 +21,6 @@ from pipeline.exits.bound import (
 )
 from pipeline.exits.calibrate import DRAFT_SHARE, calibrate, examples_needed, speed_at
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.rule import exits_taken
 
 SPLITS = 200
 DELTA = 0.1

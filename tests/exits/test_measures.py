@@ -11,8 +11,8 @@ import torch
 from torch.distributions import Categorical
 
 from pipeline.exits.measures import LABEL_MEASURES, change, label_measures, patience, span_positions, window_measures
-from pipeline.manifest import Uncertainty
 from pipeline.model.uncertainty import MEASURES, answer_bias
+from pipeline.names import Uncertainty
 
 IN_PROGRAM = ("entropy", "max_probability", "margin")
 

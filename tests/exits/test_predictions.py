@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.bundle.opening import Bundle
 from pipeline.data.items import Item
+from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.exits import predictions as module
 from pipeline.exits.measures import LABEL_MEASURES, SPAN_MEASURES, TOKEN_MEASURES
 from pipeline.exits.predictions import Predictions, predict, run_model, run_programs
-from pipeline.exits.ranking import regression_metrics
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.runner import Runner
 
 IN_PROGRAM = ("entropy", "max_probability", "margin")

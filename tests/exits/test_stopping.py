@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.exits.rule import exit_taken, exits_taken
+from pipeline.bundle.exit_rule import exit_taken, exits_taken
 from pipeline.exits.stopping import ALWAYS, GAIN, PRICES, best_threshold, stopping_path, stopping_thresholds
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from pipeline.bundle.exit_rule import exit_taken
+from pipeline.bundle.manifest import Speed
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.rule import exit_taken
 from pipeline.exits.study import Costs, Study, bins_of, study, thresholds_of
-from pipeline.manifest import Speed
 
 # Five examples at three exits: one always right and sure, one right from the second exit on, one right and slow to be sure,
 # one never right, one right at the last exit only.

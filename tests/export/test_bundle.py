@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.conformance import Conformance
+from pipeline.bundle.conformance import Conformance
+from pipeline.bundle.manifest import ExitOptions, Program, read_manifest
 from pipeline.data.features import encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.export import bundle as bundle_module
 from pipeline.export.bundle import write_bundle
-from pipeline.manifest import ExitOptions, Program, read_manifest
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 
 BOTH = pytest.mark.parametrize("name", ["tiny_classifier", "tiny_qa"])
 

@@ -13,7 +13,7 @@ from pipeline.model.encoder import EncoderConfig, attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
-from pipeline.verify.mil_evaluator import load_package
+from pipeline.verify.evaluator.evaluator import load_package
 from quantize.int8_inputs import layer_linears, reciprocals, set_rounding, with_int8_inputs
 
 CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import UserError
 from pipeline.export.coreml import export_coreml, matrix_of, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.verify.mil_evaluator import evaluate, is_constant, load_package
+from pipeline.support.errors import UserError
+from pipeline.verify.evaluator.evaluator import evaluate, is_constant, load_package
 from pipeline.verify.neural_engine import dtype_of
 from quantize.int8_inputs import STEP, layer_linears
 from quantize.schemes import named_linears

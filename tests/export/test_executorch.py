@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 
-from pipeline.errors import UserError
 from pipeline.export.executorch import (
     Lowered,
     QueryKeyValue,
@@ -23,7 +22,8 @@ from pipeline.export.executorch import (
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from quantize.schemes import SCHEMES, apply_scheme
 
 POSITIONS = 24

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.bundle.manifest import Tensor as Described
 from pipeline.export.coreml import Source
 from pipeline.export.executorch_coreml import DEBUG_FILE, METADATA_FILE, export_executorch_coreml, lower
 from pipeline.export.payload import pack, unpack
-from pipeline.manifest import Tensor as Described
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
-from pipeline.verify.delegate import find_model, read_pte
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
+from pipeline.verify.evaluator.delegate import find_model, read_pte
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 HEADS = {"classification": "pooled", "regression": "pooled", "qa": "attention"}

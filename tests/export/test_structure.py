@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.bundle.manifest import Tensor
 from pipeline.export.structure import Structure, save
-from pipeline.manifest import Tensor
-from pipeline.verify.mil_evaluator import evaluate, load_package
+from pipeline.verify.evaluator.evaluator import evaluate, load_package
 
 OUTPUT = (Tensor(name="y", dtype="float32", shape=[3, 8]),)
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.data.labels import LabelRange
 from pipeline.distill.finetune import build_teacher
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import load_model, load_pretrained, locate, save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
 
 transformers = import_quietly("transformers")
 

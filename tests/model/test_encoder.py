@@ -12,7 +12,7 @@ import torch
 from pipeline.model.checkpoint import MINILM_PACKAGE, fold_token_types, load_pretrained, minilm_folder
 from pipeline.model.encoder import Encoder, EncoderConfig, ExportLayer, Layer, attention_bias, parameter_count
 from pipeline.model.heads import build_head
-from pipeline.quiet import import_quietly
+from pipeline.support.quiet import import_quietly
 
 transformers = import_quietly("transformers")
 

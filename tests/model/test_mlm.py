@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.distill.pretrain import teacher_of
-from pipeline.errors import UserError
 from pipeline.model.checkpoint import load_pretrained
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.mlm import MlmHead
-from pipeline.quiet import import_quietly
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
 
 transformers = import_quietly("transformers")
 

@@ -10,7 +10,7 @@ from pipeline.model.encoder import EncoderConfig, attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import MEASURES, answer_bias
-from pipeline.quiet import quiet_logging
+from pipeline.support.quiet import quiet_logging
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, layers=2, heads=2, intermediate_size=64, max_positions=24)
 NAMES = pytest.mark.parametrize("name", MEASURES)

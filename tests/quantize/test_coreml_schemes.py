@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.quiet import import_quietly
 from pipeline.recipe import COREML_TARGETS, Export
+from pipeline.support.quiet import import_quietly
 from quantize.coreml_schemes import COREML_SCHEMES, Affine, Palette, compress, decompressed, groups_of, stored_bytes
 
 SHAPES = [(64, 96), (48, 64, 1, 1), (30, 128), (37, 96), (50, 100), (96, 32, 1, 4)]

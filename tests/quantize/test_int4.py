@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.quiet import import_quietly
+from pipeline.support.quiet import import_quietly
 from quantize.coreml_schemes import compress
 from quantize.int4 import GROUP, MOST, scales_of, steps_of
 from quantize.schemes import int4_steps

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stages
 from pipeline.data.items import Item
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.run import engine as stages
+from pipeline.support.errors import UserError
 from quantize.int8_inputs import (
     STEP,
     Int8InputLinear,

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stages
+from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.export.bundle import write_bundle
-from pipeline.manifest import read_manifest
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.stages import Run
-from pipeline.verify.stage import verify_bundle
-from pipeline.workspace import Place
+from pipeline.run import engine as stages
+from pipeline.run.engine import Run
+from pipeline.support.errors import UserError
+from pipeline.support.workspace import Place
+from pipeline.verify.verify import verify_bundle
 from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
 from quantize.schemes import apply_schemes, named_linears
 from quantize.size import executorch_parts, size_of

@@ -11,7 +11,7 @@ from pipeline.export.executorch import export_executorch
 from pipeline.model.encoder import Embeddings, EncoderConfig
 from pipeline.model.heads import build_head
 from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
-from pipeline.quiet import import_quietly, quiet_stderr
+from pipeline.support.quiet import import_quietly, quiet_stderr
 from quantize.schemes import EMBEDDINGS, SCHEMES, apply_scheme
 from quantize.size import executorch_parts
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stages
 from pipeline.data.items import Item
-from pipeline.errors import UserError
 from pipeline.export.coreml import sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.run import engine as stages
+from pipeline.support.errors import UserError
 from quantize.coreml_schemes import compress
 from quantize.int4 import GROUP, scales_of, steps_of
 from quantize.rounding import DAMPING, round_model, round_to_moments, second_moments, with_rounded

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Quantize
+from pipeline.support.errors import UserError
 from quantize.embeddings import HalfEmbedding, Int4Embedding, Int8Embedding
 from quantize.schemes import EMBEDDINGS, SCHEMES, apply_scheme, named_linears
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
+from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
-from pipeline.manifest import LabelRange
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 from quantize.schemes import named_linears
 from quantize.sensitivity import Sensitivity, divergence, measure_sensitivity
 

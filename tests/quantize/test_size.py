@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_FILE, Program, describe_files, read_manifest
+from pipeline.bundle.manifest import MANIFEST_FILE, Program, describe_files, read_manifest
+from pipeline.support.errors import UserError
 from quantize.size import PARTS, bert_base_parts, size_of
 
 

@@ -13,7 +13,7 @@ from pipeline.export.executorch import export_executorch
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.quiet import import_quietly
+from pipeline.support.quiet import import_quietly
 from quantize.schemes import apply_scheme, int8_dynamic
 from quantize.two_term import HIGHEST, LOWEST, STEP, TwoTermLinear
 

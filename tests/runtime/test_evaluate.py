@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import Answer
-from pipeline.errors import UserError
-from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
+from pipeline.support.errors import UserError
 
 
 @pytest.fixture(scope="module")

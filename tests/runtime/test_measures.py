@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.conformance import Conformance
+from pipeline.bundle.conformance import Conformance
+from pipeline.bundle.exit_rule import patience_threshold, patience_uncertainty
+from pipeline.bundle.manifest import ExitOptions
+from pipeline.bundle.opening import Bundle
 from pipeline.data.windows import make_windows
-from pipeline.exits.rule import patience_threshold, patience_uncertainty
-from pipeline.manifest import ExitOptions
-from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
 
@@ -128,7 +128,7 @@ def test_an_evaluation_counts_patient_exits(tiny):
 def test_temperatures_must_fit_the_segments(patient_classifier, tmp_path):
     import shutil
 
-    from pipeline.errors import UserError
+    from pipeline.support.errors import UserError
 
     shutil.copytree(patient_classifier.path, tmp_path / "bundle")
     manifest = patient_classifier.manifest.model_copy(update={"exits": ExitOptions(temperatures=[1.0, 2.0])})

@@ -11,8 +11,8 @@ from pipeline.export.executorch import export_program, lower, write
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.quiet import quiet_logging
 from pipeline.runtime.programs import MethodFile
+from pipeline.support.quiet import quiet_logging
 
 ROOT = Path(__file__).parents[2]
 WIDTH, LONGEST = 128, 512  # 65,536 numbers: torch shares the copying of so many among threads

@@ -10,15 +10,15 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.conformance import Conformance
+from pipeline.bench.study import study_bundle
+from pipeline.bundle.conformance import Conformance
+from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
-from pipeline.errors import UserError
+from pipeline.data.labels import LabelRange
 from pipeline.exits.study import Study
-from pipeline.manifest import LabelRange
-from pipeline.runtime.bundle import Bundle
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
-from pipeline.runtime.study import study_bundle
+from pipeline.support.errors import UserError
 
 STEP = 0.02  # of the label range, one int8 step of an activation; float32 differs by 1e-6
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.conformance import Conformance
-from pipeline.errors import UserError
-from pipeline.runtime.bundle import Bundle
+from pipeline.bundle.conformance import Conformance
+from pipeline.bundle.opening import Bundle
 from pipeline.runtime.runner import Runner
+from pipeline.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # One int8 step of an activation, seen from the logits of these models (about 2); float32 differs by 1e-6.
@@ -197,7 +197,7 @@ def test_json_has_the_names_that_scripts_use(classifier, reader, tiny_qa):
 def test_a_bundle_runs_without_what_trains_and_exports_and_without_noise(tiny_classifier):
     code = f"""
 import sys
-from pipeline.runtime.bundle import Bundle
+from pipeline.bundle.opening import Bundle
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
 print(Runner(Bundle.open({str(tiny_classifier.path)!r}), threads=1).classify("bala dume").label)

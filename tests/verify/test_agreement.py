@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.errors import UserError
 from pipeline.export.coreml import export_coreml
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
-from pipeline.runtime.bundle import Bundle
+from pipeline.support.errors import UserError
 from pipeline.verify.agreement import CLOSE, FLOOR, check_agreement, check_coreml_labels
 
 

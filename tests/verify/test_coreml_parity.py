@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.conformance import Case, Conformance, ExitVector, WindowVector
+from pipeline.bundle.conformance import Case, Conformance, ExitVector, WindowVector
+from pipeline.bundle.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.data.items import Item
-from pipeline.errors import UserError
 from pipeline.export import coreml
 from pipeline.export.coreml import export_coreml, sources, structure_of
 from pipeline.export.fingerprints import make_fingerprints
-from pipeline.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
 from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
-from pipeline.verify.mil_evaluator import WEIGHTS_FOLDER
+from pipeline.verify.evaluator.evaluator import WEIGHTS_FOLDER
 from quantize.coreml_schemes import compress, stored_bytes
 from quantize.int8_inputs import input_gains
 from quantize.schemes import named_linears

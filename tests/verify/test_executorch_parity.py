@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline.conformance import Conformance
+from pipeline.bundle.conformance import Conformance
 from pipeline.verify.executorch_parity import check_executorch
 
 

@@ -12,8 +12,8 @@ from pipeline.export.coreml import convert, sources
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.mil_evaluator import load_package
+from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
+from pipeline.verify.evaluator.evaluator import load_package
 from pipeline.verify.neural_engine import REASONS, by_reason, lint, sizes
 from quantize.int8_inputs import layer_linears
 

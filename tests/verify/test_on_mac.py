@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from pipeline import doctor
-from pipeline.bench.results import MacResults
-from pipeline.errors import UserError
+from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
 from pipeline.export.coreml import export_coreml
 from pipeline.export.executorch_coreml import export_executorch_coreml
-from pipeline.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
-from pipeline.summary import mac_lines
+from pipeline.report.results import MacResults
+from pipeline.report.terminal import mac_lines
+from pipeline.support.errors import UserError
+from pipeline.support.quiet import import_quietly
 from pipeline.verify.coreml_parity import runner
+from pipeline.verify.evaluator.evaluator import evaluate, load_package
 from pipeline.verify.machine import Machine, this_machine
-from pipeline.verify.mil_evaluator import evaluate, load_package
 from pipeline.verify.on_mac import (
     FLOOR_DB,
     UNITS,

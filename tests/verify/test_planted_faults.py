@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import cli
+from pipeline.bundle.manifest import MANIFEST_FILE, describe_files, read_manifest
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -19,13 +20,12 @@ from pipeline.export.bundle import describe
 from pipeline.export.coreml import export_coreml
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
-from pipeline.manifest import MANIFEST_FILE, describe_files, read_manifest
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.quiet import import_quietly
 from pipeline.recipe import Recipe
-from pipeline.verify.mil_evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
+from pipeline.support.quiet import import_quietly
+from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
 from quantize.int8_inputs import STEP, input_gains
 
 BUCKETS = (16, 48)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipeline.data.demo import classification, qa
-from pipeline.data.examples import Example, Task
-from pipeline.errors import UserError
+from pipeline.data.examples import Example
+from pipeline.names import Task
+from pipeline.support.errors import UserError
 
 
 def load_demo(task: Task) -> tuple[list[Example], list[Example]]:

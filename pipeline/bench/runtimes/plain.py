@@ -1,0 +1,70 @@
+"""A student as people have it without this project: Hugging Face's module and one head, which is what the peers run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.checkpoint import DISTILBERT_LAYER, DISTILBERT_QKV, fold_token_types, load_model
+from pipeline.model.encoder import attention_bias
+from pipeline.model.exit_model import ExitModel
+from pipeline.support.quiet import import_quietly, quiet_logging
+
+
+class PlainModel(nn.Module):
+    """`DistilBertModel` with a student's weights, and the student's last head; no other exits.
+
+    Args:
+        model: of any shape. Without token types and pooler every BERT is a DistilBERT.
+        attention: Hugging Face's name of the implementation.
+    """
+
+    def __init__(self, model: ExitModel, attention: str = "sdpa"):
+        super().__init__()
+        transformers = import_quietly("transformers")
+        config, state = fold_token_types(model.config, model.encoder.state_dict())
+        theirs = transformers.DistilBertConfig(
+            vocab_size=config.vocab_size,
+            dim=config.hidden_size,
+            n_layers=config.layers,
+            n_heads=config.heads,
+            hidden_dim=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            attn_implementation=attention,
+        )
+        with torch.random.fork_rng(devices=[]), quiet_logging():
+            self.encoder = transformers.DistilBertModel(theirs)
+        self.encoder.load_state_dict(hugging_face_state(state, config.layers))
+        for module in self.encoder.modules():
+            if isinstance(module, nn.LayerNorm):  # DistilBertConfig has no such field
+                module.eps = config.layer_norm_eps
+        self.task, self.head = model.task, model.heads[-1]
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, folder: Path, attention: str = "sdpa") -> PlainModel:
+        """Of a folder that `save_model` wrote."""
+        return cls(load_model(folder), attention)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """input_ids, attention_mask: [1, length] integers. Returns (logits [1, labels],), or (start, end), [1, length] each."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.head(hidden, attention_bias(attention_mask))
+        return logits.unbind(dim=-1) if self.task == "qa" else (logits,)
+
+
+def hugging_face_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """An encoder's state dict, without token types, under the names of `DistilBertModel`: `convert_encoder` the other way round."""
+    embeddings = {"word.weight": "word_embeddings.weight", "position.weight": "position_embeddings.weight"}
+    embeddings |= {f"norm.{each}": f"LayerNorm.{each}" for each in ("weight", "bias")}
+    out = {f"embeddings.{theirs}": state[f"embeddings.{ours}"] for ours, theirs in embeddings.items()}
+    for layer in range(layers):
+        target, source = f"transformer.layer.{layer}", f"layers.{layer}"
+        for each in ("weight", "bias"):
+            for name, part in zip(DISTILBERT_QKV, state[f"{source}.qkv.{each}"].chunk(3)):
+                out[f"{target}.{name}.{each}"] = part
+            for theirs, ours in DISTILBERT_LAYER.items():
+                out[f"{target}.{theirs}.{each}"] = state[f"{source}.{ours}.{each}"]
+    return out

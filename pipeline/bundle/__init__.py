@@ -1,0 +1,1 @@
+"""The bundle: its manifest, its conformance vectors, the exit rule, and opening one with every check."""

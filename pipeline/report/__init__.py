@@ -1,0 +1,1 @@
+"""What people read: tables, plots and pages of what a run measured."""

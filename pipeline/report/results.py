@@ -1,0 +1,111 @@
+"""Everything that the report of a run shows, as the stages measured it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.bench.documents import BenchReport
+from pipeline.exits.study import Study
+from pipeline.names import Task
+from pipeline.runtime.evaluate import Evaluation
+from quantize.size import SizeReport
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Score(Strict):
+    """`accuracy` for classification, `exact_match` and `f1` for question answering, fractions of 1; the others for regression, see
+    `SpeedResult`.
+    """
+
+    accuracy: float | None = None
+    exact_match: float | None = None
+    f1: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
+    mean_absolute_error: float | None = None
+
+    @property
+    def headline(self) -> float | None:
+        """The one number to plot: accuracy, F1, or Pearson's correlation; None without any."""
+        return next((each for each in (self.accuracy, self.f1, self.pearson) if each is not None), None)
+
+
+class ParityCheck(Strict):
+    """One entry of `pocketbert verify --json`."""
+
+    program: str
+    backend: str
+    metric: str
+    value: float
+    floor: float
+    passed: bool
+    note: str = ""
+
+
+class PackageWarning(Strict):
+    """One entry of `warnings` there: an operator that may not run on the Neural Engine, why, and who says so."""
+
+    package: str
+    function: str
+    operator: str
+    name: str
+    reason: str
+    detail: str
+    text: str
+    source: str
+
+
+class PlannedOperator(Strict):
+    """One entry of `operators` in a plan there: the processor that Core ML prefers for it, and all that it could take."""
+
+    operator: str
+    name: str
+    device: str
+    supported: list[str]
+    cost: float | None
+
+
+class ProgramPlan(Strict):
+    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
+
+    program: str
+    backend: str
+    length: int
+    operators: list[PlannedOperator]
+    devices: dict[str, int]
+    reason: str = ""
+
+
+class MacResults(Strict):
+    """`mac` there: whether Core ML itself ran, else why not; its checks are among the others."""
+
+    ran: bool
+    reason: str
+    machine: str
+    plans: list[ProgramPlan]
+
+
+class RunResults(Strict):
+    """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
+
+    `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own
+    scores are in `evaluation`, one entry a speed, of the exported programs; `study` is of their exits, on the same examples.
+    """
+
+    name: str = Field(description="of the recipe")
+    task: Task
+    metrics: dict[Literal["teacher", "student", "quantized"], Score]
+    evaluation: Evaluation
+    study: Study
+    bench: BenchReport
+    size: SizeReport
+    checks: list[ParityCheck]
+    warnings: list[PackageWarning] = []
+    mac: MacResults | None = None
+    stage_seconds: dict[str, float]
+    provenance: dict[str, str]

@@ -1,0 +1,1 @@
+"""A recipe on its way through the stages."""

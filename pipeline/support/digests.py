@@ -1,0 +1,17 @@
+"""The digest that identifies a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits. Raises OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Evaluates saved Core ML programs in coremltools' own operator semantics."""

@@ -1,0 +1,320 @@
+"""Whole runs on a tiny checkpoint: killed in any stage they continue and end in the same bundle; a second run has nothing to do."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundle.manifest import read_manifest
+from pipeline.data.examples import Answer, QAExample
+from pipeline.data.labels import LabelRange
+from pipeline.recipe import Recipe
+from pipeline.run.engine import STAGES, Run, load_examples, order_upto, save_examples
+from pipeline.support.errors import UserError
+from pipeline.support.workspace import digest_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "good bad film story plot actor very not but dull bright slow fast the a it was".split()
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A BERT of 2 layers with random weights, as Hugging Face saves one."""
+    from pipeline.support.quiet import import_quietly
+
+    transformers = import_quietly("transformers")
+    folder = tmp_path_factory.mktemp("checkpoint")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "?",
+        ".",
+        *letters,
+        *("##" + x for x in letters),
+        *WORDS[:-1],
+        "was",
+    ]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    transformers.set_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, tiny_checkpoint) -> Path:
+    """Every stage, small: enough training steps for several checkpoints, both kinds of program, no reference model."""
+    folder = tmp_path_factory.mktemp("recipe")
+    chance = random.Random(0)
+    rows = []
+    for at in range(400):
+        label = at % 2
+        words = chance.choices(WORDS, k=chance.randint(4, 20))
+        words[chance.randrange(len(words))] = ("bad", "good")[label]
+        rows.append(f"{' '.join(words)} {at}\t{label}")
+    (folder / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    training = "training = { epochs = 4, batch_size = 4, learning_rate = 1e-3, checkpoint_minutes = 0.001 }"
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        f"""
+name = "tiny"
+task = "classification"
+precision = "fp32"
+[data]
+train = "{folder}/data.tsv"
+dev = "{folder}/data.tsv"
+dev_limit = 40
+calibration = 60
+max_length = 32
+[teacher]
+weights = "{tiny_checkpoint}"
+{training}
+[distill]
+{training}
+[exits]
+uncertainty = "margin"
+exact = 0.1
+balanced = 0.15
+fast = 0.2
+{training}
+[export]
+max_length = 32
+coreml_buckets = [32]
+[bench]
+reference = "none"
+lengths = [8]
+repeats = 3
+speeds = ["0", "exact"]
+"""
+    )
+    return recipe
+
+
+def order(recipe_file: Path) -> list[str]:
+    from pipeline.recipe import load_recipe
+
+    return order_upto("report", load_recipe(recipe_file))
+
+
+def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "run",
+            str(recipe),
+            "--out",
+            str(out),
+            *(f"--set={each}" for each in settings),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Two processes with two threads each would only wait for one another.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(recipe: Path, out: Path, *settings: str) -> str:
+    process = start(recipe, out, *settings)
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+def kill_in(stage: str, recipe: Path, out: Path) -> bool:
+    """Starts a run and kills it a moment after the stage has begun. False if the run got past the stage first."""
+    process = start(recipe, out)
+    work = out / ".work" / STAGES[stage].folder
+    record = out / ".stages" / f"{STAGES[stage].folder}.json"
+    try:
+        while process.poll() is None and not record.is_file():
+            # In a training, wait until it has something to continue from.
+            ready = work / "checkpoint.pt" if stage in ("finetune", "distill", "exits") else work / "out"
+            if ready.exists():
+                time.sleep(0.05)
+                break
+            time.sleep(0.002)
+        done = record.is_file()
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    return not done
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(recipe_file, out)
+    return out
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_it_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
+    out = tmp_path / "killed"
+    killed = [stage for stage in order(recipe_file) if kill_in(stage, recipe_file, out)]
+    # A stage of milliseconds may be over before the signal arrives; the long ones may not.
+    assert {"finetune", "distill", "exits", "export"} <= set(killed)
+    said = finish(recipe_file, out)
+    assert "finetune  unchanged" in said
+    assert digest_tree(out / "bundle") == digest_tree(whole / "bundle")
+    assert json.loads((out / ".stages" / "bundle.json").read_text())["digest"] == digest_tree(whole / "bundle")
+
+
+def test_second_run_redoes_nothing(recipe_file, whole):
+    said = finish(recipe_file, whole)
+    assert all(f"{stage:<9} unchanged" in said for stage in order(recipe_file)) and "pretrain" not in said
+
+
+def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
+    from pipeline.recipe import load_recipe
+
+    before = Run(load_recipe(recipe_file), whole)
+    after = Run(load_recipe(recipe_file, ["exits.exact=0.12"]), whole)
+    changed = {stage for stage in order(recipe_file) if before.mark(stage) != after.mark(stage)}
+    assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
+
+
+def test_a_promise_made_after_the_data_was_cut_is_checked_too(recipe_file, whole):
+    """The split stands when only `exits` changes, and the stage that checked it does not run again."""
+    from pipeline.recipe import load_recipe
+    from pipeline.run.engine import quantize
+
+    with pytest.raises(UserError, match="'exact'.*at least 288"):
+        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole), None, None)
+
+
+def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whole, tmp_path):
+    """From a checkpoint without a masked-LM head; the teacher and the data are those of the run without a corpus."""
+    import torch
+
+    from pipeline.model.checkpoint import load_encoder, load_model
+    from pipeline.recipe import load_recipe
+
+    settings = [
+        f"pretrain.corpus={recipe_file.parent}/data.tsv",
+        "pretrain.length=16",
+        "student.layers=[1]",
+        "distill.training.epochs=0",
+        "exits.head=bert",
+    ]
+    run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
+    run.upto("distill")
+    assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {
+        "pretrained",
+        "student",
+    }
+    pretrained, student = load_encoder(run.path("pretrain")), load_model(run.path("distill")).encoder
+    assert all(torch.equal(tensor, pretrained.state_dict()[name]) for name, tensor in student.state_dict().items())
+    teacher = load_model(run.path("finetune")).encoder
+    assert not torch.equal(student.layers[0].qkv.weight, teacher.layers[1].qkv.weight)
+
+
+def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
+    """The student learns the teacher's answers to them; the teacher itself, made of labels, stands."""
+    from pipeline.recipe import load_recipe
+
+    more = tmp_path / "more.tsv"
+    more.write_text(
+        "sentence\tlabel\n" + "\n".join(f"the actor was {word}\tno class of the data" for word in WORDS) + "\n"
+    )
+    base = Run(load_recipe(recipe_file), whole)
+    settings = [f"distill.unlabelled={more}", "distill.training.epochs=1", "distill.training.batch_size=1"]
+    run = Run(load_recipe(recipe_file, settings), tmp_path / "out", base)
+    assert run.mark("finetune") == base.mark("finetune")
+    run.upto("distill")
+    losses = json.loads((run.path("distill") / "losses.json").read_text())["losses"]
+    assert len(losses) == len(base.examples("train")) + len(WORDS)
+    mark = run.mark("distill")
+    more.write_text("sentence\nthe plot\n")
+    assert run.mark("distill") != mark
+    with pytest.raises(UserError, match=f"{tmp_path}/none.tsv"):
+        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").upto("prepare")
+
+
+def test_report_and_results_are_there(whole):
+    page = (whole / "report" / "report.html").read_text()
+    assert "tiny" in page and 'src="http' not in page
+    manifest = json.loads((whole / "bundle" / "manifest.json").read_text())
+    assert (
+        manifest["exits"]["uncertainty"] == "margin" != Recipe(name="default", task="classification").exits.uncertainty
+    )
+    assert {program["backend"] for program in manifest["programs"]} == {"executorch", "coreml"}
+    assert not list((whole / ".work").iterdir())
+
+
+def test_a_regression_runs_to_its_report(recipe_file, tmp_path):
+    """The score of a text is the share of its good words, from -10 to 30."""
+    chance, rows = random.Random(1), ["sentence\tscore"]
+    for at in range(400):
+        good, bad = chance.randint(0, 6), chance.randint(0, 6)
+        words = ["good"] * good + ["bad"] * bad + chance.choices(WORDS[2:], k=4)
+        rows.append(f"{' '.join(chance.sample(words, len(words)))} {at}\t{-10 + 40 * good / (good + bad or 1):.2f}")
+    data = tmp_path / "data.tsv"
+    data.write_text("\n".join(rows) + "\n")
+    settings = [
+        f"data.train={data}",
+        f"data.dev={data}",
+        "task=regression",
+        "exits.uncertainty=change",
+        "export.coreml=false",
+    ]
+    finish(recipe_file, tmp_path / "out", *settings)
+    manifest = read_manifest(tmp_path / "out" / "bundle")
+    assert (manifest.task, manifest.label_range, manifest.uncertainty) == (
+        "regression",
+        LabelRange(minimum=-10, maximum=30),
+        "change",
+    )
+    assert {speed.metric for speed in manifest.speeds.values()} == {"one_minus_nmae"}
+    assert all(speed.value_full_depth - speed.value <= speed.max_loss for speed in manifest.speeds.values())
+    results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    assert results["metrics"]["teacher"]["pearson"] > 0.8 and results["metrics"]["quantized"]["pearson"] > 0.8
+    assert results["evaluation"]["speeds"][0]["mean_absolute_error"] < 8  # of labels that deviate by 13
+    assert "Pearson" in (tmp_path / "out" / "report" / "report.html").read_text()
+
+
+def test_examples_survive_the_way_to_disk(tmp_path):
+    # Unicode line separators are data, not ends of lines.
+    examples = [QAExample("1", "Who\u2028?", "A\u0085 B\r\nC", (Answer("B", 3),)), QAExample("2", "x", "y")]
+    save_examples(examples, tmp_path / "examples.jsonl")
+    assert load_examples(tmp_path / "examples.jsonl") == examples
+
+
+def test_order():
+    plain = Recipe(name="plain", task="qa")
+    assert order_upto("exits", plain) == ["prepare", "finetune", "distill", "exits"]
+    assert order_upto("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
+    with_corpus = Recipe(name="corpus", task="qa", pretrain={"corpus": "books"})
+    assert order_upto("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
+    assert order_upto("pretrain", with_corpus) == ["pretrain"]
+    assert order_upto("report", with_corpus) == list(STAGES)
+    with pytest.raises(UserError, match="^pretrain.corpus: "):
+        order_upto("pretrain", plain)
+
+
+def test_sections_are_parts_of_the_recipe():
+    for stage in STAGES.values():
+        assert set(stage.sections) <= set(Recipe.model_fields)
