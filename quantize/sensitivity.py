@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.special import log_softmax
 
 from pipeline.bundle.manifest import SCORE
@@ -17,6 +17,7 @@ from pipeline.exits.predictions import predict, run_programs
 from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import Recipe
+from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schemes, named_linears
@@ -24,11 +25,7 @@ from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schem
 FEWEST = 16  # examples; on fewer, what one text says would decide about a matrix
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Entry(Strict):
+class Entry(Document):
     """One matrix in one scheme, all others float32."""
 
     matrix: str = Field(description="a name of `quantize.schemes.named_linears`, or embeddings.word")
@@ -38,7 +35,7 @@ class Entry(Strict):
     loss: float | None = Field(description="score lost at that exit, a fraction of 1; null without labels")
 
 
-class Sensitivity(Strict):
+class Sensitivity(Document):
     """What `pocketbert sensitivity --json` prints."""
 
     task: Task
@@ -52,7 +49,7 @@ class Sensitivity(Strict):
         return {entry.scheme: entry for entry in self.entries if entry.matrix == matrix}
 
 
-class Comparison(Strict):
+class Comparison(Document):
     """A classifier or a model that answers questions, held against itself in float32; see `Judge.compare`."""
 
     relative_error: float

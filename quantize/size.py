@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
@@ -17,6 +17,7 @@ from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
+from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, stored_bytes
 from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
@@ -29,18 +30,14 @@ Part = Literal["embeddings", "layers", "heads", "vocabulary", "overhead", "other
 PARTS: tuple[Part, ...] = ("embeddings", "layers", "heads", "vocabulary", "overhead", "other")
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileSize(Strict):
+class FileSize(Document):
     """A file of the bundle; `path` is relative to it."""
 
     path: str
     bytes: int
 
 
-class Parts(Strict):
+class Parts(Document):
     """Bytes by what they hold.
 
     `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes; `overhead` is what the programs' files hold
@@ -63,7 +60,7 @@ class Parts(Strict):
         return Parts(**{part: getattr(self, part) + getattr(more, part) for part in PARTS})
 
 
-class TargetSize(Strict):
+class TargetSize(Document):
     """What an app for one target ships: the bundle without the other targets' programs."""
 
     backend: Backend
@@ -74,7 +71,7 @@ class TargetSize(Strict):
     ratio: float = Field(description="BERT-base in float32 is so many times larger")
 
 
-class SizeReport(Strict):
+class SizeReport(Document):
     """What `pocketbert size --json` prints. `parts` is of the whole bundle, all targets together, and adds up to `total_bytes`."""
 
     name: str

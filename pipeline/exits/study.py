@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.bundle.exit_rule import exits_taken
 from pipeline.bundle.manifest import SCORE, Speed
 from pipeline.data.regression_metrics import auroc, spearman
 from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
 from pipeline.names import Metric, Task
+from pipeline.support.document import Document
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
     from pipeline.exits.predictions import Predictions
@@ -24,11 +25,7 @@ BINS = 10
 ROUNDING = 1e-9  # a loss of one answer in a hundred is 0.01, whatever floating point makes of it
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Third(Strict):
+class Third(Document):
     """A third of the examples by length at one operating point; `loss` is against full depth on the same third."""
 
     examples: int
@@ -38,7 +35,7 @@ class Third(Strict):
     mean_depth: float
 
 
-class Means(Strict):
+class Means(Document):
     """What leaving early gives, over all examples.
 
     `score` and `loss` (of score, against full depth) are fractions of 1, `mean_depth` is in segments run, `exits` counts the examples that
@@ -84,7 +81,7 @@ class Fitted(Means):
     max_loss: float
 
 
-class Curve(Strict):
+class Curve(Document):
     """A sweep over thresholds, one for all exits (FastBERT's speed, section 3.3), from full depth to the first exit; see `Point`."""
 
     thresholds: list[float]
@@ -93,7 +90,7 @@ class Curve(Strict):
     flops: list[float]
 
 
-class Ranking(Strict):
+class Ranking(Document):
     """Whether lower uncertainty means higher accuracy at one exit; see `pipeline.data.regression_metrics`. null where it is not defined."""
 
     auroc: float | None = Field(
@@ -102,7 +99,7 @@ class Ranking(Strict):
     spearman: float | None = Field(description="Spearman's rank correlation of uncertainty and score")
 
 
-class MeasureStudy(Strict):
+class MeasureStudy(Document):
     """One measure of uncertainty; `own` where the bundle's programs compute it. `rankings` has an entry for each exit."""
 
     measure: str
@@ -119,7 +116,7 @@ class MeasureStudy(Strict):
         return sum(defined) / len(defined) if defined else None
 
 
-class Bin(Strict):
+class Bin(Document):
     """Examples of like uncertainty at one exit: means of uncertainty and score."""
 
     examples: int
@@ -127,7 +124,7 @@ class Bin(Strict):
     score: float
 
 
-class ExitStudy(Strict):
+class ExitStudy(Document):
     """One exit, as if every example left there.
 
     `quantiles` are of the uncertainty, at 5, 25, 50, 75 and 95 %; `bins` are tenths of the examples by uncertainty, from the surest on.
@@ -141,7 +138,7 @@ class ExitStudy(Strict):
     bins: list[Bin]
 
 
-class Study(Strict):
+class Study(Document):
     """What `pocketbert study --json` prints. Scores are fractions of 1 in `metric`; `measures` begins with the bundle's own."""
 
     task: Task

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.bench.documents import BenchReport
 from pipeline.exits.study import Study
 from pipeline.names import Task
 from pipeline.runtime.evaluate import Evaluation
+from pipeline.support.document import Document
 from quantize.size import SizeReport
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Score(Strict):
+class Score(Document):
     """`accuracy` for classification, `exact_match` and `f1` for question answering, fractions of 1; the others for regression, see
     `SpeedResult`.
     """
@@ -35,7 +32,7 @@ class Score(Strict):
         return next((each for each in (self.accuracy, self.f1, self.pearson) if each is not None), None)
 
 
-class ParityCheck(Strict):
+class ParityCheck(Document):
     """One entry of `pocketbert verify --json`."""
 
     program: str
@@ -47,7 +44,7 @@ class ParityCheck(Strict):
     note: str = ""
 
 
-class PackageWarning(Strict):
+class PackageWarning(Document):
     """One entry of `warnings` there: an operator that may not run on the Neural Engine, why, and who says so."""
 
     package: str
@@ -60,7 +57,7 @@ class PackageWarning(Strict):
     source: str
 
 
-class PlannedOperator(Strict):
+class PlannedOperator(Document):
     """One entry of `operators` in a plan there: the processor that Core ML prefers for it, and all that it could take."""
 
     operator: str
@@ -70,7 +67,7 @@ class PlannedOperator(Strict):
     cost: float | None
 
 
-class ProgramPlan(Strict):
+class ProgramPlan(Document):
     """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
 
     program: str
@@ -81,7 +78,7 @@ class ProgramPlan(Strict):
     reason: str = ""
 
 
-class MacResults(Strict):
+class MacResults(Document):
     """`mac` there: whether Core ML itself ran, else why not; its checks are among the others."""
 
     ran: bool
@@ -90,7 +87,7 @@ class MacResults(Strict):
     plans: list[ProgramPlan]
 
 
-class RunResults(Strict):
+class RunResults(Document):
     """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
 
     `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Union
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import Bundle, speed_thresholds
@@ -16,6 +15,7 @@ from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.names import Task
 from pipeline.runtime.runner import AnswerResult, Classification, Estimate, Runner
+from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 
@@ -29,11 +29,7 @@ Result = Union[Classification, Estimate, AnswerResult]
 WARM_UP = 5  # inputs that run at full depth before the clock counts
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Latency(Strict):
+class Latency(Document):
     """Milliseconds for an input, tokenization and decoding included, over all examples at their real lengths."""
 
     mean: float
@@ -41,7 +37,7 @@ class Latency(Strict):
     p95: float
 
 
-class SpeedResult(Strict):
+class SpeedResult(Document):
     """One speed. `exits` counts the examples that left after each segment; `mean_depth` is in segments run, 1 to their number.
 
     `accuracy` for classification, `exact_match` and `f1` for QA, fractions of 1. For regression `pearson` and `spearman`, absent where all
@@ -60,7 +56,7 @@ class SpeedResult(Strict):
     latency_ms: Latency
 
 
-class Evaluation(Strict):
+class Evaluation(Document):
     """What `pocketbert evaluate --json` prints."""
 
     task: Task
