@@ -21,6 +21,7 @@ from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
 from pipeline.run.engine import check_window, read_source, some_of
+from pipeline.schemes import SCHEMES
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import write_text
@@ -97,10 +98,10 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     labels = values or ("start", "end")
     judge = Judge(programs, examples, tokenizer, labels, recipe)
     options, schemes, rounded = recipe.quantize, {}, None
-    others = texts_to_round_by(recipe, examples) if options.scheme in ("int4", "mixed") else []
+    others = texts_to_round_by(recipe, examples) if SCHEMES[options.scheme].rounded_by_texts else []
     if others:
         rounded = Programs.of(round_model(model, make_items(others, tokenizer, labels, recipe), on_step))
-    if options.scheme == "mixed":
+    if SCHEMES[options.scheme].by_matrix:
         schemes = choose(
             programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded
         ).schemes

@@ -21,15 +21,11 @@ from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check
-from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, floors_of, lengths_of, padded_inputs, runner
+from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, lengths_of, padded_inputs, runner
+from pipeline.verify.floors import coreml_floors, span_agreement_floor
 
 # Two answers within rounding of one another may change places; fewer than these shares would be another model.
 FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
-# Rounding inputs to int8 at run time amplifies the last bit from layer to layer until it is as large as the quantization error itself, so
-# that two correct implementations differ where int8 and float32 do. Measured on SQuAD: 0.978 and 0.986 for two trainings; an int8 model
-# whose embeddings move by a millionth agrees with itself on 0.95 to 0.976. Schemes with finer inputs do not have that.
-FLOOR_INT8_SPANS = 0.97
-INT8_INPUTS = ("int8", "int4", "mixed")
 ENOUGH = {"classification": 2000, "regression": 2000, "qa": 500}
 # Through the evaluator: so many texts, or as many as fill so many tokens of buckets, at some 3 ms a token of MiniLM.
 ENOUGH_LABELS, ENOUGH_TOKENS = 200, 10_000
@@ -60,7 +56,9 @@ def check_agreement(
             same += runner.classify(example.text, example.text_pair, "0").label_index == expected[at]
         on_step("same answers as in PyTorch", at + 1, len(examples))
     value = same / len(examples)
-    floor = FLOOR_INT8_SPANS if task == "qa" and bundle.manifest.scheme in INT8_INPUTS else FLOOR[task]
+    floor = FLOOR[task]
+    if task == "qa":
+        floor = span_agreement_floor(bundle.manifest, floor)
     return Check(
         f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor
     )
@@ -76,7 +74,7 @@ def check_coreml_labels(
 ) -> Check:
     """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
 
-    The weights' scheme is in it: the floor is the scheme's (`FLOORS` in `pipeline.verify.coreml_parity`) and finds a broken program, not one
+    The weights' scheme is in it: the floor is the scheme's (`pipeline.schemes`) and finds a broken program, not one
     that lost a point.
 
     Args:
@@ -111,5 +109,5 @@ def check_coreml_labels(
         ]
         same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
         on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
-    value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer
+    value, floor = same / len(texts), coreml_floors(next(iter(buckets.values())).segments[-1]).same_answer
     return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)
