@@ -241,6 +241,9 @@ def palette_scheme(bits: int, floors: CoreMLFloors, per_tensor: bool = False) ->
 FLOAT_SNR_FLOOR_DB = 60.0
 FLOAT16_SNR_FLOOR_DB = 40.0
 INT8_SNR_FLOOR_DB = 25.0
+# An input of int8-a16 is off by 1/255 of an int8 step, so a difference in its last bit stays small. Measured on SQuAD,
+# all exits: 73 to 84 dB, where int8 had 32 to 56, and the same answer to 500 of 500 questions: no floor of its own.
+TWO_TERM_SNR_FLOOR_DB = 60.0
 # Rounding inputs to int8 at run time amplifies a difference in the last bit from layer to layer, until it is as
 # large as the quantization error. Two correct implementations then differ as much as int8 and float32. Measured on
 # SQuAD: the same answer to 0.978 and 0.986 of the questions (two trainings); an int8 model whose embeddings move by
@@ -297,7 +300,7 @@ SCHEMES: dict[str, Scheme] = {
             "int8 weights with a scale per output; inputs have 16 bits, as two int8 terms; up to twice as slow",
             weight_bits=8,
             coreml_counterpart="int8",
-            linear=LinearLayers(int8_two_term_bytes, INT8_SNR_FLOOR_DB, activation_bits=16),
+            linear=LinearLayers(int8_two_term_bytes, TWO_TERM_SNR_FLOOR_DB, activation_bits=16),
         ),
         Scheme(
             "int8-a8",
