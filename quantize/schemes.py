@@ -144,6 +144,25 @@ def apply_schemes(programs: Programs, schemes: Mapping[str, str], rounded: Progr
     return apply_scheme(programs, linears, schemes.get(WORD_TABLE_MATRIX, UNQUANTIZED), rounded)
 
 
+def quantize_programs(
+    programs: Programs,
+    scheme: str,
+    embeddings: str,
+    matrix_schemes: Mapping[str, str],
+    rounded: Programs | None = None,
+) -> Programs:
+    """Returns a quantized copy of the programs, as a manifest or a recipe describes it.
+
+    Args:
+        scheme, embeddings: as of `apply_scheme`; not read where there are `matrix_schemes`.
+        matrix_schemes: the scheme of every matrix in a mix, the word table among them; empty for all others.
+        rounded: as of `apply_scheme`.
+    """
+    if matrix_schemes:
+        return apply_schemes(programs, matrix_schemes, rounded)
+    return apply_scheme(programs, scheme, embeddings, rounded)
+
+
 def check_known(name: str, arithmetic: Collection[str], what: str, field: str) -> None:
     """Raises UserError unless there is arithmetic for a scheme."""
     if name not in arithmetic:

@@ -81,7 +81,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     from pipeline.verify.verify import require, verify_bundle
     from quantize.mixed import choose
     from quantize.rounding import round_model
-    from quantize.schemes import apply_scheme, apply_schemes
+    from quantize.schemes import quantize_programs
     from quantize.sensitivity import Judge
     from quantize.size import size_of
 
@@ -105,9 +105,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
         schemes = choose(
             programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded
         ).schemes
-        quantized = apply_schemes(programs, schemes, rounded)
-    else:
-        quantized = apply_scheme(programs, options.scheme, options.embeddings, rounded)
+    quantized = quantize_programs(programs, options.scheme, options.embeddings, schemes, rounded)
     comparison = judge.compare(quantized)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left

@@ -538,13 +538,11 @@ def quantized_programs(run: Run, folder: Path | None = None):
     `folder` holds the stage's result where it is not finished yet.
     """
     from pipeline.model.segments import Programs
-    from quantize.schemes import apply_scheme, apply_schemes
+    from quantize.schemes import quantize_programs
 
     programs, options = Programs.of(run.model("exits")), run.recipe.quantize
     rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
-    if SCHEMES[options.scheme].by_matrix:
-        return apply_schemes(programs, mixed_schemes(run, folder), rounded)
-    return apply_scheme(programs, options.scheme, options.embeddings, rounded)
+    return quantize_programs(programs, options.scheme, options.embeddings, mixed_schemes(run, folder), rounded)
 
 
 def rounds(recipe: Recipe) -> bool:
