@@ -17,7 +17,14 @@ from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
-from pipeline.schemes import SCHEMES, coreml_counterpart, float16_bytes, linear_layers, word_table
+from pipeline.schemes import (
+    SCHEMES,
+    UnknownSchemeError,
+    coreml_counterpart,
+    float16_bytes,
+    linear_layers,
+    word_table,
+)
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import stored_bytes
@@ -143,9 +150,12 @@ def size_of(bundle: str | Path) -> SizeReport:
         if backend not in backends:
             continue
         size = sum(file.bytes for file in files if owner[file.path] == backend)
-        programs = (
-            executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest, backend)
-        )
+        try:
+            programs = stored_parts(model, manifest, backend)
+        except UnknownSchemeError as error:
+            raise UserError(
+                f"{error}; export the bundle again", file=bundle / MANIFEST_FILE, field=f"{backend} programs"
+            ) from None
         programs += Parts(overhead=size - programs.total)
         parts += programs
         shipped = programs + shared
@@ -259,8 +269,10 @@ def bert_base_parts() -> Parts:
 # What a target stores.
 
 
-def executorch_stored(model: ExitModel, manifest: Manifest) -> Parts:
-    """The bytes of a bundle's ExecuTorch programs, by its manifest's schemes. KeyError for one that this version does not know."""
+def stored_parts(model: ExitModel, manifest: Manifest, backend: Backend) -> Parts:
+    """Returns the bytes of a target's weights. Raises UnknownSchemeError for a scheme that this version does not know."""
+    if backend != "executorch":
+        return coreml_parts(model, manifest, backend)
     with torch.device("meta"):
         programs = Programs.of(model)
     return executorch_parts(programs, manifest.matrix_schemes or manifest.scheme, manifest.embeddings_scheme)
@@ -300,7 +312,7 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
     """
 
     def stored(weight: nn.Parameter, precision: str, rows: int, matrix: str = "") -> int:
-        if SCHEMES[precision].by_matrix and matrix in manifest.matrix_schemes:
+        if precision in SCHEMES and SCHEMES[precision].by_matrix and matrix in manifest.matrix_schemes:
             precision = coreml_counterpart(manifest.matrix_schemes[matrix])
         return stored_bytes((rows, *weight.shape[1:]), precision)
 
