@@ -22,7 +22,7 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check
 from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, lengths_of, padded_inputs, runner
-from pipeline.verify.floors import coreml_floors, span_agreement_floor
+from pipeline.verify.floors import module_floors, span_agreement_floor
 
 # Two answers within rounding of one another may change places; fewer than these shares would be another model.
 FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
@@ -109,5 +109,5 @@ def check_coreml_labels(
         ]
         same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
         on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
-    value, floor = same / len(texts), coreml_floors(next(iter(buckets.values())).segments[-1]).same_answer
+    value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
     return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)

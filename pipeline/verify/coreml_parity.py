@@ -30,7 +30,7 @@ from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import Run, check_fingerprints
 from pipeline.verify.evaluator.delegate import DelegateFile, load_delegate_file
 from pipeline.verify.evaluator.evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
-from pipeline.verify.floors import coreml_floors
+from pipeline.verify.floors import module_floors, vector_floors
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 
@@ -246,7 +246,7 @@ def check_segment(
     outputs: list[dict[str, np.ndarray]],
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
-    names, level, floors = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task), coreml_floors(program)
+    names, level, floors = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task), vector_floors(program, manifest)
     expected = [
         [np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows
     ]
@@ -332,10 +332,17 @@ def check_against_model(
         ]
         for at, program in enumerate((programs.embed, *programs.segments)):
             steps = [run[at] for run in runs]
-            for precision, floor in coreml_floors(program).module_db.items():
+            floors = module_floors(program, manifest)
+            for precision, floor in floors.module_db.items():
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
                 checks += check_program(
-                    program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task)
+                    program,
+                    f"{length}_{precision}",
+                    steps,
+                    outputs,
+                    floor,
+                    floors.module_uncertainty,
+                    signal_level(manifest.task),
                 )
             done += 1
             on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
@@ -374,6 +381,7 @@ def check_program(
     steps: list[Step],
     outputs: list[dict[str, np.ndarray]],
     floor: float,
+    uncertainty_floor: float,
     level: float | None,
 ) -> list[Check]:
     """One program's checks at one length and precision; `outputs` are the program's for `steps`, `level` is that of its logits."""
@@ -389,8 +397,8 @@ def check_program(
         ratios.append(signal_to_noise_db(flat(expected), flat(got), level if tensor.name == "logits" else None))
     checks = [at_least(program, f"snr_db_{suffix}", min(ratios), floor)]
     if difference is not None:
-        least = coreml_floors(program).module_uncertainty
-        checks.append(at_least(program, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
+        agreement = finite(1.0 - difference)
+        checks.append(at_least(program, f"uncertainty_agreement_{suffix}", agreement, uncertainty_floor))
     return checks
 
 

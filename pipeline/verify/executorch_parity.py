@@ -68,7 +68,7 @@ def check_executorch(
     checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
     for segment, one in enumerate(measured):
         name = f"segment_{segment}"
-        floor = snr_floor_db(manifest.program(name, BACKEND))
+        floor = snr_floor_db(manifest)
         checks.append(_check(name, "logits_snr_db", one.snr_db(signal_level(manifest.task)), floor))
         checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
     checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pipeline.bundle.conformance import Conformance
+from pipeline.support.errors import UserError
 from pipeline.verify.executorch_parity import check_executorch
 
 
@@ -162,3 +163,10 @@ def snr_floors(tiny, manifest) -> set[float]:
 def test_a_scheme_has_the_floor_that_its_arithmetic_reaches(tiny_classifier, scheme, floor):
     """Inputs of 16 bits do not round to another int8 step: 73 to 84 dB were measured where int8 inputs have 32."""
     assert snr_floors(tiny_classifier, with_scheme(tiny_classifier, scheme)) == {floor}
+
+
+def test_a_scheme_that_this_version_does_not_know_is_refused(tiny_classifier):
+    with pytest.raises(
+        UserError, match=r"manifest.json: scheme: 'int3' is not known to this version.*export the bundle"
+    ):
+        snr_floors(tiny_classifier, with_scheme(tiny_classifier, "int3"))
