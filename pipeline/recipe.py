@@ -189,7 +189,7 @@ class Exits(Section):
 
 class Quantize(Section):
     scheme: Annotated[str, one_of(schemes.LINEAR_SCHEMES)] = Field(
-        schemes.DEFAULT, description="of linear layers; the schemes are listed in pipeline/schemes.py"
+        schemes.DEFAULT, description=f"of linear layers; {schemes.summaries(schemes.LINEAR_SCHEMES)}"
     )
     embeddings: Annotated[str, one_of(schemes.WORD_TABLE_SCHEMES)] = Field(
         schemes.DEFAULT,
@@ -227,7 +227,7 @@ class Export(Section):
     coreml_target: schemes.AppleSystem = "iOS18"
     coreml_precision: Annotated[str, one_of(schemes.COREML_SCHEMES)] = Field(
         schemes.DEFAULT,
-        description="of the weights; the schemes are listed in pipeline/schemes.py; mixed is what quantize.scheme=mixed found",
+        description=f"of the weights, mixed as quantize.scheme=mixed found; {schemes.summaries(schemes.COREML_SCHEMES)}",
     )
     coreml_calibration: int = Field(
         256,

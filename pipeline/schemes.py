@@ -344,6 +344,11 @@ COREML_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.coreml
 MIX_CHOICES = tuple(name for name, scheme in SCHEMES.items() if scheme.mix_choice)  # beside `UNQUANTIZED`
 
 
+def summaries(names: Iterable[str]) -> str:
+    """Returns one line that says what each of some schemes is."""
+    return "; ".join(f"{name}: {SCHEMES[name].summary}" for name in names)
+
+
 class UnknownSchemeError(ValueError):
     """The catalogue does not have a name for the target asked for. The message lists the names that it has."""
 
