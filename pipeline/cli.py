@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
+from pipeline.schemes import MIX_CHOICES
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import console, output, progress
@@ -132,7 +133,7 @@ def sensitivity(
     recipe: RecipeFile,
     settings: Settings = None,
     out: Out = None,
-    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix.")] = "int8,int4",
+    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix.")] = ",".join(MIX_CHOICES),
     as_json: AsJson = False,
 ) -> None:
     """What each matrix loses by fewer bits when it alone has them, on the calibration split. Stages that it needs run first."""

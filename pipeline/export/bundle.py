@@ -35,11 +35,11 @@ from pipeline.model.encoder import parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.schemes import WORD_TABLE_MATRIX
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import is_full_disk, write_text
 from pipeline.tasks import get_task
-from quantize.schemes import EMBEDDINGS_MATRIX
 
 VOCAB_FILE = "vocab.txt"
 EXECUTORCH_FILE = "model.pte"
@@ -204,7 +204,7 @@ def describe(
             allow_no_answer=qa.allow_no_answer,
         ),
         scheme=recipe.quantize.scheme,
-        embeddings_scheme=matrix_schemes.get(EMBEDDINGS_MATRIX, recipe.quantize.embeddings),
+        embeddings_scheme=matrix_schemes.get(WORD_TABLE_MATRIX, recipe.quantize.embeddings),
         matrix_schemes=dict(matrix_schemes),
         programs=[],
         exits=ExitOptions(

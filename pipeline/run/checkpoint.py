@@ -19,6 +19,7 @@ from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
 from pipeline.run.engine import check_window, items_of, read_source, some_of
+from pipeline.schemes import SCHEMES
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import write_text
@@ -79,7 +80,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     from pipeline.verify.verify import require, verify_bundle
     from quantize.mixed import choose
     from quantize.rounding import round_model
-    from quantize.schemes import apply_scheme, apply_schemes
+    from quantize.schemes import quantize_programs
     from quantize.sensitivity import Judge
     from quantize.size import size_of
 
@@ -96,16 +97,14 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     labels = values or ("start", "end")
     judge = Judge(programs, examples, tokenizer, labels, recipe)
     options, schemes, rounded = recipe.quantize, {}, None
-    others = texts_to_round_by(recipe, examples) if options.scheme in ("int4", "mixed") else []
+    others = texts_to_round_by(recipe, examples) if SCHEMES[options.scheme].rounded_by_texts else []
     if others:
         rounded = Programs.of(round_model(model, items_of(others, tokenizer, labels, recipe), on_step))
-    if options.scheme == "mixed":
+    if SCHEMES[options.scheme].by_matrix:
         schemes = choose(
             programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded
         ).schemes
-        quantized = apply_schemes(programs, schemes, rounded)
-    else:
-        quantized = apply_scheme(programs, options.scheme, options.embeddings, rounded)
+    quantized = quantize_programs(programs, options.scheme, options.embeddings, schemes, rounded)
     comparison = judge.compare(quantized)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left

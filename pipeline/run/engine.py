@@ -21,6 +21,7 @@ from pipeline.data.splits import split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import APPLE_BACKENDS
 from pipeline.recipe import Recipe
+from pipeline.schemes import SCHEMES, coreml_weights
 from pipeline.support import processes
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
@@ -273,7 +274,7 @@ def check_calibration(recipe: Recipe) -> None:
     """UserError if no calibration split of the recipe's size could show what a named speed promises, or if its mix could not be chosen."""
     from pipeline.exits.calibrate import examples_needed
 
-    if recipe.quantize.scheme == "mixed":
+    if SCHEMES[recipe.quantize.scheme].by_matrix:
         check_draft(recipe)
     check_ranges(recipe)
     for name in SPEEDS:
@@ -303,11 +304,10 @@ def check_draft(recipe: Recipe) -> None:
 def check_ranges(recipe: Recipe) -> None:
     """UserError if Core ML's programs are to have int8 inputs, and that part of the calibration split is too small to find their ranges on."""
     from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
-    from quantize.coreml_schemes import COREML_SCHEMES
     from quantize.int8_inputs import FEWEST
 
     left, options = len(split_rows(recipe.data.calibration, recipe.seed)[0]), recipe.export
-    if options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs and left < FEWEST:
+    if options.coreml and coreml_weights(options.coreml_precision).int8_inputs and left < FEWEST:
         raise UserError(
             f"{recipe.data.calibration} examples leave {left} to find the activations' ranges on for export.coreml_precision="
             f"{options.coreml_precision}, at least {FEWEST} are needed; set it to {round(FEWEST / DRAFT_SHARE)} or more",
@@ -479,7 +479,7 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     if rounds(recipe):
         (place.out / ROUNDED).mkdir()
         save_model(round_student(run, on_step), place.out / ROUNDED)
-    if recipe.quantize.scheme == "mixed":
+    if SCHEMES[recipe.quantize.scheme].by_matrix:
         write_text(place.out / MIX, chosen_mix(run, place.out, on_step).model_dump_json(indent=2))
     programs = quantized_programs(run, place.out)
     tokenizer, labels = run.tokenizer(), run.labels()
@@ -506,21 +506,17 @@ def quantized_programs(run: Run, folder: Path | None = None):
     `folder` holds the stage's result where it is not finished yet.
     """
     from pipeline.model.segments import Programs
-    from quantize.schemes import apply_scheme, apply_schemes
+    from quantize.schemes import quantize_programs
 
     programs, options = Programs.of(run.model("exits")), run.recipe.quantize
     rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
-    if options.scheme == "mixed":
-        return apply_schemes(programs, mixed_schemes(run, folder), rounded)
-    return apply_scheme(programs, options.scheme, options.embeddings, rounded)
+    return quantize_programs(programs, options.scheme, options.embeddings, mixed_schemes(run, folder), rounded)
 
 
 def rounds(recipe: Recipe) -> bool:
-    """Whether a target has int4 matrices, and the recipe texts to round them by (`quantize.rounding`)."""
-    four_bits = recipe.quantize.scheme in ("int4", "mixed") or (
-        recipe.export.coreml and recipe.export.coreml_precision == "int4"
-    )
-    return four_bits and recipe.quantize.rounding_texts > 0
+    """Whether a target has matrices to round on texts (`quantize.rounding`), and the recipe has texts for it."""
+    schemes = [recipe.quantize.scheme] + [recipe.export.coreml_precision] * recipe.export.coreml
+    return any(SCHEMES[scheme].rounded_by_texts for scheme in schemes) and recipe.quantize.rounding_texts > 0
 
 
 def round_student(run: Run, on_step: OnStep):
@@ -544,16 +540,16 @@ def coreml_model(run: Run):
     """The student whose weights Core ML's programs store: where their precision has int4 matrices, those are rounded for it."""
     from quantize.rounding import with_rounded
 
-    precision = run.recipe.export.coreml_precision
-    if not rounds(run.recipe) or precision not in ("int4", "mixed"):
+    scheme = SCHEMES[run.recipe.export.coreml_precision]
+    if not rounds(run.recipe) or not scheme.rounded_by_texts:
         return run.model("exits")
     rounded = rounded_student(run)
-    return rounded if precision == "int4" else with_rounded(run.model("exits"), rounded, mixed_schemes(run))
+    return with_rounded(run.model("exits"), rounded, mixed_schemes(run)) if scheme.by_matrix else rounded
 
 
 def mixed_schemes(run: Run, folder: Path | None = None) -> dict[str, str]:
     """Which scheme each matrix got, see `quantized_programs`; empty unless the recipe's scheme is mixed."""
-    if run.recipe.quantize.scheme != "mixed":
+    if not SCHEMES[run.recipe.quantize.scheme].by_matrix:
         return {}
     return json.loads(((folder or run.path("quantize")) / MIX).read_text())["schemes"]
 
@@ -578,7 +574,8 @@ def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
     recipe = run.recipe
     check_draft(recipe)
     examples = draft_examples(run, recipe.quantize.sensitivity_examples)
-    by_texts = "int4" in schemes and recipe.quantize.rounding_texts > 0
+    by_texts = any(scheme in SCHEMES and SCHEMES[scheme].rounded_by_texts for scheme in schemes)
+    by_texts = by_texts and recipe.quantize.rounding_texts > 0
     rounded = Programs.of(round_student(run, on_step)) if by_texts else None
     return measure_sensitivity(
         Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step, rounded
@@ -619,11 +616,10 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
 def input_gains_of(run: Run, on_step: OnStep):
     """The gains of int8 inputs of Core ML programs, None where the recipe has none of those."""
     from pipeline.model.segments import Programs
-    from quantize.coreml_schemes import COREML_SCHEMES
     from quantize.int8_inputs import input_gains
 
     options = run.recipe.export
-    if not (options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs):
+    if not (options.coreml and coreml_weights(options.coreml_precision).int8_inputs):
         return None
     items = items_of(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
     return input_gains(Programs.of(run.model("exits")), items, on_step)

@@ -22,9 +22,9 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
 from pipeline.verify.checks import Check
-from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, floors_of, lengths_of, padded_inputs, runner
+from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, lengths_of, padded_inputs, runner
+from pipeline.verify.floors import agreement_floor, module_floors
 
-INT8_INPUTS = ("int8", "int4", "mixed")
 # Through the evaluator: so many texts, or as many as fill so many tokens of buckets, at some 3 ms a token of MiniLM.
 ENOUGH_LABELS, ENOUGH_TOKENS = 200, 10_000
 
@@ -47,7 +47,7 @@ def check_agreement(
         same += task.same_answer(runner.predict(example, "0"), expected[index], manifest.answer_context)
         on_step("same answers as in PyTorch", index + 1, len(examples))
     value = same / len(examples)
-    floor = task.agreement_floor_rounded if manifest.scheme in INT8_INPUTS else task.agreement_floor
+    floor = agreement_floor(manifest)
     return Check(
         f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor
     )
@@ -63,7 +63,7 @@ def check_coreml_labels(
 ) -> Check:
     """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
 
-    The weights' scheme is in it: the floor is the scheme's (`FLOORS` in `pipeline.verify.coreml_parity`) and finds a broken program, not one
+    The weights' scheme is in it: the floor is the scheme's (`pipeline.schemes`) and finds a broken program, not one
     that lost a point.
 
     Args:
@@ -98,5 +98,5 @@ def check_coreml_labels(
         ]
         same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
         on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
-    value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer
+    value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
     return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)
