@@ -9,14 +9,14 @@ import torch
 
 from pipeline.bench.cache import code_digest, kept
 from pipeline.data.demo import load_demo
-from pipeline.doctor import installed
-from pipeline.export.bundle import TOOLS, write_bundle
+from pipeline.export.bundle import TOOLS, BundleSource, Labels, TokenizerFiles, write_bundle
 from pipeline.model.checkpoint import save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version as installed
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import fingerprint
 from quantize.schemes import apply_scheme
@@ -62,12 +62,10 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
         vocabulary.write_text("\n".join(letters(config.vocab_size)) + "\n", encoding="utf-8")
         write_bundle(
             folder / "bundle",
-            model=model,
-            quantized=apply_scheme(Programs.of(model), recipe.quantize.scheme, recipe.quantize.embeddings),
-            recipe=recipe,
-            tokenizer_vocab=vocabulary,
-            lowercase=True,
-            label_values=("0", "1"),
+            recipe,
+            BundleSource(model, apply_scheme(Programs.of(model), recipe.quantize.scheme, recipe.quantize.embeddings)),
+            TokenizerFiles(vocabulary, lowercase=True),
+            Labels(("0", "1")),
             speeds={},
             conformance_examples=load_demo("classification")[1][:8],
             provenance={"weights": f"random, seed {recipe.seed}", "data": "none"},

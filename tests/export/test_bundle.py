@@ -15,7 +15,7 @@ from pipeline.bundle.manifest import ExitOptions, Program, read_manifest
 from pipeline.data.features import encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export import bundle as bundle_module
-from pipeline.export.bundle import write_bundle
+from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, describe, write_bundle
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -125,12 +125,10 @@ def write_small(folder, vocab, recipe=RECIPE, labels=("no", "yes"), words=None):
     model = ExitModel("classification", config, 2, "linear", (1,)).eval()
     return write_bundle(
         folder,
-        model=model,
-        quantized=Programs.of(model),
-        recipe=Recipe.model_validate(recipe),
-        tokenizer_vocab=vocab,
-        lowercase=True,
-        label_values=labels,
+        Recipe.model_validate(recipe),
+        BundleSource(model, Programs.of(model)),
+        TokenizerFiles(vocab, lowercase=True),
+        Labels(labels),
         speeds={},
         conformance_examples=[],
         provenance={},
@@ -177,7 +175,8 @@ def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_voc
     )
 
     def described():
-        return bundle_module.describe(model, Recipe.model_validate(RECIPE), tokenizer, ("no", "yes"), {}, {}).exits
+        source = BundleSource(model, Programs.of(model))
+        return describe(Recipe.model_validate(RECIPE), source, tokenizer, Labels(("no", "yes")), {}, {}).exits
 
     assert described() == ExitOptions(uncertainty="entropy", temperatures=[])
     model.uncertainty, model.temperatures = "patience", [1.0, 1.5]

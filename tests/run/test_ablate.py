@@ -9,8 +9,10 @@ import pytest
 
 from pipeline import cli
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.run.ablate import ablate, ablation_table, variants
-from pipeline.run.engine import STAGES, Run
+from pipeline.report.ablation import ablation_table
+from pipeline.run.ablate import ablate, variants
+from pipeline.run.engine import Run
+from pipeline.run.table import STAGES
 from pipeline.support.quiet import import_quietly
 from pipeline.support.workspace import Workspace
 
@@ -161,18 +163,18 @@ def test_a_killed_ablation_continues(recipe_file, finished, tmp_path, monkeypatc
     recipe = load_recipe(
         recipe_file, ["pretrain.mlm_weight=0", "pretrain.hidden_weight=0", "distill.attention_weight=0"]
     )
-    built, run = [], Run.upto
+    built, run = [], Run.run_up_to
 
     def until_the_last(self, last):
         if self.base is not None and self.recipe.student.initialise == "random":
             raise KeyboardInterrupt
         run(self, last)
 
-    monkeypatch.setattr(Run, "upto", until_the_last)
+    monkeypatch.setattr(Run, "run_up_to", until_the_last)
     with pytest.raises(KeyboardInterrupt):
         ablate(recipe, tmp_path)
     assert not (tmp_path / "ablation" / "ablation.json").exists()
-    monkeypatch.setattr(Run, "upto", run)
+    monkeypatch.setattr(Run, "run_up_to", run)
     build = Workspace.run
 
     def note(self, stage, mark, work):

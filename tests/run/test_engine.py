@@ -15,7 +15,9 @@ from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import Answer, QAExample
 from pipeline.data.labels import LabelRange
 from pipeline.recipe import Recipe
-from pipeline.run.engine import STAGES, Run, load_examples, order_upto, save_examples
+from pipeline.run.engine import Run
+from pipeline.run.examples import load_examples, save_examples
+from pipeline.run.table import STAGES, stages_up_to
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import digest_tree
 
@@ -111,7 +113,7 @@ speeds = ["0", "exact"]
 def order(recipe_file: Path) -> list[str]:
     from pipeline.recipe import load_recipe
 
-    return order_upto("report", load_recipe(recipe_file))
+    return stages_up_to("report", load_recipe(recipe_file))
 
 
 def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
@@ -193,17 +195,17 @@ def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
 
     before = Run(load_recipe(recipe_file), whole)
     after = Run(load_recipe(recipe_file, ["exits.exact=0.12"]), whole)
-    changed = {stage for stage in order(recipe_file) if before.mark(stage) != after.mark(stage)}
+    changed = {stage for stage in order(recipe_file) if before.stage_key(stage) != after.stage_key(stage)}
     assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
 
 
 def test_a_promise_made_after_the_data_was_cut_is_checked_too(recipe_file, whole):
     """The split stands when only `exits` changes, and the stage that checked it does not run again."""
     from pipeline.recipe import load_recipe
-    from pipeline.run.engine import quantize
+    from pipeline.run.stages.quantize import quantize
 
     with pytest.raises(UserError, match="'exact'.*at least 288"):
-        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole), None, None)
+        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole).results, None, None)
 
 
 def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whole, tmp_path):
@@ -221,7 +223,7 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
         "exits.head=bert",
     ]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
-    run.upto("distill")
+    run.run_up_to("distill")
     assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {
         "pretrained",
         "student",
@@ -243,15 +245,17 @@ def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
     base = Run(load_recipe(recipe_file), whole)
     settings = [f"distill.unlabelled={more}", "distill.training.epochs=1", "distill.training.batch_size=1"]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", base)
-    assert run.mark("finetune") == base.mark("finetune")
-    run.upto("distill")
+    assert run.stage_key("finetune") == base.stage_key("finetune")
+    run.run_up_to("distill")
     losses = json.loads((run.path("distill") / "losses.json").read_text())["losses"]
-    assert len(losses) == len(base.examples("train")) + len(WORDS)
-    mark = run.mark("distill")
+    assert len(losses) == len(base.results.examples("train")) + len(WORDS)
+    mark = run.stage_key("distill")
     more.write_text("sentence\nthe plot\n")
-    assert run.mark("distill") != mark
+    assert run.stage_key("distill") != mark
     with pytest.raises(UserError, match=f"{tmp_path}/none.tsv"):
-        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").upto("prepare")
+        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").run_up_to(
+            "prepare"
+        )
 
 
 def test_report_and_results_are_there(whole):
@@ -305,14 +309,27 @@ def test_examples_survive_the_way_to_disk(tmp_path):
 
 def test_order():
     plain = Recipe(name="plain", task="qa")
-    assert order_upto("exits", plain) == ["prepare", "finetune", "distill", "exits"]
-    assert order_upto("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
+    assert stages_up_to("exits", plain) == ["prepare", "finetune", "distill", "exits"]
+    assert stages_up_to("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
     with_corpus = Recipe(name="corpus", task="qa", pretrain={"corpus": "books"})
-    assert order_upto("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
-    assert order_upto("pretrain", with_corpus) == ["pretrain"]
-    assert order_upto("report", with_corpus) == list(STAGES)
+    assert stages_up_to("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
+    assert stages_up_to("pretrain", with_corpus) == ["pretrain"]
+    assert stages_up_to("report", with_corpus) == list(STAGES)
     with pytest.raises(UserError, match="^pretrain.corpus: "):
-        order_upto("pretrain", plain)
+        stages_up_to("pretrain", plain)
+
+
+def test_results_of_older_versions_still_count(tmp_path):
+    """The keys are those that version 0.1.0 wrote for this recipe: a change of the code alone makes nothing again."""
+    from pipeline.recipe import load_recipe
+
+    recipe = ROOT / "recipes" / "demo-classification.toml"
+    run = Run(load_recipe(recipe), tmp_path)
+    assert run.stage_key("prepare") == "deb987ca641e31508b1cfc409287e7d250068f75b015bbb1419571d3293b21f9"
+    assert run.stage_key("export") == "a12e439736dc7c0fd2063bf3f253d7f61fb416208f4236f15edc8f2b11b1f1ac"
+    assert run.stage_key("report") == "7e2d4d915091f516ff2101e75473324b926f9e4de538e1ab34d491cbce3d802b"
+    with_int4 = Run(load_recipe(recipe, ["quantize.scheme=int4"]), tmp_path)  # rounding goes into the key
+    assert with_int4.stage_key("quantize") == "ad48077c1e4a669ff04b261d9fc32b10dc375281009108d2f75e49c3894be365"
 
 
 def test_sections_are_parts_of_the_recipe():

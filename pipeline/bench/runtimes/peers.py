@@ -21,7 +21,7 @@ import torch
 from pipeline.bench.cache import code_digest, kept
 from pipeline.bench.runtimes.plain import PlainModel
 from pipeline.bundle.manifest import Manifest
-from pipeline.doctor import installed
+from pipeline.support.packages import installed_version as installed
 from pipeline.model.checkpoint import load_model, save_model
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.digests import sha256_of
