@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, get_args
+from typing import TYPE_CHECKING, Annotated, Optional, cast, get_args
 
 import typer
 
@@ -85,7 +85,7 @@ def bench(
             token_counts,
             repeats,
             threads,
-            reference,
+            cast(Reference, reference),  # checked above
             on_step,
             reference_length=reference_length,
             weights=(weights or exits) if peers else None,

@@ -38,10 +38,11 @@ def predict(
     Shows the exit that was taken, the uncertainty at each exit up to it, and the time in milliseconds.
     """
     from pipeline.bundle.opening import Bundle
-    from pipeline.runtime.runner import Runner
+    from pipeline.runtime.runner import AnswerResult, Classification, Estimate, Runner
 
     opened = Bundle.open(bundle)
     runner = Runner(opened)
+    result: Classification | Estimate | AnswerResult
     if opened.manifest.task == "classification":
         if text is None:
             raise UserError("this bundle classifies; give --text", file=bundle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
@@ -95,7 +95,8 @@ def verify_package(
 
     if precision not in ("float32", "float16"):
         raise UserError(f"{precision!r} is not known; take float32 or float16", field="--precision")
-    report, loaded = examine_package(package, inputs, function, precision)
+    shown: Literal["float32", "float16"] = "float16" if precision == "float16" else "float32"
+    report, loaded = examine_package(package, inputs, function, shown)
     warnings = lint(loaded)
     if outputs is not None:
         report.save(outputs)

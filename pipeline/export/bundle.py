@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from torch import Tensor
@@ -37,6 +36,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import is_full_disk, write_text
 from quantize.schemes import EMBEDDINGS_MATRIX
@@ -286,8 +286,6 @@ def tool_versions() -> dict[str, str]:
     """Returns the versions of this project, of Python, and of the libraries that leave traces in the programs."""
     versions = {"pocketbert": __version__, "python": platform.python_version()}
     for tool in TOOLS:
-        try:
-            versions[tool] = version(tool)
-        except PackageNotFoundError:  # for example coremltools, which not every platform has
-            continue
+        if found := installed_version(tool):  # coremltools, for example, is not made for every platform
+            versions[tool] = found
     return versions

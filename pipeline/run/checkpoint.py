@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bundle.manifest import SCORE, Manifest
-from pipeline.data.examples import Example
+from pipeline.data.examples import ClassificationExample, Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, TokenizerFiles, write_bundle
 from pipeline.model.checkpoint import Pretrained, load_pretrained
@@ -43,16 +43,21 @@ class Loaded:
     Attributes:
         model: the checkpoint as a model with one exit, in float32.
         examples: the texts on which the quantized model is compared with it.
-        labels: what the data write for each class, ("start", "end") for question answering.
+        values: what the data write for each class; empty for question answering.
         files: the tokenizer's files; `tokenizer` is made from them.
     """
 
     recipe: Recipe
     model: ExitModel
     examples: list[Example]
-    labels: tuple[str, ...]
+    values: tuple[str, ...]
     files: TokenizerFiles
     tokenizer: WordPieceTokenizer
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each logit stands for, as `Results.labels` has it."""
+        return self.values or ("start", "end")
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def load(weights: str, settings: Sequence[str]) -> tuple[Loaded, Task]:
     tokenizer = WordPieceTokenizer.from_vocab(files.vocab, lowercase=files.lowercase)
     model = model_of(pretrained, task, tokenizer.sep_id)
     examples, values = texts_for(recipe, pretrained)
-    return Loaded(recipe, model, examples, values or ("start", "end"), files, tokenizer), task
+    return Loaded(recipe, model, examples, values, files, tokenizer), task
 
 
 def quantize(loaded: Loaded, on_step: OnStep) -> QuantizedModel:
@@ -160,7 +165,7 @@ def write_verified(
             recipe,
             BundleSource(loaded.model, quantized.programs, matrix_schemes=quantized.matrix_schemes),
             loaded.files,
-            Labels() if recipe.task == "qa" else Labels(loaded.labels),
+            Labels(loaded.values),
             speeds={},
             conformance_examples=loaded.examples[:CONFORMANCE_EXAMPLES],
             provenance={
@@ -245,6 +250,7 @@ def model_of(pretrained: Pretrained, task: Task, separator: int) -> ExitModel:
     model = ExitModel(task, config, len(pretrained.labels) or 2, pretrained.head_kind, [config.layers])
     model.encoder.load_state_dict(pretrained.encoder)
     try:
+        assert pretrained.head is not None  # see `load_with_head`
         model.heads[-1].load_state_dict(pretrained.head)
     except RuntimeError as error:  # torch writes a line for every tensor that does not fit
         last_line = str(error).splitlines()[-1].strip()
@@ -265,25 +271,28 @@ def texts_for(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tu
         return examples, ()
     numbers = tuple(str(number) for number in range(len(pretrained.labels)))
     if recipe.data.dev == "demo":
-        return [replace(example, label=None) for example in examples], pretrained.labels
-    return examples, numbers if {example.label for example in examples} <= {*numbers, None} else pretrained.labels
+        return [without_label(example) for example in examples], pretrained.labels
+    written = {example.label for example in examples if isinstance(example, ClassificationExample)}
+    return examples, numbers if written <= {*numbers, None} else pretrained.labels
+
+
+def without_label(example: Example) -> Example:
+    """Returns a text without its label. Questions have none, and are returned as they are."""
+    return replace(example, label=None) if isinstance(example, ClassificationExample) else example
 
 
 def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Example]:
     """Returns texts to round int4 by, without labels; none where there are too few to say anything.
 
-    They are training texts, or those dev texts that are not compared: on the texts that it was rounded by, a model
-        would look better
-    than it is.
+    They are training texts, or the dev texts that are not compared. A model looks better than it is on the texts that
+    it was rounded by.
     """
     if recipe.data.train != "demo" or recipe.data.dev == "demo":
         texts = read_source(recipe, "train")
     else:
         without_limit = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dev_limit": None})})
         texts = read_source(without_limit, "dev")
-    if recipe.task != "qa":
-        texts, compared = ([replace(text, label=None) for text in part] for part in (texts, compared))
-    held_out = set(compared)
-    left = [text for text in texts if text not in held_out]
+    held_out = {without_label(text) for text in compared}
+    left = [text for text in map(without_label, texts) if text not in held_out]
     chosen = sample_examples(left, recipe.quantize.rounding_texts, recipe.seed)
     return chosen if len(chosen) >= FEWEST_TO_ROUND_BY else []

@@ -61,7 +61,8 @@ def check_agreement(
         if isinstance(example, QAExample):
             same += runner.answer(example.question, example.passage, "0").answer == expected[index]
         elif task == "regression":
-            difference = runner.estimate(example.text, example.text_pair, "0").value - expected[index]
+            assert bundle.manifest.label_range is not None  # `Bundle.open` requires it for regression
+            difference = runner.estimate(example.text, example.text_pair, "0").value - float(expected[index])
             same += abs(difference) <= SAME_NUMBER * bundle.manifest.label_range.width
         else:
             same += runner.classify(example.text, example.text_pair, "0").label_index == expected[index]
@@ -115,7 +116,7 @@ def check_coreml_labels(
         if length not in buckets:
             buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run, backend)
         expected = reference(torch.from_numpy(np.asarray(ids, np.int64))[None], torch.zeros(1, 1, len(ids)))[-1][1]
-        inputs = padded_inputs(ids, None, length, manifest.tokenizer.pad_id)
+        inputs = padded_inputs(ids.tolist(), None, length, manifest.tokenizer.pad_id)
         actual = buckets[length].run_all(inputs, "float16")[-1]["logits"]
         same += bool(np.isfinite(actual).all()) and int(expected.argmax()) == int(actual.argmax())
         on_step(f"{NAMES[backend]}'s labels against float32's", index + 1, len(texts))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
 from pipeline.bundle.manifest import Manifest, read_manifest
 from pipeline.bundle.opening import Bundle
-from pipeline.data.examples import Example
+from pipeline.data.examples import ClassificationExample, Example
 from pipeline.model.exit_model import ExitModel
 from pipeline.names import APPLE_BACKENDS
 from pipeline.support.document import Document
@@ -124,12 +124,13 @@ def check_model(
 ) -> list[Check]:
     """Compares the Core ML programs with the model in PyTorch: each with its module, and the labels of the examples."""
     backends = {program.backend for program in manifest.programs}
+    texts = [example for example in examples if isinstance(example, ClassificationExample)]
     checks: list[Check] = []
     for backend in APPLE_BACKENDS:
         if backend in backends:
             checks += check_against_model(model, bundle, manifest, on_step, backend=backend)
-            if examples and manifest.task == "classification":
-                checks.append(check_coreml_labels(Bundle.open(bundle), model, examples, on_step, backend))
+            if texts and manifest.task == "classification":
+                checks.append(check_coreml_labels(Bundle.open(bundle), model, texts, on_step, backend))
     return checks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.data.examples import Example
+from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.data.labels import LabelRange
 from pipeline.data.splits import label_range, label_values, split_off
 from pipeline.recipe import Recipe
@@ -51,7 +51,8 @@ def check_labels(recipe: Recipe, train: list[Example], dev: list[Example]) -> tu
     """Checks that the labels of both parts fit each other and the recipe, and returns them as `Results.labels` does."""
     if recipe.task == "classification":
         labels = label_values(train)
-        unknown = sorted({example.label for example in dev} - set(labels), key=str)
+        dev_labels = {example.label for example in dev if isinstance(example, ClassificationExample)}
+        unknown = sorted(dev_labels - set(labels), key=str)
         if unknown:
             raise UserError(
                 f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
@@ -67,7 +68,7 @@ def check_labels(recipe: Recipe, train: list[Example], dev: list[Example]) -> tu
     if recipe.task == "regression":
         label_range(dev)  # refuses labels that are all alike: no correlation could be measured
         return label_range(train)
-    unanswered = sum(1 for example in (*train, *dev) if not example.answers)
+    unanswered = sum(isinstance(example, QAExample) and not example.answers for example in (*train, *dev))
     if unanswered and not recipe.qa.allow_no_answer:
         raise UserError(
             f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
