@@ -87,9 +87,9 @@ class Growth:
         """Returns the fit in words, and how far the times of longer inputs lie above the line."""
         largest_error = max(abs(self.ratio[length] - 1) for length in self.lengths)
         line = (
-            f"From {self.lengths[0]} to {self.lengths[-1]} tokens the time grows linearly: {self.fixed_ms:.2f} ms plus "
-            f"{self.token_ms:.3f} ms a token (R² {self.r_squared:.4f}, no length off by more than "
-            f"{100 * largest_error:.0f} %)"
+            f"From {self.lengths[0]} to {self.lengths[-1]} tokens the time at full depth grows linearly: "
+            f"{self.fixed_ms:.2f} ms plus {self.token_ms:.3f} ms a token (R² {self.r_squared:.4f}, no length off by more "
+            f"than {100 * largest_error:.0f} %)"
         )
         longer = [f"{ratio:.2f} times at {length}" for length, ratio in self.ratio.items() if length > self.lengths[-1]]
         if not longer:
