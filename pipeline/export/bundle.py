@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline import __version__
 from pipeline.bundle.conformance import CONFORMANCE_FILE
+from pipeline.bundle.fields import FORMAT_MINOR
 from pipeline.bundle.manifest import (
     MANIFEST_FILE,
     ExitOptions,
@@ -25,6 +26,7 @@ from pipeline.bundle.manifest import (
     describe_files,
     json_schema,
 )
+from pipeline.bundle.requirements import requirements_of
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -113,7 +115,11 @@ def write_bundle(
         if fingerprints:
             vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
-        manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
+        backends = {program.backend for program in programs}
+        requires = requirements_of(backends, version("executorch"), recipe.export.coreml_target)
+        manifest = manifest.model_copy(
+            update={"programs": programs, "requires": requires, "files": describe_files(folder)}
+        )
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     except Exception as error:
         if is_full_disk(error):
@@ -170,6 +176,7 @@ def describe(
         )
     config, qa, matrix_schemes = model.config, recipe.qa, matrix_schemes or {}
     return Manifest(
+        format_minor=FORMAT_MINOR,
         name=recipe.name,
         task=recipe.task,
         labels=labels,
@@ -181,6 +188,7 @@ def describe(
             heads=config.heads,
             intermediate_size=config.intermediate_size,
             vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
             parameters=parameter_count(model),
             exit_layers=list(model.exit_layers),
             head=model.head_kind,

@@ -1,10 +1,10 @@
-"""A bundle measured on labelled examples: what each speed gets right, how deep it goes, how long it takes."""
+"""Evaluates a bundle on labelled examples: the score, the depth and the latency of each speed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -14,23 +14,24 @@ from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.names import Task
-from pipeline.runtime.runner import AnswerResult, Classification, Estimate, Runner
+from pipeline.runtime.results import AnswerResult, Classification, Estimate
+from pipeline.runtime.runner import Runner
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 
-# What a task is measured by: fields of `SpeedResult`, and how a table calls them.
+# The metrics of each task: fields of `SpeedResult` and the names that tables show for them.
 METRICS: dict[Task, dict[str, str]] = {
     "classification": {"accuracy": "accuracy"},
     "regression": {"pearson": "Pearson", "spearman": "Spearman", "mean_absolute_error": "MAE"},
     "qa": {"exact_match": "EM", "f1": "F1"},
 }
 Result = Union[Classification, Estimate, AnswerResult]
-WARM_UP = 5  # inputs that run at full depth before the clock counts
+WARM_UP_INPUTS = 5  # run at full depth before anything is timed
 
 
 class Latency(Document):
-    """Milliseconds for an input, tokenization and decoding included, over all examples at their real lengths."""
+    """Milliseconds per input at its real length, over all examples. Tokenization and decoding are included."""
 
     mean: float
     p50: float
@@ -38,10 +39,15 @@ class Latency(Document):
 
 
 class SpeedResult(Document):
-    """One speed. `exits` counts the examples that left after each segment; `mean_depth` is in segments run, 1 to their number.
+    """The results of one speed.
 
-    `accuracy` for classification, `exact_match` and `f1` for QA, fractions of 1. For regression `pearson` and `spearman`, absent where all
-    predictions or all labels are the same, and `mean_absolute_error`, in the data's unit.
+    Attributes:
+        accuracy: for classification, a fraction of 1.
+        exact_match, f1: for question answering, fractions of 1.
+        pearson, spearman: for regression; None where all predictions or all labels are equal.
+        mean_absolute_error: for regression, in the data's unit.
+        mean_depth: the mean number of segments that ran, from 1 to the bundle's number of segments.
+        exits: the number of examples that left after each segment.
     """
 
     speed: str
@@ -57,14 +63,14 @@ class SpeedResult(Document):
 
 
 class Evaluation(Document):
-    """What `pocketbert evaluate --json` prints."""
+    """The document that `pocketbert evaluate --json` prints."""
 
     task: Task
     examples: int
     speeds: list[SpeedResult]
 
-    def to_json(self) -> dict:
-        """Without the metrics of the other tasks."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document without the metrics of the other tasks."""
         return self.model_dump(exclude_none=True)
 
 
@@ -79,19 +85,23 @@ def evaluate(
 ) -> Evaluation:
     """Runs every example at every speed through the bundle's own ExecuTorch programs.
 
-    Nothing is computed once and read off for several speeds: each latency is that of a run. The speeds take turns on each example, and
-    the turn that comes first moves on from example to example, so that a machine that slows down slows all of them alike.
+    Every speed runs on its own, so each latency is measured and none is derived from another. The speeds take turns
+    on each example, and another speed goes first on the next example. So a machine that slows down slows all speeds
+    alike.
 
     Args:
-        examples: labelled, of the bundle's task; a class is written as in the bundle's `label_values` or as in its `labels`.
+        bundle: the bundle to evaluate.
+        examples: labelled examples of the bundle's task. A class is written as in the bundle's `label_values` or as in
+            its `labels`.
         speeds: see `speed_thresholds`.
-        limit: take only the first so many examples.
-        on_progress: told after each example.
+        limit: the number of examples to use, from the first on; None uses all.
+        on_progress: called after each example.
         threads: see `MethodFile`.
-        source: the file that the examples are from, for what is said of them.
+        source: the file that the examples are from, for error messages.
 
     Raises:
-        UserError: there are no examples or speeds, a speed is unknown, an example is unlabelled or has a label that the bundle lacks.
+        UserError: there are no examples or speeds, a speed is unknown, or an example has no label or one that the
+            bundle lacks.
     """
     examples = checked_examples(examples, limit, source)
     if not speeds:
@@ -103,14 +113,14 @@ def evaluate(
     targets = targets_of(manifest, examples, source)
     runner = Runner(bundle, threads)
     runner.prewarm()
-    for example in examples[:WARM_UP]:
+    for example in examples[:WARM_UP_INPUTS]:
         _run(runner, example, "0")
     results: list[list[Result]] = [[] for _ in names]
-    for at, example in enumerate(examples):
+    for index, example in enumerate(examples):
         for turn in range(len(names)):
-            which = (at + turn) % len(names)
-            results[which].append(_run(runner, example, names[which]))
-        on_progress("evaluating", at + 1, len(examples))
+            speed_index = (index + turn) % len(names)
+            results[speed_index].append(_run(runner, example, names[speed_index]))
+        on_progress("evaluating", index + 1, len(examples))
     return Evaluation(
         task=manifest.task,
         examples=len(examples),
@@ -126,7 +136,7 @@ def _run(runner: Runner, example: Example, speed: str) -> Result:
 
 
 def checked_examples(examples: Sequence[Example], limit: int | None, source: str | Path | None) -> list[Example]:
-    """The first `limit` examples. UserError if there are none."""
+    """Returns the first `limit` examples, or all without a limit. UserError if there are none."""
     examples = list(examples[:limit])
     if not examples:
         raise UserError("has no examples; give at least one", file=source)
@@ -134,10 +144,14 @@ def checked_examples(examples: Sequence[Example], limit: int | None, source: str
 
 
 def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Path | None) -> list[int] | list[float]:
-    """Each example's place among the bundle's labels, or for regression its label; empty for QA, whose examples hold their answers.
+    """Returns what the bundle should predict for each example.
+
+    Returns:
+        for classification, the index of each label among the bundle's labels; for regression, the labels. Empty for
+        question answering, whose examples hold their answers.
 
     Raises:
-        UserError: the examples are of another task, one is unlabelled, or has a label that the bundle lacks.
+        UserError: the examples are of another task, or one has no label or a label that the bundle lacks.
     """
     wanted = QAExample if manifest.task == "qa" else ClassificationExample
     if not all(isinstance(example, wanted) for example in examples):
@@ -145,28 +159,29 @@ def targets_of(manifest: Manifest, examples: Sequence[Example], source: str | Pa
             f"the examples are not of the bundle's task, {manifest.task}; give a file of that task", file=source
         )
     if manifest.task == "qa":
-        if not manifest.qa.allow_no_answer and not any(example.answers for example in examples):
+        has_answer = any(example.answers for example in examples if isinstance(example, QAExample))
+        if not manifest.qa_options.allow_no_answer and not has_answer:
             raise UserError(
                 "no question has an answer, so there is nothing to compare with; give a labelled file", file=source
             )
         return []
-    found = {example.label for example in examples}
-    if None in found:
-        number = next(number for number, example in enumerate(examples, start=1) if example.label is None)
+    labels = [example.label for example in examples if isinstance(example, ClassificationExample)]
+    if None in labels:
         raise UserError(
             "has no label, so there is nothing to compare with; give a labelled file",
             file=source,
-            field=f"example {number}",
+            field=f"example {labels.index(None) + 1}",
         )
     if manifest.task == "regression":
-        return [float(example.label) for example in examples]
-    # All labels of a file are written in one way: value by value, ["0", "1"] shown as ["1", "0"] would be mixed up.
+        return [float(label) for label in labels if label is not None]
+    names = [str(label) for label in labels]
+    # A file writes all its labels in one way. Label by label, values ["0", "1"] shown as ["1", "0"] would be mixed up.
     for known in (manifest.label_values, manifest.labels):
-        if found <= set(known):
-            return [known.index(example.label) for example in examples]
-    strange = sorted(found - set(manifest.label_values)) or sorted(found - set(manifest.labels))
+        if set(names) <= set(known):
+            return [known.index(name) for name in names]
+    unknown = sorted(set(names) - set(manifest.label_values)) or sorted(set(names) - set(manifest.labels))
     raise UserError(
-        f"{strange[0]!r} is not known to the bundle, whose values are {', '.join(manifest.label_values)} "
+        f"{unknown[0]!r} is not known to the bundle, whose values are {', '.join(manifest.label_values)} "
         f"and whose names are {', '.join(manifest.labels)}; write all labels as the one or the other",
         file=source,
         field="label",
@@ -180,15 +195,19 @@ def _summary(
     examples: Sequence[Example],
     targets: Sequence[int] | Sequence[float],
 ) -> SpeedResult:
+    metrics: dict[str, float | None]
     if manifest.task == "classification":
-        metrics = {"accuracy": float(np.mean([run.label_index == target for run, target in zip(runs, targets)]))}
+        indices = [run.label_index for run in runs if isinstance(run, Classification)]
+        metrics = {"accuracy": float(np.mean([index == target for index, target in zip(indices, targets)]))}
     elif manifest.task == "regression":
-        metrics = regression_metrics(np.array([run.value for run in runs]), np.array(targets))
+        values = [run.value for run in runs if isinstance(run, Estimate)]
+        metrics = regression_metrics(np.array(values), np.array(targets))
     else:
-        truths = [[answer.text for answer in example.answers] for example in examples]
+        answers = [run.answer for run in runs if isinstance(run, AnswerResult)]
+        truths = [[answer.text for answer in example.answers] for example in examples if isinstance(example, QAExample)]
         metrics = {
-            "exact_match": float(np.mean([exact_match(run.answer, truth) for run, truth in zip(runs, truths)])),
-            "f1": float(np.mean([f1(run.answer, truth) for run, truth in zip(runs, truths)])),
+            "exact_match": float(np.mean([exact_match(answer, truth) for answer, truth in zip(answers, truths)])),
+            "f1": float(np.mean([f1(answer, truth) for answer, truth in zip(answers, truths)])),
         }
     latency = np.array([run.latency_ms for run in runs])
     return SpeedResult(

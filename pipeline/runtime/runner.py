@@ -1,152 +1,65 @@
-"""The reference runner of a bundle: tokenizer, segment loop, decoder. What a phone computes, step by step."""
+"""The reference runner of a bundle: tokenizer, segment loop and decoder, as a phone runs them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from pipeline.bundle.exit_rule import COUNTED, change_uncertainty, compared_uncertainty, leaves, question_uncertainty
-from pipeline.bundle.manifest import EXIT_OUTPUTS, Program
+from pipeline.bundle.exit_rule import (
+    ANSWER_MEASURES,
+    change_uncertainty,
+    compared_uncertainty,
+    leaves,
+    question_uncertainty,
+)
+from pipeline.bundle.manifest import EXIT_OUTPUTS, MANIFEST_FILE, Program
 from pipeline.bundle.opening import BACKEND, Bundle, default_speed, speed_thresholds
+from pipeline.bundle.requirements import require_executorch
 from pipeline.data.features import encode_text
 from pipeline.data.inputs import program_inputs
 from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
 from pipeline.data.windows import QAWindow, make_windows
-from pipeline.runtime.programs import MethodFile, as_tensor
+from pipeline.runtime.programs import MethodFile, as_tensor, installed_executorch
+from pipeline.runtime.results import AnswerResult, Classification, Estimate
 from pipeline.support.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExitOutput:
-    """What one segment gave for one input of S tokens.
+    """The outputs of one segment for one input of S tokens.
 
     Args:
-        logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],) or, for QA, (start [S], end [S]).
-        uncertainty: in [0, 1], the program's, or a regression's change from the exit before; with patience the loop goes by another number,
-            see `pipeline.bundle.manifest.ExitOptions`.
+        logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],), or (start [S], end [S]) for question
+            answering.
+        uncertainty: in [0, 1]: what the program returned, or the change since the exit before for a regression. By
+            patience and agreement the loop compares another number (`compared_uncertainty`).
     """
 
     logits: tuple[np.ndarray, ...]
     uncertainty: float
 
 
-@dataclass(frozen=True)
-class Classification:
-    """A label with its way through the model.
-
-    Args:
-        label: what an app shows; `label_value` the same as the data files write it; `label_index` its place among the logits.
-        score: the label's softmax probability at the exit taken.
-        exit: the segment it left after, counted from 0: the place in `uncertainty`, and in `evaluate`'s histogram.
-        depth: how many segments ran, `exit + 1`.
-        uncertainty: what was compared with the threshold, one for each segment that ran.
-        latency_ms: tokenization, programs and decoding of this input at its real length.
-        logits: [labels] at the exit taken.
-        truncated: whether tokens beyond the bundle's `max_length` were dropped, as in training.
-    """
-
-    label: str
-    label_value: str
-    label_index: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    logits: tuple[float, ...]
-    truncated: bool
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return {
-            "label": self.label,
-            "label_value": self.label_value,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "truncated": self.truncated,
-        }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its way through the model.
-
-    Args:
-        value: what is predicted, in the unit of the data; it may lie beyond the labels that were seen in training.
-        exit, depth, uncertainty, latency_ms, truncated: see `Classification`.
-    """
-
-    value: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    truncated: bool
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return asdict(self) | {"uncertainty": list(self.uncertainty)}
-
-
-@dataclass(frozen=True)
-class AnswerResult:
-    """An answer with its way through the model.
-
-    Args:
-        answer: `passage[start:end]`; "" with start and end -1 when the answer is that there is none.
-        start, end: character positions in the passage, the end exclusive.
-        score: probability of the span in its window at the exit taken.
-        exit, depth, uncertainty, latency_ms: see `Classification`; the uncertainty is the question's, see `question_uncertainty`.
-        windows: into how many windows the passage was cut; all run to the same depth.
-    """
-
-    answer: str
-    start: int
-    end: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    windows: int
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return {
-            "answer": self.answer,
-            "start": self.start,
-            "end": self.end,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "windows": self.windows,
-        }
-
-
 class Runner:
-    """Runs a bundle's ExecuTorch programs, one segment at a time, until an exit is sure enough.
+    """Runs a bundle's ExecuTorch programs, one segment at a time, until an exit is certain enough.
 
-    A method is loaded on its first use, which then counts into that input's latency; `prewarm` loads all of them.
+    A method is loaded on its first use, which adds to the latency of that input. `prewarm` loads all methods.
 
     Args:
-        bundle: what to run.
+        bundle: the bundle to run.
         threads: see `MethodFile`.
 
     Raises:
-        UserError: a program file cannot be loaded.
+        UserError: the installed ExecuTorch is older than the programs, or a program file cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.manifest = bundle, bundle.manifest
+        required = self.manifest.required_executorch(BACKEND)
+        require_executorch(required, installed_executorch(), bundle.path / MANIFEST_FILE)
         self._files: dict[str, MethodFile] = {}
         self._embed = self.manifest.program("embed", BACKEND)
         self._segments = [self.manifest.program(f"segment_{k}", BACKEND) for k in range(self.manifest.segments)]
@@ -158,26 +71,28 @@ class Runner:
         self._measure = self.manifest.uncertainty
 
     def prewarm(self) -> None:
-        """Loads every method, so that no input pays for it."""
+        """Loads every method, so that no input's latency includes loading."""
         for program in (self._embed, *self._segments):
             self._load(program)
 
     @property
     def loaded(self) -> frozenset[str]:
-        """The methods that are loaded."""
-        return frozenset().union(*(file.loaded for file in self._files.values()))
+        """The names of the methods that are loaded."""
+        return frozenset(name for file in self._files.values() for name in file.loaded)
 
     def classify(self, text: str, text_pair: str | None = None, speed: str | float | None = None) -> Classification:
         """Classifies a text or a pair of texts.
 
         Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
+            text: the text, or the first of the pair.
+            text_pair: the second of the pair.
+            speed: see `speed_thresholds`; without it, `default_speed`.
 
         Raises:
-            UserError: the text is empty, the speed unknown, or the bundle has another task.
+            UserError: a text is empty, the speed is unknown, or the bundle has another task.
         """
         self._require("classification")
-        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
+        start, truncated, logits, uncertainty = self._run_text(text, text_pair, speed)
         best, probabilities = int(logits.argmax()), _softmax(logits)
         latency_ms = (time.perf_counter() - start) * 1e3
         return Classification(
@@ -194,17 +109,19 @@ class Runner:
         )
 
     def estimate(self, text: str, text_pair: str | None = None, speed: str | float | None = None) -> Estimate:
-        """The number that a regression predicts for a text or a pair of texts.
+        """Predicts the number of a text or a pair of texts.
 
         Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
+            text: the text, or the first of the pair.
+            text_pair: the second of the pair.
+            speed: see `speed_thresholds`; without it, `default_speed`.
 
         Raises:
-            UserError: the text is empty, the speed unknown, or the bundle has another task.
+            UserError: a text is empty, the speed is unknown, or the bundle has another task.
         """
         self._require("regression")
-        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
-        value = self.manifest.label_range.value(float(logits[0]))
+        start, truncated, logits, uncertainty = self._run_text(text, text_pair, speed)
+        value = self.manifest.regression_range.value(float(logits[0]))
         latency_ms = (time.perf_counter() - start) * 1e3
         return Estimate(
             value=value,
@@ -215,14 +132,14 @@ class Runner:
             truncated=truncated(),
         )
 
-    def _read(
+    def _run_text(
         self, text: str, text_pair: str | None, speed: str | float | None
     ) -> tuple[float, Callable[[], bool], np.ndarray, tuple[float, ...]]:
-        """Runs a text, or a pair, until an exit is sure enough.
+        """Runs a text or a pair until an exit is certain enough.
 
         Returns:
-            when the clock started; whether the text was cut, to be asked when the clock has stopped; the logits at the exit taken; the
-            uncertainty at every exit up to it.
+            the time when the clock started; a function that tells whether the text was cut, to be called after the
+            clock has stopped; the logits at the exit taken; the uncertainty at every exit up to it.
         """
         _require_texts(text, text_pair)
         thresholds = self._thresholds(speed)
@@ -240,20 +157,22 @@ class Runner:
     def answer(self, question: str, passage: str, speed: str | float | None = None) -> AnswerResult:
         """Answers a question from a passage of any length.
 
-        The passage is cut into windows that overlap. All of them run one segment, then the question's uncertainty decides whether
-        all of them run another: their scores are then of one exit and may be compared.
+        The passage is cut into overlapping windows. All of them run one segment, then the question's uncertainty
+        decides whether all of them run another. So their scores always come from the same exit and can be compared.
 
         Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
+            question: the question.
+            passage: the text that may hold the answer.
+            speed: see `speed_thresholds`; without it, `default_speed`.
 
         Raises:
-            UserError: question or passage is empty, the speed unknown, or the bundle has another task.
+            UserError: question or passage is empty, the speed is unknown, or the bundle has another task.
         """
         self._require("qa")
         _require_text("question", question)
         _require_text("passage", passage)
         thresholds = self._thresholds(speed)
-        options = self.manifest.qa
+        options = self.manifest.qa_options
         start = time.perf_counter()
         windows = make_windows(
             self.bundle.tokenizer,
@@ -265,12 +184,12 @@ class Runner:
             options.allow_no_answer,
         )
         uncertainty: list[float] = []
-        answers: list[DecodedAnswer] = []  # of every exit where its answer counts, else of none
+        answers: list[DecodedAnswer] = []  # one per exit where the measure needs them, else none
         for exit, outputs in enumerate(self.segments([w.ids for w in windows], [w.answer_mask for w in windows])):
-            if self._measure in COUNTED:
+            if self._measure in ANSWER_MEASURES:
                 answers.append(self._decode(windows, outputs, passage))
-            by_program = self._question_uncertainty(windows, outputs)
-            uncertainty.append(compared_uncertainty(self._measure, by_program, [answer.text for answer in answers]))
+            by_programs = self._question_uncertainty(windows, outputs)
+            uncertainty.append(compared_uncertainty(self._measure, by_programs, [answer.text for answer in answers]))
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
         decoded = answers[-1] if answers else self._decode(windows, outputs, passage)
@@ -288,18 +207,20 @@ class Runner:
         )
 
     def _question_uncertainty(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput]) -> float:
-        """The programs' uncertainty of a question at one exit; `outputs` are its windows'."""
-        if len(windows) == 1:  # nothing to choose among; its best span is looked for once, by the decoder
+        """Returns the programs' uncertainty of a question at one exit, from the outputs of its windows."""
+        if len(windows) == 1:  # the decoder alone then looks for the best span
             return outputs[0].uncertainty
-        longest = self.manifest.qa.max_answer
-        best = [
-            best_span(*output.logits, window.answer_mask, longest).score for window, output in zip(windows, outputs)
+        max_answer = self.manifest.qa_options.max_answer
+        best_scores = [
+            best_span(output.logits[0], output.logits[1], window.answer_mask, max_answer).score
+            for window, output in zip(windows, outputs)
         ]
-        return question_uncertainty(best, [output.uncertainty for output in outputs])
+        return question_uncertainty(best_scores, [output.uncertainty for output in outputs])
 
     def _decode(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput], passage: str) -> DecodedAnswer:
-        """The answer at one exit."""
-        options, logits = self.manifest.qa, [output.logits for output in outputs]
+        """Returns the answer at one exit."""
+        options = self.manifest.qa_options
+        logits = [(output.logits[0], output.logits[1]) for output in outputs]
         return decode_answer(
             windows, logits, passage, options.max_answer, options.allow_no_answer, options.null_threshold
         )
@@ -307,42 +228,50 @@ class Runner:
     def segments(
         self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray] | None = None
     ) -> Iterator[list[ExitOutput]]:
-        """Runs inputs side by side, one segment each time the iterator is asked: whoever stops asking has left at an exit.
+        """Runs inputs side by side, one more segment for every step of the iterator. Stop iterating to leave.
 
         Args:
-            inputs: ids, [S] each, S may differ.
-            answer_masks: for QA, bool, [S] each.
+            inputs: the ids of each input, [S]; S may differ.
+            answer_masks: for question answering, which tokens may be an answer, bool, [S] each.
 
         Yields:
-            after each segment the exits' outputs, one per input.
+            the outputs of one exit, one entry per input.
         """
-        known = [
-            self._known_inputs(ids, None if answer_masks is None else answer_masks[at]) for at, ids in enumerate(inputs)
-        ]
-        for tensors in known:
-            tensors["hidden"] = self._run(self._embed, tensors)["hidden"]
+        masks = [None] * len(inputs) if answer_masks is None else answer_masks
+        inputs_by_name = [self._known_inputs(ids, mask) for ids, mask in zip(inputs, masks)]
+        for tensors in inputs_by_name:
+            tensors["hidden"] = self._run_program(self._embed, tensors)["hidden"]
         names = EXIT_OUTPUTS[self.manifest.task]
-        shares: list[list[float]] = [[] for _ in known]  # what a regression's exits so far have predicted
+        shares: list[list[float]] = [[] for _ in inputs]  # the predictions of a regression's exits so far
         for program in self._segments:
             exits = []
-            for at, tensors in enumerate(known):
-                outputs = self._run(program, tensors)
-                tensors["hidden"] = outputs.get("hidden")
+            for index, tensors in enumerate(inputs_by_name):
+                outputs = self._run_program(program, tensors)
+                if "hidden" in outputs:  # the last segment's program need not return it
+                    tensors["hidden"] = outputs["hidden"]
                 logits = tuple(outputs[name].numpy().reshape(-1) for name in names)
                 if self._measure == "change":
-                    shares[at].append(float(logits[0][0]))
-                    exits.append(ExitOutput(logits, change_uncertainty(shares[at])))
+                    shares[index].append(float(logits[0][0]))
+                    exits.append(ExitOutput(logits, change_uncertainty(shares[index])))
                 else:
                     exits.append(ExitOutput(logits, float(outputs["uncertainty"].item())))
             yield exits
 
     def run_all(self, ids: np.ndarray, answer_mask: np.ndarray | None = None) -> list[ExitOutput]:
-        """Every exit of one input, to full depth. ids: [S]; answer_mask: bool [S], for QA."""
+        """Runs one input to full depth.
+
+        Args:
+            ids: [S].
+            answer_mask: for question answering, bool, [S].
+
+        Returns:
+            the outputs of every exit.
+        """
         masks = None if answer_mask is None else [answer_mask]
         return [output for (output,) in self.segments([np.asarray(ids)], masks)]
 
     def _known_inputs(self, ids: np.ndarray, answer_mask: np.ndarray | None) -> dict[str, Tensor]:
-        """Every input that a program may ask for by name, but `hidden`, which the program before it gives."""
+        """Returns every input that a program may ask for, by name, except `hidden`, which programs pass on."""
         arrays = program_inputs(ids, answer_mask)
         tensors = {
             "input_ids": as_tensor(arrays.input_ids, self._ids_dtype),
@@ -353,12 +282,13 @@ class Runner:
         return tensors
 
     def _load(self, program: Program) -> MethodFile:
-        """The program's file, with its method loaded."""
+        """Returns the program's file, with its method loaded."""
         file = self._files[program.file]
         file.load(program.method, len(program.inputs), len(program.outputs))
         return file
 
-    def _run(self, program: Program, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _run_program(self, program: Program, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Runs a program and returns its outputs by name, those that this version does not know included."""
         outputs = self._load(program).run(program.method, [tensors[tensor.name] for tensor in program.inputs])
         return {tensor.name: output for tensor, output in zip(program.outputs, outputs)}
 
@@ -374,7 +304,7 @@ class Runner:
         return speed_thresholds(self.manifest, default_speed(self.manifest) if speed is None else speed)
 
     def _truncated(self, length: int, text: str, text_pair: str | None) -> bool:
-        """Whether an input of `length` tokens would have more if nothing were cut from it."""
+        """Whether an input of `length` tokens was longer before it was cut."""
         if length < self.manifest.max_length:
             return False
         pieces = sum(len(self.bundle.tokenizer.encode(part)) for part in (text, text_pair) if part is not None)

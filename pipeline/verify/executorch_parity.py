@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken, question_uncertainty
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, compared_uncertainty, exit_taken, question_uncertainty
 from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, QAOptions
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.features import encode_text
@@ -135,7 +135,7 @@ def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, con
     exits, labels = case.windows[0].exits, runner.manifest.labels
     if got.exit == expected.exit and got.label == expected.label:
         return True
-    if runner.manifest.uncertainty in COUNTED:
+    if runner.manifest.uncertainty in ANSWER_MEASURES:
         outputs = runner.run_all(np.array(case.windows[0].input_ids))
         own = [labels[int(output.logits[0].argmax())] for output in outputs]
         vectors = [labels[int(np.argmax(exit.outputs["logits"]))] for exit in exits]
@@ -202,7 +202,7 @@ def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
     uncertainty = of_question(
         logits, list(zip(*([exit.uncertainty for exit in vector.exits] for vector in case.windows)))
     )
-    if runner.manifest.uncertainty in COUNTED:
+    if runner.manifest.uncertainty in ANSWER_MEASURES:
         outputs = list(runner.segments([window.ids for window in windows], [window.answer_mask for window in windows]))
         own_logits = [[output.logits for output in each] for each in outputs]
         own = _exit_answers(windows, own_logits, case.passage, options)

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
+from pipeline.bundle.conformance import read_conformance
 from pipeline.bundle.manifest import read_manifest
 from pipeline.names import APPLE_BACKENDS
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import Check
-
-
-def read_conformance(bundle: Path) -> Conformance:
-    """The bundle's conformance vectors. UserError if the file is missing or does not fit its schema."""
-    path = Path(bundle) / CONFORMANCE_FILE
-    try:
-        return Conformance.model_validate(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise UserError("is missing from the bundle; export it again", file=path) from None
-    except (OSError, ValueError, ValidationError) as error:
-        raise UserError(f"cannot be read ({str(error).splitlines()[0]}); export the bundle again", file=path) from None
 
 
 def verify_bundle(bundle: str | Path, on_step: OnStep = silent) -> list[Check]:
