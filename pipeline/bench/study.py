@@ -94,7 +94,7 @@ def example_costs(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -
         layers=shape.layers,
         heads=shape.heads,
         intermediate_size=shape.intermediate_size,
-        max_positions=bundle.manifest.max_length,
+        max_positions=shape.max_positions or bundle.manifest.max_length,
     )
     labels = bundle.manifest.head_outputs
 

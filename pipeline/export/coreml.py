@@ -44,8 +44,8 @@ class Source:
 
     name: str
     module: nn.Module
-    inputs: tuple[manifest.Tensor, ...]
-    outputs: tuple[manifest.Tensor, ...]
+    inputs: tuple[manifest.TensorSpec, ...]
+    outputs: tuple[manifest.TensorSpec, ...]
     schemes: Mapping[str, str] = field(default_factory=dict)
 
     def example(self, length: int) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class Source:
         )
 
 
-def of_length(tensor: manifest.Tensor, length: int) -> manifest.Tensor:
+def of_length(tensor: manifest.TensorSpec, length: int) -> manifest.TensorSpec:
     """The tensor with a number in place of "length"."""
     return tensor.model_copy(update={"shape": [length if size == "length" else size for size in tensor.shape]})
 
@@ -119,8 +119,8 @@ def sources(
     if layout == "ane":
         programs, hidden, bias = channels_first(programs), (1, size, 1, "length"), (1, "length", 1, 1)
 
-    def tensor(name: str, *shape: int | str, dtype: str = "float32") -> manifest.Tensor:
-        return manifest.Tensor(name=name, dtype=dtype, shape=list(shape))
+    def tensor(name: str, *shape: int | str, dtype: str = "float32") -> manifest.TensorSpec:
+        return manifest.TensorSpec(name=name, dtype=dtype, shape=list(shape))
 
     inputs = [tensor("hidden", *hidden), tensor("attention_bias", *bias)]
     outputs = [tensor("hidden_out", *hidden)]

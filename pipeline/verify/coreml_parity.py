@@ -18,7 +18,7 @@ import torch
 
 from pipeline.bundle.conformance import Conformance, WindowVector
 from pipeline.bundle.exit_rule import change_uncertainty
-from pipeline.bundle.manifest import Manifest, Program, Tensor
+from pipeline.bundle.manifest import Manifest, Program, TensorSpec
 from pipeline.data.inputs import MASKED
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -87,7 +87,7 @@ class CoreMLPrograms:
         return outputs
 
 
-def in_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
+def in_layout(value: np.ndarray, tensor: TensorSpec) -> np.ndarray:
     """An input in the dimensions that a program wants: hidden states with channels first in the layout "ane", a number a token otherwise."""
     if tensor.name == "hidden" and len(tensor.shape) == 4 and value.ndim == 3:
         return value.swapaxes(1, 2)[:, :, None]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, compared_uncertainty, exit_taken
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.examples import Example
@@ -138,7 +138,7 @@ def outcome_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         task, example, inputs, vectors, [[e.uncertainty for e in w.exits] for w in case.windows], context
     )
     compared: list[tuple[int, Any]]
-    if manifest.uncertainty in COUNTED:
+    if manifest.uncertainty in ANSWER_MEASURES:
         outputs = list(runner.segments([i.ids for i in inputs], [i.answer_mask for i in inputs]))
         logits = [[output.logits for output in exit] for exit in outputs]
         by_window = [[exit[index].uncertainty for exit in outputs] for index in range(len(inputs))]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import doctor
-from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
+from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, TensorSpec, Tokenizer
 from pipeline.export.coreml import export_coreml
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.model.encoder import EncoderConfig
@@ -271,8 +271,8 @@ def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
 
 def test_an_uncertainty_that_is_off_fails_by_itself():
     tensors = [
-        Tensor(name="logits", dtype="float32", shape=[1, 3]),
-        Tensor(name="uncertainty", dtype="float32", shape=[1]),
+        TensorSpec(name="logits", dtype="float32", shape=[1, 3]),
+        TensorSpec(name="uncertainty", dtype="float32", shape=[1]),
     ]
     program = Program(
         name="segment_0",
