@@ -545,7 +545,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except processes.Elsewhere:
+    except processes.FailedElsewhere:
         sys.exit(2)
     except KeyboardInterrupt:
         if processes.is_main():

@@ -18,7 +18,7 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from pipeline.support.workspace import fingerprint
+from pipeline.support.workspace import digest_of
 from quantize.schemes import apply_scheme
 
 SHAPES: dict[str, EncoderConfig] = {
@@ -74,7 +74,7 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
             on_step=on_step,
         )
 
-    mark = fingerprint(recipe.model_dump(), config.to_dict(), [installed(tool) for tool in TOOLS], code_digest())
+    mark = digest_of(recipe.model_dump(), config.to_dict(), [installed(tool) for tool in TOOLS], code_digest())
     return kept(f"{recipe.name}-{mark[:16]}", build)
 
 

@@ -26,7 +26,7 @@ from pipeline.support import processes
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
-from pipeline.support.workspace import Place, Workspace, fingerprint, write_text
+from pipeline.support.workspace import StageFolder, Workspace, digest_of, write_text
 
 SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
 MIX = "mix.json"  # of a mixed scheme: what each matrix got, and why
@@ -53,7 +53,7 @@ class Stage:
     folder: str
     after: tuple[str, ...]
     sections: tuple[str, ...]
-    build: Callable[[Run, Place, OnStep], None]
+    build: Callable[[Run, StageFolder, OnStep], None]
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     trains: bool = False
     version: int = 1
@@ -91,12 +91,12 @@ class Run:
         return workspace.folder(STAGES[stage].folder)
 
     def mark(self, name: str) -> str:
-        """The fingerprint of everything that goes into a stage, its predecessors' included."""
+        """The key of a stage: a digest of everything that goes into it, its predecessors' included."""
         stage = STAGES[name]
         sections = [getattr(self.recipe, section) for section in stage.sections]
         values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
         inputs = INPUTS[name](self) if name in INPUTS else None
-        return fingerprint(
+        return digest_of(
             name, stage.version, values, inputs, [self.mark(before) for before in stage.after if self.has(before)]
         )
 
@@ -149,9 +149,9 @@ class Run:
         console.print(f"{stage.name:<9} ...")
         with progress() as on_step:
 
-            def build(place: Place | None = None) -> None:
+            def build(place: StageFolder | None = None) -> None:
                 place = processes.from_main(lambda: place)
-                if not all(processes.agree(place.scratch.is_dir())):
+                if not all(processes.gather(place.scratch.is_dir())):
                     raise UserError(
                         "is not there for every process; give --out on a file system that all hosts share",
                         file=place.scratch,
@@ -247,7 +247,7 @@ def read_unlabelled(recipe: Recipe) -> list[Example]:
     )
 
 
-def prepare(run: Run, place: Place, on_step: OnStep) -> None:
+def prepare(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """Reads and checks the data, cuts the calibration split off, and keeps all in one form."""
     recipe = run.recipe
     on_step("reading the data", 0, 2)
@@ -343,7 +343,7 @@ def check_ranges(recipe: Recipe) -> None:
         )
 
 
-def finetune(run: Run, place: Place, on_step: OnStep) -> None:
+def finetune(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The teacher, and its score on dev."""
     from pipeline.distill.finetune import build_teacher, finetune
     from pipeline.exits.predictions import predict, run_model
@@ -382,7 +382,7 @@ def check_window(recipe: Recipe, positions: int) -> None:
             raise UserError(f"{length} is more than the {positions} positions of {recipe.teacher.weights}", field=field)
 
 
-def pretrain(run: Run, place: Place, on_step: OnStep) -> None:
+def pretrain(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The student's encoder, and how well it finds hidden words before and after."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -438,7 +438,7 @@ def pretrain(run: Run, place: Place, on_step: OnStep) -> None:
     write_text(place.out / "metrics.json", json.dumps(metrics))
 
 
-def distill(run: Run, place: Place, on_step: OnStep) -> None:
+def distill(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The student's backbone and last head."""
     import torch
 
@@ -463,7 +463,7 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
         save_model(student, place.out)
 
 
-def exits(run: Run, place: Place, on_step: OnStep) -> None:
+def exits(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The student with its exit heads trained, and every exit's score on dev."""
     from pipeline.exits.predictions import predict, run_model
     from pipeline.exits.self_distill import self_distill
@@ -504,7 +504,7 @@ def some_of(examples: list[Example], limit: int | None, seed: int) -> list[Examp
     return random.Random(seed).sample(examples, limit)
 
 
-def quantize(run: Run, place: Place, on_step: OnStep) -> None:
+def quantize(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """What the quantized model scores, and the thresholds of the named speeds, calibrated on what it says."""
     from pipeline.exits.calibrate import calibrate
     from pipeline.exits.predictions import predict, run_programs
@@ -617,7 +617,7 @@ def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
     )
 
 
-def export(run: Run, place: Place, on_step: OnStep) -> None:
+def export(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The bundle."""
     from pipeline.export.bundle import write_bundle
 
@@ -674,7 +674,7 @@ def conformance_examples(run: Run, count: int = 16) -> list[Example]:
     return [examples[round(at * (len(examples) - 1) / (count - 1))] for at in range(count)]
 
 
-def verify(run: Run, place: Place, on_step: OnStep) -> None:
+def verify(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """Every program of the bundle against the model it came from; fails when one is out of tolerance."""
     from pipeline.bundle.opening import Bundle
     from pipeline.verify.agreement import check_agreement, check_coreml_labels
@@ -705,7 +705,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
     write_text(place.out / "checks.json", report)
 
 
-def bench(run: Run, place: Place, on_step: OnStep) -> None:
+def bench(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The bundle on this machine: accuracy and latency at every speed on dev, the study of its exits, and latency against BERT-base."""
     from pipeline.bench.host import bench_host
     from pipeline.bench.study import study_bundle
@@ -736,7 +736,7 @@ def bench(run: Run, place: Place, on_step: OnStep) -> None:
     write_text(place.out / "bench.json", report.model_dump_json(indent=2))
 
 
-def report(run: Run, place: Place, on_step: OnStep) -> None:
+def report(run: Run, place: StageFolder, on_step: OnStep) -> None:
     """The page."""
     from pipeline.report.report import write_report
 

@@ -1,4 +1,4 @@
-"""The base of everything that is written as JSON for people and scripts."""
+"""The base class of every JSON document that the project writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Document(BaseModel):
-    """A JSON document, or a part of one: immutable, and an unknown field is an error, since only this project writes them."""
+    """A JSON document or a part of one.
+
+    It is immutable. Since only this project writes these documents, an unknown field is an error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

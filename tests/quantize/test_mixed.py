@@ -21,7 +21,7 @@ from pipeline.recipe import Recipe
 from pipeline.run import engine as stages
 from pipeline.run.engine import Run
 from pipeline.support.errors import UserError
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 from pipeline.verify.verify import verify_bundle
 from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
 from quantize.schemes import apply_schemes, named_linears
@@ -219,7 +219,7 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     examples = examples * 2
     run = Ready(recipe, tmp_path / "quantized", model, tiny_vocab, examples)
     (tmp_path / "quantized").mkdir(exist_ok=True)
-    stages.quantize(run, Place(tmp_path / "quantized", tmp_path), lambda *step: None)
+    stages.quantize(run, StageFolder(tmp_path / "quantized", tmp_path), lambda *step: None)
     mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
     assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 52_000
     steps, held = named_linears(Programs.of(stages.rounded_student(run))), named_linears(stages.quantized_programs(run))

@@ -28,7 +28,7 @@ from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.support.workspace import fingerprint
+from pipeline.support.workspace import digest_of
 
 MODEL_FILES = ("model.safetensors", "model.json")
 TOOLS = (
@@ -75,7 +75,7 @@ class Weights:
     def kept(self, name: str, build: Callable[[Path], None]) -> Path:
         """`pipeline.bench.cache.kept`, in a folder for these weights, this scheme and these libraries."""
         manifest = self.manifest
-        mark = fingerprint(
+        mark = digest_of(
             [sha256_of(self.folder / each) for each in MODEL_FILES],
             [manifest.scheme, manifest.embeddings_scheme, manifest.max_length, manifest.exits.model_dump()],
             [installed(tool) for tool in TOOLS],
