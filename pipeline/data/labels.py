@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.support.document import Document
 
 
-class LabelRange(BaseModel):
-    """The least and the greatest label that a regression was trained on, in the data's own unit.
+class LabelRange(Document):
+    """The smallest and the largest label that a regression was trained on, in the unit of the data.
 
-    Programs work in shares of it: a segment's one logit z means `minimum` + (`maximum` - `minimum`) * z. Nothing clips that, since the
-    greatest label seen need not be the greatest there is.
+    Programs compute shares of this range: the one logit z of a segment means `minimum` + (`maximum` - `minimum`) * z.
+    The result is not clipped, since a text may deserve a label beyond those seen in training.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     minimum: float = Field(allow_inf_nan=False)
     maximum: float = Field(allow_inf_nan=False)
@@ -21,10 +23,12 @@ class LabelRange(BaseModel):
     def width(self) -> float:
         return self.maximum - self.minimum
 
-    def share(self, value):
-        """From the data's unit to a share of the range; a number or an array."""
+    # `Any`: numbers, numpy arrays and torch tensors, which have no common type.
+
+    def share(self, value: Any) -> Any:
+        """Converts a label, or an array or tensor of labels, to shares of the range."""
         return (value - self.minimum) / self.width
 
-    def value(self, share):
-        """From a share of the range to the data's unit; a number or an array."""
+    def value(self, share: Any) -> Any:
+        """Converts a share of the range, or an array or tensor of shares, to labels."""
         return self.minimum + self.width * share

@@ -1,4 +1,4 @@
-"""The demo data that ship with pocketbert: small, made by the project, hard enough for early exits to matter."""
+"""The demo data sets: small, written by the project, and hard enough that early exits matter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipeline.support.errors import UserError
 
 
 def load_demo(task: Task) -> tuple[list[Example], list[Example]]:
-    """Returns the train and the dev set of a task; every call returns the same examples.
+    """Returns the train and the dev set of a task. Every call returns the same examples.
 
     Raises:
-        UserError: for a task without demo data.
+        UserError: the task has no demo data.
     """
     if task == "classification":
         train, dev = classification.generate()
