@@ -1,3 +1,3 @@
-"""pocketbert distils a BERT into a small model with an exit after every layer, and packs it into a bundle for phones."""
+"""pocketbert distils a BERT into a small model with an exit after every layer and packs it into a bundle for phones."""
 
 __version__ = "0.1.0"

@@ -12,8 +12,8 @@ Task = Literal["classification", "regression", "qa"]
 Uncertainty = Literal["entropy", "max_probability", "margin", "patience", "agreement", "change"]
 
 # The score of one example, a share of 1. A named speed bounds how much of it may be lost. "one_minus_nmae" is 1 minus
-# the distance between prediction and label as a share of the label range, which counts as at most 1. Its mean is 1 minus
-# the normalised mean absolute error.
+# the distance between prediction and label as a share of the label range, at most 1. Its mean is 1 minus the normalised
+# mean absolute error.
 Metric = Literal["accuracy", "f1", "one_minus_nmae"]
 
 # What runs a program: ExecuTorch with its own kernels, Core ML, or ExecuTorch that delegates the program to Core ML.
