@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.features import encode_examples
-from pipeline.data.labels import LabelRange
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import QAWindow, label_window, make_windows
-from pipeline.recipe import Recipe
-from pipeline.support.errors import UserError
-
 # The class of an unlabelled item in a batch that has labelled ones. PyTorch's cross-entropy ignores it.
 UNLABELLED = -100
-
 
 BATCHES_IN_A_POOL = 50
 
@@ -56,74 +47,6 @@ class Batch:
     mask: np.ndarray
     answer_mask: np.ndarray | None
     targets: np.ndarray | None
-
-
-def classification_items(
-    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int
-) -> list[Item]:
-    """Returns an item for each example. Raises UserError for a label that is not in `labels`."""
-    index = {value: at for at, value in enumerate(labels)}
-    items = []
-    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
-        if example.label is not None and example.label not in index:
-            raise UserError(
-                f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label"
-            )
-        target = None if example.label is None else (index[example.label],)
-        items.append(Item(feature.ids, feature.type_ids, target))
-    return items
-
-
-def regression_items(
-    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, label_range: LabelRange, max_length: int
-) -> list[Item]:
-    """Returns an item for each example.
-
-    Its target is a share of the label range, beyond 0 to 1 if the training data have no such label.
-    """
-    items = []
-    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
-        target = None if example.label is None else (np.float32(label_range.share(example.label)),)
-        items.append(Item(feature.ids, feature.type_ids, target))
-    return items
-
-
-def question_windows(example: QAExample, tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[QAWindow]:
-    """Returns the windows of one question, with the lengths of the recipe."""
-    qa = recipe.qa
-    return make_windows(
-        tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer
-    )
-
-
-def qa_items(examples: Sequence[QAExample], tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[Item]:
-    """Returns an item for each window of each question.
-
-    Unless the recipe allows "no answer", windows without the answer are left out: their target would be wrong.
-    """
-    items = []
-    for example in examples:
-        answer = example.answers[0] if example.answers else None
-        if answer is None and not recipe.qa.allow_no_answer:
-            continue
-        for window in question_windows(example, tokenizer, recipe):
-            target = label_window(window, answer)
-            if target is None and recipe.qa.allow_no_answer:
-                target = (0, 0)
-            if target is not None:
-                items.append(Item(window.ids, window.type_ids, target, window.answer_mask))
-    return items
-
-
-def make_items(
-    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str] | LabelRange, recipe: Recipe
-) -> list[Item]:
-    """Returns the training items of any task; `labels` are its classes, or the label range for regression."""
-    if recipe.task == "classification":
-        return classification_items(examples, tokenizer, labels, recipe.data.max_length)
-    if recipe.task == "regression":
-        return regression_items(examples, tokenizer, labels, recipe.data.max_length)
-    return qa_items(examples, tokenizer, recipe)
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

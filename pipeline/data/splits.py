@@ -60,7 +60,9 @@ def labels_of(examples: Sequence[Example]) -> list[str | float]:
 MIN_FRAGMENT_WORDS = 5
 
 
-def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
+def split_off(
+    examples: Sequence[Example], groups: Sequence[Group], count: int, seed: int
+) -> tuple[list[Example], list[Example]]:
     """Splits examples into (rest, held out), both in the order of `examples`.
 
     The held-out examples show how a model does on unseen text. So examples that belong together stay on one side:
@@ -73,6 +75,7 @@ def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[
 
     Args:
         examples: examples of one task.
+        groups: the examples that belong together, as `TaskDefinition.group` gives them.
         count: examples to hold out. If passages do not allow exactly this many questions, as few more as possible.
         seed: the same seed gives the same split.
 
@@ -85,7 +88,6 @@ def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[
             "or give more data",
             field="count",
         )
-    groups = passages(examples) if isinstance(examples[0], QAExample) else whole_texts(examples)
     order = list(groups)
     random.Random(seed).shuffle(order)
     held: set[int] = set()
