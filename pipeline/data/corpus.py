@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, Protocol, overload
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from pipeline.data.content import binary_form, exists
 from pipeline.data.hub import hub_name, hub_rows
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.recipe import Pretrain
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError, first_line
 from pipeline.support.progress import OnStep, silent
@@ -24,6 +23,25 @@ WAY_OUT = 'give a text file in UTF-8, a folder of such files, or a hub set as "o
 MAX_PIECE_BYTES = 1 << 20  # a file may be a single long line
 PIECES_AT_ONCE = 256
 MIN_BLOCK_TOKENS = 8  # a shorter rest of a corpus says too little about a masked word
+
+
+class CorpusOptions(Protocol):
+    """What a recipe says about its corpus (`pipeline.recipe.Pretrain`).
+
+    Attributes:
+        text: the column of the text if the corpus is a hub set.
+        limit: the most blocks to read, None for all.
+        length: tokens of a block.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def limit(self) -> int | None: ...
+
+    @property
+    def length(self) -> int: ...
 
 
 def corpus_files(source: str) -> list[Path]:
@@ -183,7 +201,7 @@ class Blocks(Sequence[Item]):
 
 
 def write_corpus(
-    source: str, tokenizer: WordPieceTokenizer, file: Path, options: Pretrain, on_step: OnStep = silent
+    source: str, tokenizer: WordPieceTokenizer, file: Path, options: CorpusOptions, on_step: OnStep = silent
 ) -> None:
     """Writes the token ids of a corpus to `file`, up to the recipe's limit, unless the file is there already.
 
@@ -206,7 +224,7 @@ def write_corpus(
     os.replace(partial, file)
 
 
-def open_corpus(file: Path, tokenizer: WordPieceTokenizer, options: Pretrain) -> Blocks:
+def open_corpus(file: Path, tokenizer: WordPieceTokenizer, options: CorpusOptions) -> Blocks:
     """Returns the blocks of a corpus that `write_corpus` wrote with the same tokenizer."""
     return Blocks(np.memmap(file, id_type(tokenizer), mode="r"), options.length, tokenizer)
 

@@ -19,7 +19,7 @@ class ClassificationFeature:
     Attributes:
         ids: int64, [length].
         type_ids: int64, [length]; 0 up to the first [SEP], 1 after it.
-        answer_mask: none, every token is only read.
+        answer_mask: None, since no token may be an answer.
     """
 
     ids: np.ndarray

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.data.examples import Example
+
+ExampleT = TypeVar("ExampleT")
 
 
 def save_examples(examples: Iterable[Example], path: Path) -> None:
@@ -17,16 +20,13 @@ def save_examples(examples: Iterable[Example], path: Path) -> None:
             stream.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
 
 
-def load_examples(path: Path) -> list[Example]:
-    """Returns the examples that `save_examples` wrote."""
-    examples: list[Example] = []
+def load_examples(path: Path, example_from_json: Callable[[dict[str, Any]], ExampleT]) -> list[ExampleT]:
+    """Returns the examples that `save_examples` wrote.
+
+    Args:
+        path: the file.
+        example_from_json: makes an example of a JSON object, as `TaskDefinition.example_from_json` does.
+    """
     # Not splitlines(): texts may hold line separators that JSON does not escape.
     with open(path, encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            fields = json.loads(line)
-            if "question" in fields:
-                fields["answers"] = tuple(Answer(**answer) for answer in fields["answers"])
-                examples.append(QAExample(**fields))
-            else:
-                examples.append(ClassificationExample(**fields))
-    return examples
+        return [example_from_json(json.loads(line)) for line in stream]

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
 from pipeline.data.files import read_examples
-from pipeline.data.splits import label_values
+from pipeline.data.labels import label_values
 from pipeline.support.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

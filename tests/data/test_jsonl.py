@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
 from pipeline.data.jsonl import load_examples, save_examples
+from pipeline.tasks import get_task
 
 
 def test_questions_come_back_as_they_were(tmp_path):
     # Unicode line separators belong to the text. They do not end a line of the file.
     examples = [QAExample("1", "Who\u2028?", "A\u0085 B\r\nC", (Answer("B", 3),)), QAExample("2", "x", "y")]
     save_examples(examples, tmp_path / "examples.jsonl")
-    assert load_examples(tmp_path / "examples.jsonl") == examples
+    assert load_examples(tmp_path / "examples.jsonl", get_task("qa").example_from_json) == examples
 
 
 def test_texts_come_back_with_the_type_of_their_label(tmp_path):
@@ -20,4 +21,4 @@ def test_texts_come_back_with_the_type_of_their_label(tmp_path):
         ClassificationExample("unlabelled"),
     ]
     save_examples(examples, tmp_path / "examples.jsonl")
-    assert load_examples(tmp_path / "examples.jsonl") == examples
+    assert load_examples(tmp_path / "examples.jsonl", get_task("classification").example_from_json) == examples

@@ -1,51 +1,16 @@
-"""Labels have a fixed order, and nothing of the held-out examples is in the rest."""
+"""Nothing of the held-out examples is in the rest."""
 
 import pytest
 
 from pipeline.data.examples import ClassificationExample, QAExample
-from pipeline.data.labels import LabelRange
-from pipeline.data.splits import label_range, label_values, passages, split_off, whole_texts
+from pipeline.data.splits import passages, split_off, whole_texts
 from pipeline.support.errors import UserError
 
 
 def split(examples, count, seed):
-    """`split_off` with the groups of the examples' task."""
+    """Calls `split_off` with the groups that the task of the examples has."""
     groups = passages(examples) if isinstance(examples[0], QAExample) else whole_texts(examples)
     return split_off(examples, groups, count, seed)
-
-
-def _labelled(*labels):
-    return [ClassificationExample("text", label=label) for label in labels]
-
-
-def test_labels_are_sorted_as_numbers_or_names():
-    assert label_values(_labelled("10", "9", "-1", "9")) == ("-1", "9", "10")
-    assert label_values(_labelled("b", "10", "9")) == ("10", "9", "b")
-
-
-@pytest.mark.parametrize(
-    ("examples", "problem"),
-    [
-        (_labelled("a", "a"), "one label only"),
-        (_labelled("a", None, "b"), "example 2"),
-        ([], "no examples"),
-        ([QAExample("1", "q", "p")], "qa"),
-    ],
-)
-def test_labels_that_no_classifier_can_learn_are_refused(examples, problem):
-    with pytest.raises(UserError, match=problem):
-        label_values(examples)
-
-
-def test_the_range_of_the_labels_of_a_regression():
-    assert label_range(_labelled(2.5, -1.0, 4.0)) == LabelRange(minimum=-1, maximum=4)
-    for examples, problem in (
-        (_labelled(3.0, 3.0), "one value only, 3,"),
-        (_labelled(1.0, None), "example 2"),
-        ([], "no examples"),
-    ):
-        with pytest.raises(UserError, match=problem):
-            label_range(examples)
 
 
 def test_a_split_is_repeatable_and_loses_nothing():
