@@ -1,4 +1,4 @@
-"""The base class of every JSON document that the project writes."""
+"""The base class of documents: manifests, reports, recipes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Document(BaseModel):
-    """A JSON document or a part of one.
-
-    It is immutable. Since only this project writes these documents, an unknown field is an error.
-    """
+    """A document or a part of one. It is immutable, and an unknown field in it is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
