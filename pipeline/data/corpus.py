@@ -30,7 +30,7 @@ class CorpusOptions(Protocol):
 
     Attributes:
         text: the column of the text if the corpus is a hub set.
-        limit: the most blocks to read, None for all.
+        limit: maximum number of blocks to read, None for all.
         length: tokens of a block.
     """
 

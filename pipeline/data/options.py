@@ -10,10 +10,10 @@ class QuestionOptions:
     """How a passage is cut into windows and how an answer is chosen. Lengths are in tokens.
 
     Attributes:
-        window: the most tokens of a window, special tokens included.
+        window: maximum number of tokens of a window, special tokens included.
         stride: passage tokens that two neighbouring windows share.
         max_question: question tokens to keep; the rest are dropped.
-        max_answer: the most tokens of an answer.
+        max_answer: maximum number of tokens of an answer.
         allow_no_answer: whether "no answer" is a possible result (SQuAD v2.0).
         null_threshold: "no answer" wins if its score exceeds that of the best span by more than this.
     """
@@ -31,7 +31,7 @@ class InputOptions:
     """How a task's inputs are cut.
 
     Attributes:
-        max_length: the most tokens of a text or a pair of texts, special tokens included.
+        max_length: maximum number of tokens of a text or a pair of texts, special tokens included.
         question: the lengths for question answering, None for other tasks.
     """
 

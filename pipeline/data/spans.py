@@ -53,7 +53,7 @@ def best_span(
         start_logits: [S].
         end_logits: [S].
         answer_mask: bool, [S].
-        max_answer_tokens: the most tokens of a span.
+        max_answer_tokens: maximum number of tokens of a span.
 
     Raises:
         ValueError: no token is allowed, or `max_answer_tokens` is less than 1.
@@ -100,7 +100,7 @@ def decode_answer(
         windows: the windows of one question, as `make_windows` gives them.
         scores: (start_logits, end_logits) for each window, [S] each.
         passage: the passage of the question.
-        max_answer_tokens: the most tokens of an answer.
+        max_answer_tokens: maximum number of tokens of an answer.
         allow_no_answer: whether "no answer" is a possible result.
         null_threshold: see above.
 

@@ -50,7 +50,7 @@ def make_windows(
     """Returns the windows of a question and its passage, in the order of the passage (Devlin et al. 2019, section 4.2).
 
     Args:
-        window: the most tokens of a window, special tokens included.
+        window: maximum number of tokens of a window, special tokens included.
         stride: passage tokens that two neighbouring windows share, as in Hugging Face's tokenizers.
         max_question: question tokens to keep; the rest are dropped.
         allow_no_answer: whether [CLS] may be the answer (SQuAD v2.0).

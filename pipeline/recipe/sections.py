@@ -47,9 +47,11 @@ class Data(Section):
         [], description="names of the classes for display, in the order of their labels; empty: the labels themselves"
     )
     train_limit: int | None = Field(
-        None, ge=1, description="most training examples to use, drawn at random; not set: all of them"
+        None, ge=1, description="maximum number of training examples, drawn at random; not set: all"
     )
-    dev_limit: int | None = Field(None, ge=1, description="most dev examples to use, drawn at random; not set: all")
+    dev_limit: int | None = Field(
+        None, ge=1, description="maximum number of dev examples, drawn at random; not set: all"
+    )
     calibration: int = Field(
         2000, ge=50, description="examples to take out of train; they calibrate the thresholds of the exits"
     )
@@ -66,7 +68,7 @@ class QA(Section):
     )
     stride: int = Field(128, ge=0, description="tokens of the passage that two neighbouring windows share")
     max_question: int = Field(64, ge=4, description="tokens at which a question is cut")
-    max_answer: int = Field(30, ge=1, description="most tokens of an answer")
+    max_answer: int = Field(30, ge=1, description="maximum number of tokens of an answer")
     allow_no_answer: bool = Field(
         False, description="whether a passage may lack the answer, as in SQuAD v2.0; the model may then give none"
     )
@@ -83,7 +85,7 @@ class Training(Section):
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the optimizer steps in which the learning rate rises")
     freeze_embeddings: bool = Field(
-        False, description="keep the pretrained word embeddings unchanged; saves a third of the time of a training"
+        False, description="keep the pretrained word embeddings unchanged; saves a third of the training time"
     )
     exit_weight: float = Field(
         0.0, ge=0, description="weight of all exits before the last one in the loss; 0 trains only the last exit"
@@ -111,8 +113,8 @@ class Pretrain(Section):
         "not set: no pre-training",
     )
     text: str = Field("text", description="column of the text if the corpus is a hub data set")
-    limit: int | None = Field(None, ge=2, description="most blocks to read from the corpus; not set: all of it")
-    length: int = Field(128, ge=8, le=512, description="tokens of a block")
+    limit: int | None = Field(None, ge=2, description="maximum number of blocks to read from the corpus; not set: all")
+    length: int = Field(128, ge=8, le=512, description="tokens of a block, into which the text is cut")
     held_out: int = Field(256, ge=1, description="blocks to measure on, but at most a tenth of all blocks")
     teacher: str | None = Field(
         None,
@@ -216,20 +218,25 @@ class Exits(Section):
         description="training of the exit heads",
     )
     train_limit: int | None = Field(
-        24000, ge=1, description="most training examples for the exit heads, which need fewer than the encoder"
+        24000,
+        ge=1,
+        description="maximum number of training examples for the exit heads, which need fewer than the encoder",
     )
     temperature_scaling: bool = Field(
         False,
         description="fit a temperature for each exit on a part of the calibration examples (Guo et al. 2017)",
     )
     delta: float = Field(
-        0.1, gt=0, lt=1, description="probability with which a named speed may lose more than its largest loss below"
+        0.1,
+        gt=0,
+        lt=1,
+        description="probability with which a named speed may lose more than allowed (exact, balanced, fast)",
     )
     exact: float = Field(
-        0.005, gt=0, lt=1, description="largest loss of the speed exact against all layers; 0.01 is one point"
+        0.005, gt=0, lt=1, description="loss that the speed exact may have compared with all layers; 0.01 is one point"
     )
-    balanced: float = Field(0.01, gt=0, lt=1, description="largest loss of the speed balanced")
-    fast: float = Field(0.02, gt=0, lt=1, description="largest loss of the speed fast")
+    balanced: float = Field(0.01, gt=0, lt=1, description="loss that the speed balanced may have")
+    fast: float = Field(0.02, gt=0, lt=1, description="loss that the speed fast may have")
 
 
 class Quantize(Section):
@@ -245,15 +252,17 @@ class Quantize(Section):
         "mixed needs scheme=mixed, whose budget then decides about the table too",
     )
     budget_mb: float | None = Field(
-        None, gt=0, description="mixed only: most megabytes (1e6 bytes) of the weights in the .pte file"
+        None, gt=0, description="mixed only: maximum size of the weights in the .pte file, in megabytes (1e6 bytes)"
     )
     budget_points: float | None = Field(
         None,
         ge=0,
-        description="mixed only: most points that the last exit may lose (hundredths of accuracy, F1 or label range)",
+        description="mixed only: loss that the last exit may have, in points (hundredths of accuracy, F1 or label range)",
     )
     sensitivity_examples: int = Field(
-        256, ge=16, description="mixed only: most calibration examples to measure how sensitive each matrix is"
+        256,
+        ge=16,
+        description="mixed only: maximum number of calibration examples to measure how sensitive each matrix is",
     )
     rounding_texts: int = Field(
         128,
@@ -275,7 +284,9 @@ class Export(Section):
         description="also write .pte files in which ExecuTorch delegates to Core ML: float16, with the buckets, target "
         "and layout of the Core ML packages; for targets before iOS18 each bucket is a file with all weights",
     )
-    max_length: int = Field(512, ge=16, le=512, description="most tokens of an input of ExecuTorch programs")
+    max_length: int = Field(
+        512, ge=16, le=512, description="maximum number of tokens of an input of ExecuTorch programs"
+    )
     coreml_buckets: list[int] = Field(
         [32, 128], min_length=1, description="lengths of Core ML programs in tokens; inputs are padded to one of them"
     )
@@ -286,7 +297,9 @@ class Export(Section):
         + schemes.summaries(schemes.COREML_SCHEMES),
     )
     coreml_calibration: int = Field(
-        256, ge=16, description="int8-a8 only: most calibration examples to find the ranges of the inputs of layers"
+        256,
+        ge=16,
+        description="int8-a8 only: maximum number of calibration examples to find the ranges of the layers' inputs",
     )
     coreml_layout: Literal["standard", "ane"] = Field(
         "standard",
@@ -307,7 +320,7 @@ class Bench(Section):
     repeats: int = Field(15, ge=3, description="timed runs of each measurement")
     threads: int = Field(2, ge=1, description="threads of every measured system")
     evaluate_limit: int | None = Field(
-        None, ge=1, description="most dev examples that the bundle is evaluated on; not set: all"
+        None, ge=1, description="maximum number of dev examples to evaluate the bundle on; not set: all"
     )
     speeds: list[str] = Field(
         ["0", "exact", "balanced", "fast"],
