@@ -240,6 +240,7 @@ def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> Exi
         heads=shape.heads,
         intermediate_size=shape.intermediate_size,
         max_positions=positions,
+        token_types=shape.token_types or 0,
     )
     with torch.device("meta"):
         return ExitModel(task, config, labels, shape.head, shape.exit_layers)
