@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 
-FEWEST_TO_ROUND_BY = 16  # texts; of fewer, the matrices' inputs say little of those in other texts
+MIN_ROUNDING_TEXTS = 16  # with fewer, the inputs of the matrices say little about those in other texts
 
 
 def one_of(names: Sequence[str]) -> AfterValidator:
@@ -289,9 +289,9 @@ class Recipe(Section):
             raise ValueError(
                 f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}"
             )
-        if 0 < self.quantize.rounding_texts < FEWEST_TO_ROUND_BY:
+        if 0 < self.quantize.rounding_texts < MIN_ROUNDING_TEXTS:
             raise ValueError(
-                f"quantize.rounding_texts: fewer than {FEWEST_TO_ROUND_BY} say too little; raise it, or set it to 0"
+                f"quantize.rounding_texts: fewer than {MIN_ROUNDING_TEXTS} say too little; raise it, or set it to 0"
             )
         if self.task == "regression" and self.exits.temperature_scaling:
             raise ValueError(

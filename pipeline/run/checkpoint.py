@@ -19,7 +19,7 @@ from pipeline.model.checkpoint import Pretrained, load_pretrained
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
-from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
+from pipeline.recipe import MIN_ROUNDING_TEXTS, Recipe, apply_settings, check_recipe
 from pipeline.run.engine import check_window, read_source, some_of
 from pipeline.schemes import SCHEMES
 from pipeline.support.errors import UserError
@@ -240,4 +240,4 @@ def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Examp
         texts, compared = ([replace(text, label=None) for text in some] for some in (texts, compared))
     held = set(compared)
     chosen = some_of([text for text in texts if text not in held], recipe.quantize.rounding_texts, recipe.seed)
-    return chosen if len(chosen) >= FEWEST_TO_ROUND_BY else []
+    return chosen if len(chosen) >= MIN_ROUNDING_TEXTS else []

@@ -318,13 +318,13 @@ def check_calibration(recipe: Recipe) -> None:
 def check_draft(recipe: Recipe) -> None:
     """UserError if the part of the calibration split that drafts thresholds is too small to compare matrices on."""
     from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
-    from quantize.sensitivity import FEWEST
+    from quantize.sensitivity import MIN_EXAMPLES
 
     left = len(split_rows(recipe.data.calibration, recipe.seed)[0])
-    if left < FEWEST:
+    if left < MIN_EXAMPLES:
         raise UserError(
-            f"{recipe.data.calibration} examples leave {left} to compare matrices on, at least {FEWEST} are needed; "
-            f"set it to {round(FEWEST / DRAFT_SHARE)} or more",
+            f"{recipe.data.calibration} examples leave {left} to compare matrices on, at least {MIN_EXAMPLES} are needed; "
+            f"set it to {round(MIN_EXAMPLES / DRAFT_SHARE)} or more",
             field="data.calibration",
         )
 
@@ -332,13 +332,13 @@ def check_draft(recipe: Recipe) -> None:
 def check_ranges(recipe: Recipe) -> None:
     """UserError if Core ML's programs are to have int8 inputs, and that part of the calibration split is too small to find their ranges on."""
     from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
-    from quantize.int8_inputs import FEWEST
+    from quantize.int8_inputs import MIN_TEXTS
 
     left, options = len(split_rows(recipe.data.calibration, recipe.seed)[0]), recipe.export
-    if options.coreml and coreml_weights(options.coreml_precision).int8_inputs and left < FEWEST:
+    if options.coreml and coreml_weights(options.coreml_precision).int8_inputs and left < MIN_TEXTS:
         raise UserError(
             f"{recipe.data.calibration} examples leave {left} to find the activations' ranges on for export.coreml_precision="
-            f"{options.coreml_precision}, at least {FEWEST} are needed; set it to {round(FEWEST / DRAFT_SHARE)} or more",
+            f"{options.coreml_precision}, at least {MIN_TEXTS} are needed; set it to {round(MIN_TEXTS / DRAFT_SHARE)} or more",
             field="data.calibration",
         )
 

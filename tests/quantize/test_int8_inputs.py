@@ -17,7 +17,7 @@ from quantize.int8_inputs import (
     STEP,
     Int8InputLinear,
     Int8Inputs,
-    gains_of,
+    gains_from_ranges,
     input_gains,
     layer_linears,
     reciprocals,
@@ -108,7 +108,7 @@ def test_gains_beat_one_scale_for_unequal_channels():
     peaks = inputs.abs().amax(dim=0)
     apart, alike = (
         float((Int8InputLinear(linear, gains)(inputs) - linear(inputs)).norm())
-        for gains in (gains_of(peaks, linear.weight, 0.9), peaks.max().expand(32) / (1 - STEP))
+        for gains in (gains_from_ranges(peaks, linear.weight, 0.9), peaks.max().expand(32) / (1 - STEP))
     )
     assert apart < 0.05 * alike
 
@@ -116,17 +116,17 @@ def test_gains_beat_one_scale_for_unequal_channels():
 def test_balance_shares_the_ranges_between_inputs_and_weights():
     """The paper's equation 4, up to one factor for all channels: at 1/2 both have the same ratio of each other's peaks."""
     peaks, weight = torch.tensor([1.0, 100.0, 4.0]), torch.tensor([[1.0, 0.01, -2.0], [-0.5, 0.02, 1.0]])
-    gains = gains_of(peaks, weight, 0.5)
+    gains = gains_from_ranges(peaks, weight, 0.5)
     quotients, columns = peaks / gains, weight.abs().amax(dim=0) * gains
     torch.testing.assert_close(quotients / columns, (quotients / columns)[:1].expand(3))
     assert float(quotients.max()) == pytest.approx(1 - STEP)
-    torch.testing.assert_close(peaks / gains_of(peaks, weight, 1.0), torch.full((3,), 1 - STEP))
+    torch.testing.assert_close(peaks / gains_from_ranges(peaks, weight, 1.0), torch.full((3,), 1 - STEP))
 
 
 @pytest.mark.parametrize("balance", [0.5, 0.9, 1.0])
 def test_channels_that_are_never_used_have_gains_too(balance):
     for peaks, weight in ((torch.tensor([0.0, 2.0]), torch.ones(3, 2)), (torch.zeros(2), torch.zeros(3, 2))):
-        module = Int8Inputs(gains_of(peaks, weight, balance))
+        module = Int8Inputs(gains_from_ranges(peaks, weight, balance))
         assert torch.isfinite(module.reciprocal).all() and (module.reciprocal > 0).all()
 
 

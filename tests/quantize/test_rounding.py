@@ -16,7 +16,7 @@ from pipeline.run import engine as stages
 from pipeline.schemes import INT4_GROUP
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import compress
-from quantize.int4 import scales_of, steps_of
+from quantize.int4 import best_scales, nearest_steps
 from quantize.rounding import DAMPING, round_model, round_to_moments, second_moments, with_rounded
 from quantize.schemes import apply_scheme, named_linears
 
@@ -79,8 +79,8 @@ def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
         errors = expected[:, :at] - target[:, :at]
         left = target[:, at:] - errors @ damped[:at, at:] @ torch.linalg.inv(damped[at:, at:])
         if at % INT4_GROUP == 0:
-            scales = scales_of(left[:, :INT4_GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + INT4_GROUP])
-        expected[:, at] = (steps_of(left[:, :1], scales) * scales)[:, 0]
+            scales = best_scales(left[:, :INT4_GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + INT4_GROUP])
+        expected[:, at] = (nearest_steps(left[:, :1], scales) * scales)[:, 0]
     # A column that lies between two steps by chance may fall to either side; then all later ones of its row differ.
     same = (round_to_moments(weight, moments) == expected.float()).all(dim=1)
     assert same.float().mean() > 0.8
@@ -89,8 +89,8 @@ def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
 def test_outputs_are_nearer_than_of_nearest_steps():
     weight, moments = correlated(64, 4 * INT4_GROUP)
     groups = weight.view(64, 4, INT4_GROUP)
-    scales = scales_of(groups, torch.bfloat16)
-    nearest = (steps_of(groups, scales) * scales).view_as(weight)
+    scales = best_scales(groups, torch.bfloat16)
+    nearest = (nearest_steps(groups, scales) * scales).view_as(weight)
 
     def error(rounded: torch.Tensor) -> float:
         return float((((rounded - weight) @ moments) * (rounded - weight)).sum())
