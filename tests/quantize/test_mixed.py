@@ -23,7 +23,7 @@ from pipeline.run.engine import Run
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import Place
 from pipeline.verify.verify import verify_bundle
-from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
+from quantize.mixed import Choice, Mix, bisect_last, choose, greedy_path
 from quantize.schemes import apply_schemes, named_linears
 from quantize.size import executorch_parts, size_of
 
@@ -110,7 +110,7 @@ def test_the_path_takes_what_is_cheapest_per_byte_first():
 def test_bisection_finds_the_last_that_fits():
     for last, answer in itertools.combinations_with_replacement(range(12), 2):
         answer, last = sorted((last, answer))
-        assert furthest(last, lambda at, answer=answer: at <= answer) == answer
+        assert bisect_last(last, lambda at, answer=answer: at <= answer) == answer
 
 
 def test_a_budget_of_bytes_is_met_and_the_weakest_matrix_spared(programs, examples, inputs, tokenizer):
