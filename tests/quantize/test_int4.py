@@ -1,4 +1,4 @@
-"""Four bits: scales that lose less than the largest value's, and leave whole steps as they are."""
+"""int4 scales lose less than the scale of the largest value, and keep weights that are whole steps already."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantize.schemes import int4_steps
 
 
 def whole_steps(outputs: int, inputs: int, most: int) -> torch.Tensor:
-    """A weight in steps of random bfloat16 scales, `most` to either side the farthest in every group."""
+    """Returns a weight in whole steps of random bfloat16 scales; every group has a value of `most` steps."""
     random = torch.Generator().manual_seed(most)
     steps = torch.randint(-most, most + 1, (outputs, inputs // INT4_GROUP, INT4_GROUP), generator=random).float()
     steps[..., 5] = most
@@ -22,13 +22,13 @@ def whole_steps(outputs: int, inputs: int, most: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("most", [MAX_STEP, 6, 5, 4])
-def test_whole_steps_stay_as_they_are_on_both_targets(most):
+def test_whole_steps_are_kept_on_both_targets(most):
     weight = whole_steps(80, 96, most)
     assert torch.equal(int4_steps(weight).dequantize(), weight)
     assert torch.equal(torch.from_numpy(compress(weight, "int4").dense()), weight)
 
 
-def test_torchaos_own_scales_would_not_leave_them():
+def test_torchaos_own_scales_do_not_keep_them():
     torchao = import_quietly("torchao.quantization")
     weight = whole_steps(80, 96, MAX_STEP)
     tensor = torchao.IntxUnpackedToInt8Tensor.from_hp(
@@ -37,7 +37,7 @@ def test_torchaos_own_scales_would_not_leave_them():
     assert (tensor.dequantize() - weight).norm() > 0.02 * weight.norm()
 
 
-def test_a_scale_is_the_best_of_a_fine_search():
+def test_scales_are_close_to_the_best_of_a_fine_search():
     groups = torch.randn(200, INT4_GROUP, generator=torch.Generator().manual_seed(0))
     importance = torch.rand(INT4_GROUP, generator=torch.Generator().manual_seed(1)) ** 4
 
