@@ -189,10 +189,10 @@ class Exits(Section):
 
 class Quantize(Section):
     scheme: Annotated[str, one_of(schemes.LINEAR_SCHEMES)] = Field(
-        schemes.DEFAULT, description=f"of linear layers; {schemes.summaries(schemes.LINEAR_SCHEMES)}"
+        schemes.DEFAULT_SCHEME, description=f"of linear layers; {schemes.summaries(schemes.LINEAR_SCHEMES)}"
     )
     embeddings: Annotated[str, one_of(schemes.WORD_TABLE_SCHEMES)] = Field(
-        schemes.DEFAULT,
+        schemes.DEFAULT_SCHEME,
         description="of the word table, with positions in float16 but for fp32; mixed, only with that scheme, lets the budget decide about it, too",
     )
     budget_mb: float | None = Field(
@@ -226,7 +226,7 @@ class Export(Section):
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
     coreml_target: schemes.AppleSystem = "iOS18"
     coreml_precision: Annotated[str, one_of(schemes.COREML_SCHEMES)] = Field(
-        schemes.DEFAULT,
+        schemes.DEFAULT_SCHEME,
         description=f"of the weights, mixed as quantize.scheme=mixed found; {schemes.summaries(schemes.COREML_SCHEMES)}",
     )
     coreml_calibration: int = Field(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.segments import Programs, SegmentProgram
-from pipeline.schemes import DEFAULT, INT4_GROUP, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRIX, word_table
+from pipeline.schemes import DEFAULT_SCHEME, INT4_GROUP, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRIX, word_table
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly, quiet_logging
 from quantize.embeddings import HalfEmbedding, Int4Embedding, Int8Embedding
@@ -181,7 +181,7 @@ def check_groups(matrix: str, width: int, scheme: str, field: str) -> None:
     group = SCHEMES[scheme].group
     if width % group:
         raise UserError(
-            f"{scheme} has groups of {group}, and {matrix} is {width} wide, no multiple of it; take {DEFAULT}",
+            f"{scheme} has groups of {group}, and {matrix} is {width} wide, no multiple of it; take {DEFAULT_SCHEME}",
             field=field,
         )
 

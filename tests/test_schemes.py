@@ -13,7 +13,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.schemes import (
     APPLE_SYSTEMS,
     COREML_SCHEMES,
-    DEFAULT,
+    DEFAULT_SCHEME,
     DELEGATE_SCHEME,
     LINEAR_SCHEMES,
     MIX_CHOICES,
@@ -64,10 +64,10 @@ def test_every_entry_has_floors_on_each_of_its_targets(scheme: Scheme):
 
 
 def test_what_the_catalogue_names_is_in_it():
-    for name in (UNQUANTIZED, DEFAULT, *MIX_CHOICES):
+    for name in (UNQUANTIZED, DEFAULT_SCHEME, *MIX_CHOICES):
         linear_layers(name), word_table(name)
         assert not SCHEMES[name].by_matrix
-    assert coreml_weights(DEFAULT).runs_on(APPLE_SYSTEMS[0]) and SCHEMES[DEFAULT].group == 1
+    assert coreml_weights(DEFAULT_SCHEME).runs_on(APPLE_SYSTEMS[0]) and SCHEMES[DEFAULT_SCHEME].group == 1
     assert coreml_weights(DELEGATE_SCHEME).runs_on(APPLE_SYSTEMS[0])
     for name in COREML_SCHEMES:
         assert coreml_weights(coreml_weights(name).alternative).runs_on(APPLE_SYSTEMS[0])
