@@ -286,7 +286,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             "int8",
-            "int8 weights with a scale per output; ExecuTorch rounds inputs to int8 at run time",
+            "int8 weights with a scale per output, and in ExecuTorch int8 inputs",
             weight_bits=8,
             mix_choice=True,
             coreml_counterpart="int8",
@@ -297,7 +297,7 @@ SCHEMES: dict[str, Scheme] = {
         # Not a choice of a mix: it takes time and saves no bytes, and a mix has no budget of time.
         Scheme(
             "int8-a16",
-            "int8 weights with a scale per output; inputs have 16 bits, as two int8 terms; up to twice as slow",
+            "int8 weights with a scale per output, inputs of 16 bits as two int8 terms, up to twice as slow",
             weight_bits=8,
             coreml_counterpart="int8",
             linear=LinearLayers(int8_two_term_bytes, TWO_TERM_SNR_FLOOR_DB, activation_bits=16),
@@ -310,7 +310,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             "int4",
-            f"int4 weights with a scale per {INT4_GROUP} inputs; ExecuTorch rounds inputs to int8 at run time",
+            f"int4 weights with a scale per {INT4_GROUP} inputs, and in ExecuTorch int8 inputs",
             weight_bits=4,
             group=INT4_GROUP,
             rounded_by_texts=True,
