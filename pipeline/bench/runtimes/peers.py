@@ -1,8 +1,8 @@
 """Makes the programs of the peers: the systems that run the bundle's weights in other ways.
 
 All peers except `pocketbert-monolithic` run the student as Hugging Face's module with its last head
-(`pipeline.bench.runtimes.plain`), since a user who has no exits needs no exit heads. The cache folder keeps every
-program under a digest of the weights and of the library versions.
+(`pipeline.bench.runtimes.plain`), since a user without exits needs no exit heads. The cache folder keeps every program
+under a digest of the weights and of the library versions.
 """
 
 from __future__ import annotations
