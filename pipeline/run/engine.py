@@ -690,7 +690,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
     manifest = read_manifest(bundle, check_files=False)
     backends = {program.backend for program in manifest.programs}
     for backend in (each for each in APPLE_BACKENDS if each in backends):
-        from pipeline.verify.coreml_parity import check_against_model
+        from pipeline.verify.coreml_modules import check_against_model
 
         checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
         if manifest.task == "classification":

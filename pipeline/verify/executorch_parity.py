@@ -1,9 +1,9 @@
-"""ExecuTorch's programs against the model they came from, by the bundle's conformance vectors.
+"""Checks ExecuTorch's programs against the model they came from, by the bundle's conformance vectors.
 
-Both compute the same arithmetic in another order. With int8 activations the order shows: a sum that differs in its last bit can round
-to the neighbouring int8 step, and from there on the two differ by what one step is worth. So the outputs are held against each other
-as a whole (noise far below the signal), one by one (within the tolerance that the vectors were written with), and by what users see
-(exit taken and answer).
+Both compute the same arithmetic in another order. With int8 activations the order matters: a sum that differs in its last bit
+may round to the neighbouring int8 step, and later results differ by what a step is worth. So the outputs are compared as a
+whole (the noise must be far below the signal), one by one (within the vectors' tolerance), and by what users see (exit and
+answer).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pipeline.data.spans import best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow, make_windows
 from pipeline.runtime.runner import ExitOutput, Runner
 from pipeline.support.progress import OnStep, silent
-from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
+from pipeline.verify.checks import Check
+from pipeline.verify.comparison import signal_level, signal_to_noise_db
 
 # Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,
 # int8 56, 42, 37, 33, 33, 32 (a logit of 1 is off by 0.1 at most, an uncertainty by 0.03). Segments in the wrong order give less than 0.
@@ -36,77 +37,75 @@ def check_executorch(
 ) -> list[Check]:
     """Runs all conformance cases through the bundle's ExecuTorch programs.
 
-    Checks, all of which are better when higher:
+    The checks, of which more is better:
         tokenizer, `token_agreement`: share of cases whose texts give the vectors' ids.
-        segment_k, `logits_snr_db`: power of the vectors' logits (regression: of the labels) over that of the difference, over all cases.
-        segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
-        loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
-            uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right. With
-            patience the exit follows from the answers alone: it is right where all answers up to it are, each up to the tolerance; with
-            agreement the uncertainties up to it have to be, too.
+        segment_k, `logits_snr_db`: signal to noise of the logits over all cases (regression: labels over noise).
+        segment_k, `within_tolerance`: share of windows whose logits and uncertainty are all within the file's tolerances.
+        loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the
+            vectors' uncertainty is closer to a threshold than the tolerance, or two answers are closer to each other,
+            either is right. With patience the exit follows from the answers: it is right if all answers up to it are, each
+            within the tolerance. With agreement the uncertainties up to it must be right, too.
 
     Args:
-        bundle_path: the bundle's folder.
-        manifest: the bundle's.
-        conformance: the bundle's.
-        on_step: told after each case.
+        on_step: called after each case.
 
     Raises:
-        UserError: the bundle or a program of it cannot be loaded.
+        UserError: the bundle or one of its programs cannot be loaded.
     """
     bundle = Bundle.open(bundle_path, check_files=False)
     runner = Runner(bundle)
     runner.prewarm()
     names = EXIT_OUTPUTS[manifest.task]
-    measured = [_Measured() for _ in range(manifest.segments)]
+    segments = [SegmentComparison(conformance) for _ in range(manifest.segments)]
     token_agreement, outcome_agreement = [], []
     for done, case in enumerate(conformance.cases, start=1):
         token_agreement.append(_ids(bundle, case) == [window.input_ids for window in case.windows])
         for window in case.windows:
             mask = None if window.answer_mask is None else np.array(window.answer_mask, dtype=bool)
             outputs = runner.run_all(np.array(window.input_ids), mask)
-            for one, got, vector in zip(measured, outputs, window.exits):
-                one.add(got, [vector.outputs[name] for name in names], vector.uncertainty, conformance)
+            for segment, output, vector in zip(segments, outputs, window.exits):
+                segment.add(output, [vector.outputs[name] for name in names], vector.uncertainty)
         for speed, expected in case.outcomes.items():
             outcome_agreement.append(AGREES[manifest.task](runner, case, speed, expected, conformance))
         on_step("ExecuTorch against the model", done, len(conformance.cases))
-    checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
-    for segment, one in enumerate(measured):
-        name = f"segment_{segment}"
+    checks = [Check.at_least("tokenizer", BACKEND, "token_agreement", share(token_agreement), 1.0)]
+    for index, segment in enumerate(segments):
+        name = f"segment_{index}"
         floor = SNR_FLOOR_DB.get(manifest.program(name, BACKEND).precision, SNR_FLOOR_INT8_DB)
-        checks.append(_check(name, "logits_snr_db", one.snr_db(signal_level(manifest.task)), floor))
-        checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
-    checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
+        snr_db = segment.snr_db(signal_level(manifest.task))
+        checks.append(Check.at_least(name, BACKEND, "logits_snr_db", snr_db, floor))
+        checks.append(Check.at_least(name, BACKEND, "within_tolerance", share(segment.within_tolerance), 1.0))
+    checks.append(Check.at_least("loop", BACKEND, "outcome_agreement", share(outcome_agreement), 1.0))
     return checks
 
 
-class _Measured:
-    """What is gathered of one segment over all windows."""
+class SegmentComparison:
+    """Collects one segment's outputs and the vectors' over all windows."""
 
-    def __init__(self) -> None:
+    def __init__(self, conformance: Conformance):
+        self.conformance = conformance
         self.expected: list[np.ndarray] = []
-        self.got: list[np.ndarray] = []
-        self.within: list[bool] = []
+        self.actual: list[np.ndarray] = []
+        self.within_tolerance: list[bool] = []
 
-    def add(
-        self, got: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float, conformance: Conformance
-    ) -> None:
-        self.expected.append(np.concatenate([np.asarray(part, dtype=np.float64) for part in logits]))
-        self.got.append(np.concatenate(got.logits).astype(np.float64))
-        # Not "none is greater", which NaN would pass.
-        fits = bool(np.all(np.abs(self.got[-1] - self.expected[-1]) <= conformance.tolerance))
-        self.within.append(fits and abs(got.uncertainty - uncertainty) <= conformance.uncertainty_tolerance)
+    def add(self, output: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float) -> None:
+        """Adds one window; `logits` and `uncertainty` are the vectors'."""
+        expected = np.concatenate([np.asarray(part, dtype=np.float64) for part in logits])
+        actual = np.concatenate(output.logits).astype(np.float64)
+        self.expected.append(expected)
+        self.actual.append(actual)
+        # The comparison is "all are within" because NaN would pass "none is beyond".
+        logits_fit = bool(np.all(np.abs(actual - expected) <= self.conformance.tolerance))
+        uncertainty_fits = abs(output.uncertainty - uncertainty) <= self.conformance.uncertainty_tolerance
+        self.within_tolerance.append(logits_fit and uncertainty_fits)
 
     def snr_db(self, level: float | None) -> float:
-        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.got]), level)
+        """Returns the signal-to-noise ratio of all logits; `level` as in `signal_to_noise_db`."""
+        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.actual]), level)
 
 
-def _check(program: str, metric: str, value: float, floor: float) -> Check:
-    return Check(program=program, backend=BACKEND, metric=metric, value=value, floor=floor, passed=value >= floor)
-
-
-def _share(agreements: Sequence[bool]) -> float:
-    """0 for none: nothing that was compared is nothing that agrees."""
+def share(agreements: Sequence[bool]) -> float:
+    """Returns the share of True; 0 for an empty list, so that comparing nothing does not pass."""
     return float(np.mean(agreements)) if len(agreements) else 0.0
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from pipeline.export.channels_first import channels_first, to_channels_first, to_tokens_first
-from pipeline.export.coreml import convert, sources
+from pipeline.export.program_modules import program_modules
 from pipeline.model.encoder import EncoderConfig, attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
-from pipeline.verify.evaluator.evaluator import load_package
+from pipeline.verify.evaluator.loading import load_package
 from quantize.int8_inputs import layer_linears, reciprocals, set_rounding, with_int8_inputs
+from tests.export.conversion import convert
 
 CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64)
 LENGTH = 20
@@ -81,7 +82,7 @@ def test_the_layouts_are_each_others_inverse():
 def operators(model: ExitModel, folder) -> Counter:
     """How many operators of each kind the saved package of the first segment has."""
     package = folder / f"{model.exit_layers[0]}.mlpackage"
-    convert(sources(model, "ane")[1], LENGTH, "iOS16", "fp16", package)
+    convert(program_modules(model, "ane")[1], LENGTH, "iOS16", "fp16", package)
     return Counter(operation.op_type for operation in load_package(package).functions["main"].operations)
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.export.coreml import export_coreml, matrix_of, sources
+from pipeline.export.coreml import export_coreml
+from pipeline.export.program_modules import matrix_of, program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
-from pipeline.verify.evaluator.evaluator import evaluate, is_constant, load_package
-from pipeline.verify.neural_engine import dtype_of
+from pipeline.verify.evaluator.evaluator import evaluate
+from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.evaluator.mil import dtype_of, is_constant
 from quantize.int8_inputs import STEP, layer_linears
 from quantize.schemes import named_linears
 
@@ -130,7 +132,7 @@ def test_before_ios_18_a_bucket_is_a_package(tmp_path, target):
     package = load_package(tmp_path / entries[0].file)
     assert package.specification_version == {"iOS16": 7, "iOS17": 8}[target]
     ids = np.arange(8, dtype=np.int32)[None]
-    hidden = evaluate(package, "main", {"input_ids": ids})["hidden"]
+    hidden = evaluate(package, "main", {"input_ids": ids}).outputs["hidden"]
     expected = tiny_model("classification").encoder.embeddings(torch.from_numpy(ids)).detach().numpy()
     np.testing.assert_allclose(hidden, expected, atol=0.05)
 
@@ -227,10 +229,10 @@ def test_every_matrix_of_a_mix_is_found_in_some_program(layout, head):
     matrices = [*named_linears(Programs.of(model)), "embeddings.word"]
     assert any(each.startswith("exits.1.") for each in matrices) or head == "fastbert"
     mix = dict(zip(matrices, ["int4", "int8", "fp32"] * len(matrices)))
-    programs = sources(model, layout, mix)
+    programs = program_modules(model, layout, mix)
     assert sum(len(source.schemes) for source in programs) == len(matrices) + (2 * 3 if layout == "ane" else 0)
     with pytest.raises(ValueError, match=r"no program has layers\.3\.qkv"):
-        sources(model, layout, {**mix, "layers.3.qkv": "int4"})
+        program_modules(model, layout, {**mix, "layers.3.qkv": "int4"})
 
 
 @pytest.mark.parametrize(("precision", "line"), [

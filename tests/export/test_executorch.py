@@ -14,8 +14,8 @@ from pipeline.export.executorch import (
     export_monolith,
     export_program,
     lower,
-    structure_of,
-    with_parts,
+    structure_key,
+    split_qkv,
     with_weights,
     write,
 )
@@ -125,7 +125,7 @@ def test_query_key_and_value_apart_are_the_fused_layer(scheme):
     programs = apply_scheme(Programs.of(exit_model()), scheme, "fp32")
     segment = programs.segments[0]
     inputs = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(4)), torch.zeros(1, 1, 9)
-    apart = with_parts(segment)
+    apart = split_qkv(segment)
     assert largest_difference(apart(*inputs), segment(*inputs)) < 1e-6
     assert not isinstance(segment.layers[0].qkv, QueryKeyValue), "the given one was changed"
     assert isinstance(apart.layers[0].qkv, QueryKeyValue) == (scheme in ("fp32", "int8", "int4"))
@@ -165,7 +165,7 @@ def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
     programs = Programs.of(model)
     with quiet_logging():
         first, second = (export_program(segment, programs, POSITIONS) for segment in programs.segments)
-        assert structure_of(first) == structure_of(second)
+        assert structure_key(first) == structure_key(second)
         edge = lower(first)
         write({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
         write({"segment": lower(second)}, tmp_path / "lowered.pte")
@@ -184,7 +184,7 @@ def test_segments_of_different_structure_are_told_apart():
     programs = Programs.of(exit_model(exit_layers=(1, 3, 4), layers=4))
     with quiet_logging():
         one, two, another = (
-            structure_of(export_program(segment, programs, POSITIONS)) for segment in programs.segments
+            structure_key(export_program(segment, programs, POSITIONS)) for segment in programs.segments
         )
     assert one == another != two
 

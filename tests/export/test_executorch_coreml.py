@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bundle.manifest import Tensor as Described
-from pipeline.export.coreml import Source
+from pipeline.export.program_modules import ProgramModule
 from pipeline.export.executorch_coreml import DEBUG_FILE, METADATA_FILE, export_executorch_coreml, lower
 from pipeline.export.payload import pack, unpack
 from pipeline.model.encoder import EncoderConfig
@@ -151,7 +151,9 @@ class Counting(nn.Module):
 
 def test_an_operator_outside_of_the_delegate_is_named():
     hidden = Described(name="hidden", dtype="float32", shape=[1, "length", 8])
-    source = Source("segment_0", Counting(), (hidden,), (Described(name="hidden_out", dtype="float32", shape=[1, 8]),))
+    source = ProgramModule(
+        "segment_0", Counting(), (hidden,), (Described(name="hidden_out", dtype="float32", shape=[1, 8]),)
+    )
     with pytest.raises(UserError) as caught:
         lower(source, [8], "iOS17")
     line = str(caught.value)

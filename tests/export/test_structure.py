@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from pipeline.bundle.manifest import Tensor
-from pipeline.export.structure import Structure, save
-from pipeline.verify.evaluator.evaluator import evaluate, load_package
+from pipeline.export.packages import write_package
+from pipeline.export.structure import Structure
+from pipeline.verify.evaluator.evaluator import evaluate
+from pipeline.verify.evaluator.loading import load_package
 
 OUTPUT = (Tensor(name="y", dtype="float32", shape=[3, 8]),)
 
@@ -46,8 +48,8 @@ def test_one_structure_takes_the_weights_of_several_modules(tmp_path):
         module = Block(seed)
         structure.fill(weights_of(module))
         package = tmp_path / f"{len(list(tmp_path.iterdir()))}.mlpackage"
-        save({"main": structure}, package)
-        got = evaluate(load_package(package), "main", {"x": x.numpy()})["y"]
+        write_package({"main": structure}, package)
+        got = evaluate(load_package(package), "main", {"x": x.numpy()}).outputs["y"]
         np.testing.assert_allclose(got, module(x).detach().numpy(), atol=1e-5)
 
 

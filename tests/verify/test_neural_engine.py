@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.export.coreml import convert, sources
+from pipeline.export.program_modules import program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.evaluator.evaluator import load_package
-from pipeline.verify.neural_engine import REASONS, by_reason, lint, sizes
+from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.neural_engine import REASONS, by_reason, find_sizes, lint
 from quantize.int8_inputs import layer_linears
+from tests.export.conversion import convert
 
 
 def saved(program, path, precision: str):
@@ -58,13 +59,13 @@ def test_each_known_reason_is_named_with_its_operator(tmp_path):
     )  # the table is the lookup's warning
     assert list(by_reason(warnings)) == ["dimension", "gather", "operator", "float32", "mask"]
     for each in warnings:
-        said = each.to_json()
+        said = each.model_dump(mode="json")
         assert (
             (each.package, each.function) == ("bad.mlpackage", "main")
             and said["text"] == REASONS[each.reason].text
             and "http" in said["source"]
         )
-    json.dumps([each.to_json() for each in warnings])
+    json.dumps([each.model_dump(mode="json") for each in warnings])
 
 
 def test_a_flexible_shape_and_a_high_rank_are_named(tmp_path):
@@ -84,15 +85,15 @@ def test_a_flexible_shape_and_a_high_rank_are_named(tmp_path):
     (warning,) = lint(package)
     assert (warning.operator, warning.name, warning.reason, warning.detail) == ("input", "x", "flexible", "shape 1xany")
     # coremltools refuses an operator's result of rank 6 on loading; an input's is left for the lint.
-    assert [finding[2] for finding in sizes("input", "x", (1,) * 6)] == ["rank"]
-    assert list(sizes("input", "x", (16384, 1, 1, 1, 1))) == []
+    assert [finding.reason for finding in find_sizes("input", "x", (1,) * 6)] == ["rank"]
+    assert list(find_sizes("input", "x", (16384, 1, 1, 1, 1))) == []
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_exported_programs_have_the_lookup_alone(tmp_path, precision):
     torch.manual_seed(0)
     config = EncoderConfig(vocab_size=17000, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=16)
-    for source in sources(ExitModel("qa", config, 2, "attention", [1]).eval()):
+    for source in program_modules(ExitModel("qa", config, 2, "attention", [1]).eval()):
         convert(source, 16, "iOS18", precision, tmp_path / f"{source.name}.mlpackage")
         warnings = lint(load_package(tmp_path / f"{source.name}.mlpackage"))
         assert [(each.reason, each.detail) for each in warnings] == (
@@ -104,11 +105,11 @@ def test_each_rounding_of_activations_is_named_and_says_since_when_it_pays(tmp_p
     config = EncoderConfig(vocab_size=100, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=16)
     model = ExitModel("qa", config, 2, "attention", [1]).eval()
     gains = {name: torch.ones(linear.in_features) for name, linear in layer_linears(Programs.of(model)).items()}
-    convert(sources(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
+    convert(program_modules(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
     warnings = lint(load_package(tmp_path / "segment_0.mlpackage"))
     sizes = (64, 64, 64, 128)  # what goes into qkv, attention_out, ffn_in, ffn_out
     assert [(each.operator, each.reason, each.detail) for each in warnings] == [
         ("quantize", "int8", f"1x16x{size} to int8") for size in sizes
     ]
-    said = warnings[0].to_json()
+    said = warnings[0].model_dump(mode="json")
     assert "A17 Pro" in said["text"] and said["source"].startswith("https://apple.github.io/coremltools")

@@ -16,28 +16,16 @@ from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
-from pipeline.report.results import MacResults
 from pipeline.report.terminal import mac_lines
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
-from pipeline.verify.coreml_parity import runner
-from pipeline.verify.evaluator.evaluator import evaluate, load_package
+from pipeline.verify.apple import UNITS, AppleCoreML, errors_in_one_line, planned_operators, single_function
+from pipeline.verify.checks import MacReport, PlannedOperator, ProgramPlan
+from pipeline.verify.coreml_programs import program_runner
+from pipeline.verify.evaluator.evaluator import evaluate
+from pipeline.verify.evaluator.loading import load_package
 from pipeline.verify.machine import Machine, this_machine
-from pipeline.verify.on_mac import (
-    FLOOR_DB,
-    UNITS,
-    AppleCoreML,
-    MacReport,
-    Placed,
-    Plan,
-    check_on_mac,
-    compare,
-    floor_of,
-    one_line,
-    placed,
-    single_function,
-    verify_on_mac,
-)
+from pipeline.verify.on_mac import FLOOR_DB, check_on_mac, compare_runs, floor_of, verify_on_mac
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 OBSTACLE = this_machine().obstacle(9)
@@ -83,6 +71,10 @@ def exported(tmp_path_factory) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
+def planned(operator: str, name: str, device: str, supported: tuple[str, ...], cost: float | None) -> PlannedOperator:
+    return PlannedOperator(operator=operator, name=name, device=device, supported=supported, cost=cost)
+
+
 # On a Mac.
 
 
@@ -114,7 +106,7 @@ def test_a_functions_prediction_is_that_of_its_bucket(exported, units):
     inputs = {"input_ids": np.arange(16, dtype=np.int32)[None]}
     got = AppleCoreML().predict(folder / program.file, program.method, units, inputs)["hidden"]
     np.testing.assert_allclose(
-        got, evaluate(load_package(folder / program.file), program.method, inputs)["hidden"], atol=0.02
+        got, evaluate(load_package(folder / program.file), program.method, inputs).outputs["hidden"], atol=0.02
     )
 
 
@@ -126,7 +118,7 @@ class Rounding:
 
     def __init__(self, folder: Path, fault=lambda where, outputs: outputs):
         self.folder, self.fault, self.asked = folder, fault, []
-        self.run = {backend: runner(folder, backend) for backend in ("coreml", "executorch-coreml")}
+        self.run = {backend: program_runner(folder, backend) for backend in ("coreml", "executorch-coreml")}
         self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
 
     def program(self, file: Path, method: str) -> Program:
@@ -138,8 +130,8 @@ class Rounding:
 
     def plan(self, package, function):
         return (
-            Placed("linear", function, "Neural Engine", ("CPU", "Neural Engine"), 0.75),
-            Placed("gather", "g", "CPU", ("CPU",), None),
+            planned("linear", function, "Neural Engine", ("CPU", "Neural Engine"), 0.75),
+            planned("gather", "g", "CPU", ("CPU",), None),
         )
 
     def run_method(self, file, method, inputs):
@@ -185,7 +177,7 @@ def test_int8_activations_need_agree_less(exported):
     }  # 20 dB
     floors = {}
     for precision in ("int8", "int8-a8"):
-        (check, _) = compare(program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [got])
+        (check, _) = compare_runs(program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [got])
         floors[precision] = (check.floor, check.passed)
     assert floors == {"int8": (FLOOR_DB, False), "int8-a8": (8.0, True)}
     embed = exported[1].programs[0].model_copy(update={"precision": "int8-a8"})
@@ -242,7 +234,7 @@ def test_a_program_that_does_not_run_somewhere_fails_there_with_the_reason(expor
     assert {check.metric.split("_snr")[0] for check in failed} == {where}
     assert all(check.note == "embed.mlpackage: length_8: Core ML does not run it (no such luck)" for check in failed)
     assert all(plan.operators == () and "no such luck" in plan.reason for plan in plans)
-    assert "none, embed.mlpackage" in mac_lines(MacReport(True, machine="macOS 15.1", plans=tuple(plans)))[1]
+    assert "none, embed.mlpackage" in mac_lines(MacReport(ran=True, machine="macOS 15.1", plans=tuple(plans)))[1]
 
 
 def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
@@ -264,7 +256,7 @@ def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
         assert line.startswith(f"{folder / program.file}: {program.method}: ") and "\n" not in line
     with (
         pytest.raises(UserError, match="a.pte: forward: Core ML does not run it .RuntimeError.$"),
-        one_line(Path("a.pte"), "forward"),
+        errors_in_one_line(Path("a.pte"), "forward"),
     ):
         raise RuntimeError
 
@@ -286,12 +278,12 @@ def test_an_uncertainty_that_is_off_fails_by_itself():
     )
     right = {"logits": np.array([[1.0, 2.0, 3.0]]), "uncertainty": np.array([0.5])}
     for uncertainty, passes in ((0.505, True), (0.52, False), (np.nan, False)):
-        snr, other = compare(
+        snr, other = compare_runs(
             program, "classification", "cpu", [right], [{**right, "uncertainty": np.array([uncertainty])}]
         )
         assert snr.passed and (other.metric, other.passed) == ("cpu_uncertainty_8", passes)
     assert (
-        compare(program, "classification", "cpu_ne", [right], [{**right, "logits": right["logits"] + 0.1}])[0].note
+        compare_runs(program, "classification", "cpu_ne", [right], [{**right, "logits": right["logits"] + 0.1}])[0].note
         == "output logits"
     )
 
@@ -340,13 +332,13 @@ class Stub:
 
 
 def test_a_plan_is_read_operator_by_operator_and_into_blocks():
-    assert list(placed(Stub(), "main")) == [
-        Placed("linear", "y", "Neural Engine", ("CPU", "Neural Engine"), 0.5),
-        Placed("gather", "g", "CPU", ("CPU", "CPU"), None),
-        Placed("cond", "c", "CPU", ("CPU", "CPU"), None),
-        Placed("relu", "inside", "GPU", ("CPU", "GPU"), None),
+    assert list(planned_operators(Stub(), "main")) == [
+        planned("linear", "y", "Neural Engine", ("CPU", "Neural Engine"), 0.5),
+        planned("gather", "g", "CPU", ("CPU", "CPU"), None),
+        planned("cond", "c", "CPU", ("CPU", "CPU"), None),
+        planned("relu", "inside", "GPU", ("CPU", "GPU"), None),
     ]
-    assert list(placed(Stub(), "other")) == []
+    assert list(planned_operators(Stub(), "other")) == []
 
 
 def test_a_function_alone_computes_what_it_does_among_others(exported, tmp_path):
@@ -358,8 +350,8 @@ def test_a_function_alone_computes_what_it_does_among_others(exported, tmp_path)
     inputs = {"input_ids": np.arange(16, dtype=np.int32)[None]}
     assert list(load_package(single).functions) == ["main"] and single_function(single, "main", tmp_path) == single
     np.testing.assert_array_equal(
-        evaluate(load_package(single), "main", inputs)["hidden"],
-        evaluate(load_package(folder / program.file), program.method, inputs)["hidden"],
+        evaluate(load_package(single), "main", inputs).outputs["hidden"],
+        evaluate(load_package(folder / program.file), program.method, inputs).outputs["hidden"],
     )
 
 
@@ -395,7 +387,9 @@ def test_where_core_ml_does_not_run_no_check_says_it_did(exported):
 
 
 def test_a_report_is_json_that_the_page_takes():
-    plan = Plan("embed", "coreml", 8, (Placed("gather", "g", "CPU", ("CPU",), 0.5),))
-    raw = json.loads(json.dumps(MacReport(True, machine="macOS 15.1", plans=(plan,)).to_json()))
-    assert MacResults.model_validate(raw).plans[0].devices == {"CPU": 1}
-    assert mac_lines(MacReport(True, machine="macOS 15.1", plans=(plan,)))[1] == "  plan of embed, 8 tokens: 1 on CPU"
+    plan = ProgramPlan.of("embed", "coreml", 8, (planned("gather", "g", "CPU", ("CPU",), 0.5),))
+    raw = json.loads(json.dumps(MacReport(ran=True, machine="macOS 15.1", plans=(plan,)).model_dump(mode="json")))
+    assert MacReport.model_validate(raw).plans[0].devices == {"CPU": 1}
+    assert (
+        mac_lines(MacReport(ran=True, machine="macOS 15.1", plans=(plan,)))[1] == "  plan of embed, 8 tokens: 1 on CPU"
+    )

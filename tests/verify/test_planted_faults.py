@@ -25,7 +25,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.quiet import import_quietly
-from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
+from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER, load_package
 from quantize.int8_inputs import STEP, input_gains
 
 BUCKETS = (16, 48)

@@ -27,7 +27,7 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import quiet_logging
-from pipeline.verify.coreml_parity import check_against_model
+from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.evaluator.delegate import find_model, load_delegate_file, read_pte
 
 
@@ -219,7 +219,7 @@ def test_a_method_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys)
     vectors["programs"].pop()
     (copy / "conformance.json").write_text(json.dumps(vectors))
     code, _, line = verify(copy, monkeypatch, capsys)
-    assert code == 2 and "conformance.json: programs: are not of the manifest's executorch-coreml programs" in line
+    assert code == 2 and "conformance.json: programs: do not belong to the manifest's executorch-coreml programs" in line
 
 
 def refused(file: Path) -> str:
@@ -304,7 +304,7 @@ def test_what_the_delegate_holds_is_cut(exported, copy):
     data = file.read_bytes()
     list_of_files = data.rindex(b'{"nodes":['[::-1])
     put(file, list_of_files, b"*")
-    assert "what the delegate holds is cut or altered (its list of files is cut or altered)" in refused(file)
+    assert "the delegate's contents are cut or altered (its list of files is cut or altered)" in refused(file)
     file.write_bytes(data)
     weights = data.rindex(
         b'"name":"weight.bin"'[::-1]

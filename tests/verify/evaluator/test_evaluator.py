@@ -11,22 +11,25 @@ import torch
 from torch import nn
 
 from pipeline.bundle import manifest
-from pipeline.export.coreml import Source, convert, sources
+from pipeline.export.program_modules import ProgramModule, program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.checks import signal_to_noise_db
-from pipeline.verify.coreml_parity import padded_inputs
-from pipeline.verify.evaluator import evaluator as mil_evaluator
-from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER, evaluate, is_constant, load_package, watch
+from pipeline.verify.comparison import signal_to_noise_db
+from pipeline.verify.coreml_programs import padded_inputs
+from pipeline.verify.evaluator.evaluator import evaluate
+from pipeline.verify.evaluator.faults import FaultRecorder
+from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER, load_package
+from pipeline.verify.evaluator.mil import is_constant
+from tests.export.conversion import convert
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 TASKS = ("classification", "qa")
 LENGTH = 16
 
 
-def tiny_sources(task: str, head: str = "default", measure: str = "entropy") -> dict[str, Source]:
+def tiny_sources(task: str, head: str = "default", measure: str = "entropy") -> dict[str, ProgramModule]:
     torch.manual_seed(2)
     head = {"classification": "pooled", "qa": "attention"}[task] if head == "default" else head
     model = ExitModel(task, CONFIG, 3, head, [1]).eval()
@@ -35,7 +38,7 @@ def tiny_sources(task: str, head: str = "default", measure: str = "entropy") -> 
         for parameter in (model.encoder if head == "fastbert" else model).parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
-    return {source.name: source for source in sources(model)}
+    return {source.name: source for source in program_modules(model)}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def worst_db(expected: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> flo
 @pytest.mark.parametrize("size", [LENGTH, LENGTH // 2])
 def test_a_float32_program_is_exact_and_padding_changes_nothing(packages, task, size):
     inputs = segment_inputs(task, size)
-    got = evaluate(load_package(packages[task, "fp32"]), "main", inputs)
+    got = evaluate(load_package(packages[task, "fp32"]), "main", inputs).outputs
     assert worst_db(by_torch(task, inputs, size), got) > 100
 
 
@@ -86,7 +89,9 @@ def test_a_float32_program_is_exact_and_padding_changes_nothing(packages, task, 
 def test_a_float16_program_in_float32_and_in_simulated_float16(packages, task, size):
     inputs, package = segment_inputs(task, size), load_package(packages[task, "fp16"])
     expected = by_torch(task, inputs, size)
-    exact, simulated = (worst_db(expected, evaluate(package, "main", inputs, each)) for each in ("float32", "float16"))
+    exact, simulated = (
+        worst_db(expected, evaluate(package, "main", inputs, precision).outputs) for precision in ("float32", "float16")
+    )
     assert exact > 60 and simulated > 45
     assert simulated < exact  # it does round
 
@@ -107,7 +112,7 @@ def test_every_measure_and_fastberts_head_are_what_torch_computes(tmp_path, task
             expected = {tensor.name: value.numpy() for tensor, value in zip(source.outputs, source.module(*cut))}
         assert 0.01 < float(expected["uncertainty"][0]) < 0.999
         for precision, floor in (("float32", 50), ("float16", 40)):
-            got = evaluate(package, "main", inputs, precision)
+            got = evaluate(package, "main", inputs, precision).outputs
             assert worst_db(expected, {**got, "uncertainty": expected["uncertainty"]}) > floor
             tolerance = 2e-3 if precision == "float32" else 1e-2
             assert float(got["uncertainty"][0]) == pytest.approx(float(expected["uncertainty"][0]), abs=tolerance)
@@ -115,7 +120,7 @@ def test_every_measure_and_fastberts_head_are_what_torch_computes(tmp_path, task
 
 def test_embed_looks_up_the_right_rows(packages):
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (1, LENGTH)).astype(np.int32)
-    got = evaluate(load_package(packages["embed"]), "main", {"input_ids": ids})["hidden"]
+    got = evaluate(load_package(packages["embed"]), "main", {"input_ids": ids}).outputs["hidden"]
     expected = tiny_sources("classification")["embed"].module(torch.from_numpy(ids)).detach().numpy()
     assert signal_to_noise_db(expected, got) > 100
 
@@ -124,7 +129,11 @@ def save(module: nn.Module, path: Path, precision: str = "fp16") -> Path:
     """A module from x [1, 8] to y [1, 8] as a package."""
     tensor = manifest.Tensor(name="x", dtype="float32", shape=[1, 8])
     convert(
-        Source("program", module, (tensor,), (tensor.model_copy(update={"name": "y"}),)), 8, "iOS18", precision, path
+        ProgramModule("program", module, (tensor,), (tensor.model_copy(update={"name": "y"}),)),
+        8,
+        "iOS18",
+        precision,
+        path,
     )
     return path
 
@@ -151,18 +160,18 @@ def test_float16_shows_what_becomes_nan_or_overflows(tmp_path):
     # Core ML's log of a softmax that float16 rounds to 0: this is why pipeline.model.uncertainty has its own form.
     x = np.array([[0, -1e4, -1e4, 1, 2, 3, 4, 5]], dtype=np.float32)
     package = load_package(save(LogProbability(), tmp_path / "log.mlpackage"))
-    assert np.isfinite(evaluate(package, "main", {"x": x}, "float32")["y"]).all()
-    assert np.isnan(evaluate(package, "main", {"x": x}, "float16")["y"]).any()
+    assert np.isfinite(evaluate(package, "main", {"x": x}, "float32").outputs["y"]).all()
+    assert np.isnan(evaluate(package, "main", {"x": x}, "float16").outputs["y"]).any()
     package = load_package(save(Overflow(), tmp_path / "overflow.mlpackage"))
     x = np.full((1, 8), 2.0, dtype=np.float32)
-    assert evaluate(package, "main", {"x": x}, "float32")["y"] == pytest.approx(2.0)
-    assert np.isinf(evaluate(package, "main", {"x": x}, "float16")["y"]).all()
+    assert evaluate(package, "main", {"x": x}, "float32").outputs["y"] == pytest.approx(2.0)
+    assert np.isinf(evaluate(package, "main", {"x": x}, "float16").outputs["y"]).all()
 
 
 def test_gelu_is_torchs_and_coremltools(tmp_path):
     package = load_package(save(Gelu(), tmp_path / "gelu.mlpackage", "fp32"))
     x = np.linspace(-4, 4, 8, dtype=np.float32)[None]
-    got = evaluate(package, "main", {"x": x})["y"]
+    got = evaluate(package, "main", {"x": x}).outputs["y"]
     np.testing.assert_allclose(got, torch.nn.functional.gelu(torch.from_numpy(x)).numpy(), atol=1e-6)
     import_quietly("coremltools")
     from coremltools.converters.mil.mil import Builder, Function
@@ -187,7 +196,7 @@ def test_a_convolution_is_torchs(tmp_path, options):
     package = load_package(save(module, tmp_path / "conv.mlpackage", "fp32"))
     x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
     np.testing.assert_allclose(
-        evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
+        evaluate(package, "main", {"x": x}).outputs["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
     )
 
 
@@ -215,7 +224,7 @@ def test_a_batch_norm_is_torchs(tmp_path):
     assert "batch_norm" in {operation.op_type for operation in package.functions["main"].operations}
     x = np.linspace(-1, 2, 8, dtype=np.float32)[None]
     np.testing.assert_allclose(
-        evaluate(package, "main", {"x": x})["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
+        evaluate(package, "main", {"x": x}).outputs["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6
     )
 
 
@@ -226,7 +235,7 @@ def test_one_altered_byte_of_the_weights_is_found(packages, tmp_path):
     data[len(data) // 2 | 1] ^= 0x40  # the exponent of a float16
     weights.write_bytes(data)
     inputs = segment_inputs("qa", LENGTH)
-    assert worst_db(by_torch("qa", inputs), evaluate(load_package(copy), "main", inputs)) < 40
+    assert worst_db(by_torch("qa", inputs), evaluate(load_package(copy), "main", inputs).outputs) < 40
 
 
 def test_an_operator_without_a_definition_is_refused(tmp_path, packages):
@@ -299,7 +308,7 @@ def test_a_newer_specification_is_refused(packages, tmp_path):
             r"hidden: main takes float32 \[1, 16, 64\], not float32 \[1, 17, 64\]",
         ),
         ({"hidden": np.zeros((1, LENGTH, 64), dtype=np.float64)}, "hidden: main takes float32.*not float64"),
-        ({"extra": np.zeros(1, dtype=np.float32)}, "extra: is no input of main"),
+        ({"extra": np.zeros(1, dtype=np.float32)}, "extra: is not an input of main"),
         ({"answer_bias": None}, "answer_bias: main needs this input"),
     ],
 )
@@ -317,13 +326,13 @@ def test_an_unknown_function_is_refused(packages):
 @pytest.fixture
 def looked_at(monkeypatch):
     """Every value that an evaluation makes, by name: inputs, and operators' results."""
-    values, look = {}, mil_evaluator.Watched.look
+    values, look = {}, FaultRecorder.inspect
 
     def record(self, kind, name, value):
         values[name] = value
         look(self, kind, name, value)
 
-    monkeypatch.setattr(mil_evaluator.Watched, "look", record)
+    monkeypatch.setattr(FaultRecorder, "inspect", record)
     return values
 
 
@@ -331,7 +340,7 @@ def test_every_result_and_every_constant_is_rounded_to_float16(tmp_path, looked_
     convert(tiny_sources("qa")["segment_0"], LENGTH, "iOS18", "int8", tmp_path / "segment.mlpackage")
     package = load_package(tmp_path / "segment.mlpackage")
     inputs, function = segment_inputs("qa", LENGTH // 2), package.functions["main"]
-    watch(package, "main", inputs, "float16")
+    evaluate(package, "main", inputs, "float16")
     results = {
         output.name for operation in function.operations if not is_constant(operation) for output in operation.outputs
     }
@@ -351,7 +360,7 @@ def test_any_length_of_a_bucket_is_finite_in_float16_and_is_what_torch_computes(
     """From all tokens but one padded to none."""
     inputs = segment_inputs(task, size)
     inputs["attention_bias"] *= np.float32(mask / -1e4)
-    evaluation = watch(load_package(packages[task, "fp16"]), "main", inputs, "float16")
+    evaluation = evaluate(load_package(packages[task, "fp16"]), "main", inputs, "float16")
     assert evaluation.faults == ()
     uncertainty = {
         "uncertainty": evaluation.outputs["uncertainty"]
@@ -362,21 +371,21 @@ def test_any_length_of_a_bucket_is_finite_in_float16_and_is_what_torch_computes(
 def test_the_first_overflow_and_the_first_nan_are_named(packages, tmp_path):
     package = load_package(save(Overflow(), tmp_path / "overflow.mlpackage"))
     x = np.full((1, 8), 2.0, dtype=np.float32)
-    assert watch(package, "main", {"x": x}, "float32").faults == ()
-    (fault,) = watch(package, "main", {"x": x}, "float16").faults
+    assert evaluate(package, "main", {"x": x}, "float32").faults == ()
+    (fault,) = evaluate(package, "main", {"x": x}, "float16").faults
     assert (fault.kind, fault.what) == ("mul", "overflows") and str(fault) == f"mul {fault.name} overflows"
     package = load_package(save(LogProbability(), tmp_path / "log.mlpackage"))
     x = np.array([[0, -1e4, -1e4, 1, 2, 3, 4, 5]], dtype=np.float32)
-    infinite, nan = watch(package, "main", {"x": x}, "float16").faults
+    infinite, nan = evaluate(package, "main", {"x": x}, "float16").faults
     assert (infinite.kind, infinite.what, nan.kind, nan.what) == ("log", "overflows", "mul", "makes NaN")
 
     # A mask of -inf is the input's fault; what an operator then makes of it is named, too.
     package, inputs = load_package(packages["qa", "fp16"]), segment_inputs("qa", LENGTH)
     for mask in (-np.inf, -1e6):  # the second is infinite in float16 alone
         given = {**inputs, "answer_bias": np.where(inputs["answer_bias"] < 0, mask, 0.0).astype(np.float32)}
-        infinite, nan = watch(package, "main", given, "float16").faults
+        infinite, nan = evaluate(package, "main", given, "float16").faults
         assert str(infinite) == "input answer_bias is infinite" and nan.kind != "input" and nan.what == "makes NaN"
-        assert len(watch(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)
+        assert len(evaluate(package, "main", given, "float32").faults) == (2 if np.isinf(mask) else 0)
 
 
 @pytest.mark.parametrize(
@@ -414,8 +423,10 @@ def test_rounding_to_int8_and_back_is_torchs_and_smooth_keeps_the_range(tmp_path
         expected = torch.fake_quantize_per_channel_affine(torch.from_numpy(x), *args, least, most)
     else:
         expected = torch.fake_quantize_per_tensor_affine(torch.from_numpy(x), scale, zero or 0, least, most)
-    np.testing.assert_allclose(evaluate(package, "main", {"x": x})["y"], expected.numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(evaluate(package, "main", {"x": x}).outputs["y"], expected.numpy(), rtol=1e-6, atol=1e-6)
     scale, zero = (np.reshape(each, (-1, 1)) for each in (scale, zero or 0))
     in_range = np.clip(x, (least - zero) * scale, (most - zero) * scale)
-    np.testing.assert_allclose(evaluate(package, "main", {"x": x}, "smooth")["y"], in_range, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(package, "main", {"x": x}, "smooth").outputs["y"], in_range, rtol=1e-4, atol=1e-5
+    )
     assert np.abs(expected.numpy() - in_range).max() > 0.01 and np.abs(in_range - x).max() > 0.01

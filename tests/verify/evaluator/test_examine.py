@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER
+from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER
 
 TABLE = np.random.default_rng(1).standard_normal((40, 64)).astype(np.float16)
 
@@ -131,7 +131,7 @@ def refused(result: tuple[int, str, str], *parts) -> None:
         ({"ids": np.zeros((1, 5), np.int32)}, ["ids", "int32 [1, 4]", "int32 [1, 5]"]),
         ({"ids": np.zeros((1, 4), np.int64)}, ["ids", "int32 [1, 4]", "int64"]),
         ({"bias": None}, ["bias", "needs this input"]),
-        ({"mask": np.zeros(1, np.float32)}, ["mask", "is no input", "ids, bias"]),
+        ({"mask": np.zeros(1, np.float32)}, ["mask", "is not an input", "ids, bias"]),
     ],
 )
 def test_inputs_that_do_not_fit(package, verify, tmp_path, changes, parts):
