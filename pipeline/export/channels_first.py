@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +36,13 @@ def channels_first(programs: Programs) -> Programs:
     """
     segments = []
     for segment in programs.segments:
-        layers = [ChannelsFirstLayer(layer) for layer in segment.layers]
+        assert isinstance(segment, SegmentProgram)  # a ModuleList does not know what it holds
+        layers: list[nn.Module] = [ChannelsFirstLayer(cast(ExportLayer, layer)) for layer in segment.layers]
         head = HEADS.get(type(segment.head), TokensFirst)(segment.head)
-        segments.append(
-            SegmentProgram(segment.task, layers, head, 1.0 / float(segment.inverse_temperature), programs.uncertainty)
-        )
-    return Programs(programs.task, ChannelsFirstEmbed(programs.embed), segments, programs.uncertainty).eval()
+        temperature = 1.0 / float(cast(Tensor, segment.inverse_temperature))
+        segments.append(SegmentProgram(segment.task, layers, head, temperature, programs.uncertainty))
+    embed = cast(EmbedProgram, ChannelsFirstEmbed(programs.embed))  # it has the same interface
+    return Programs(programs.task, embed, segments, programs.uncertainty).eval()
 
 
 def to_channels_first(hidden: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def input_rounding(linear: nn.Linear | Int8InputLinear) -> nn.Module:
     if not isinstance(linear, Int8InputLinear):
         return nn.Identity()
     inputs = copy.deepcopy(linear.inputs)
-    inputs.reciprocal = inputs.reciprocal[None, :, None, None]
+    inputs.reciprocal = cast(Tensor, inputs.reciprocal)[None, :, None, None]  # registered buffers have no type
     return inputs
 
 
@@ -88,6 +90,9 @@ class ChannelsFirstEmbed(nn.Module):
 
 class ChannelNorm(nn.Module):
     """A layer norm over dimension 1, spelled out because Core ML's own normalizes the last dimensions."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.LayerNorm):
         super().__init__()
@@ -132,10 +137,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_dim: in
         bias: [1, length, 1, 1], of the keys.
     """
     contexts = []
-    heads = zip(query.split(head_dim, 1), key.transpose(1, 3).split(head_dim, 3), value.split(head_dim, 1))
-    for one_query, one_key, one_value in heads:
-        scores = torch.einsum("bchq,bkhc->bkhq", one_query, one_key) + bias  # [1, keys, 1, queries]
-        contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), one_value))
+    queries, values = torch.split(query, head_dim, 1), torch.split(value, head_dim, 1)
+    keys = torch.split(key.transpose(1, 3), head_dim, 3)
+    for head_query, head_key, head_value in zip(queries, keys, values):
+        scores = torch.einsum("bchq,bkhc->bkhq", head_query, head_key) + bias  # [1, keys, 1, queries]
+        contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), head_value))
     return torch.cat(contexts, dim=1)
 
 
@@ -187,7 +193,8 @@ class TokensFirst(nn.Module):
         return self.head(to_tokens_first(hidden), bias.reshape(1, 1, -1))
 
 
-HEADS: dict[type, Callable[[nn.Module], nn.Module]] = {
+# Any: each takes the head that is its key.
+HEADS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     PooledClassifier: ChannelsFirstPooled,
     AttentionSpan: ChannelsFirstSpan,
 }
