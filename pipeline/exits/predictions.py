@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.bundle.exit_rule import question_uncertainty
-from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.items import Item, classification_items, collate, question_windows, regression_items, sorted_batches
+from pipeline.data.examples import Example
+from pipeline.data.items import Item, collate, sorted_batches
 from pipeline.data.labels import LabelRange
-from pipeline.data.regression_metrics import regression_metrics
-from pipeline.data.spans import best_span, decode_answer
-from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import QAWindow
 from pipeline.distill.trainer import device
-from pipeline.exits.measures import change, label_measures, window_measures, with_patience
+from pipeline.exits.measures import change, with_patience
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -26,8 +23,12 @@ from pipeline.model.uncertainty import MEASURES, answer_bias
 from pipeline.names import Task
 from pipeline.recipe import Recipe
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import AnswerContext, AnyTask, Labels, get_task
+from pipeline.tasks.types import ModelInput
 
-QUESTIONS = 512  # whose logits are held at a time: a whole training set's, tokens times exits, would not fit
+# Every exit's logits [batch, ...], and every exit's uncertainty [batch], None where no program computes it.
+ExitTensors = tuple[list[Tensor], list[Tensor] | None]
+RunExits = Callable[[Any, Sequence[Item], OnStep], "list[ExitOutputs]"]
 
 
 @dataclass(frozen=True)
@@ -44,37 +45,34 @@ class ExitOutputs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Examples through all exits, arrays [examples, exits].
+    """Examples through all exits; arrays are [examples, exits].
 
-    `score` is what `pipeline.bundle.manifest.SCORE` names for the task; `exact` is exact match (the same as score for classification), None for
-    regression, whose answers are near or far and not right or wrong. `answers` are label indices, numbers in the data's unit, or texts, as
-    a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has it by every measure there is, by name,
-    computed from the same logits. `labels`, [examples], are a regression's, in the data's unit.
+    Attributes:
+        score: the task's `speed_metric`.
+        exact: 1 for a right answer, 0 for a wrong one; None for numbers, which are near or far and not right or wrong.
+        uncertainty: by the recipe's measure, as a runner compares it with a threshold.
+        answers: label indices, numbers in the data's unit, or texts, as a nested list.
+        measures: the uncertainty by every measure there is, by name, computed from the same logits.
+        targets: what the answers were scored against, [examples].
+        task: the examples' task.
     """
 
     score: np.ndarray
     exact: np.ndarray | None
     uncertainty: np.ndarray
-    answers: list[list]
+    answers: list[list[Any]]
     measures: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: np.ndarray | None = None
+    targets: Sequence[Any] = ()
+    task: Task = "classification"
 
     @property
     def exits(self) -> int:
-        return self.score.shape[1]
-
-    @property
-    def task(self) -> Task:
-        """Told by the answers' type."""
-        return {int: "classification", float: "regression", str: "qa"}[type(self.answers[0][0])]
+        """How many exits there are."""
+        return int(self.score.shape[1])
 
     def metrics(self, exit: int = -1) -> dict[str, float | None]:
-        """{"accuracy"} or {"exact_match", "f1"} of one exit, fractions of 1; for regression `regression_metrics`."""
-        if self.task == "qa":
-            return {"exact_match": float(self.exact[:, exit].mean()), "f1": float(self.score[:, exit].mean())}
-        if self.task == "regression":
-            return regression_metrics(np.array(self.answers)[:, exit], self.labels)
-        return {"accuracy": float(self.score[:, exit].mean())}
+        """The task's metrics at one exit, see `TaskDefinition.metrics`."""
+        return get_task(self.task).summarise([answers[exit] for answers in self.answers], self.targets)
 
 
 def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
@@ -83,17 +81,17 @@ def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent)
     model = model.to(at).eval()
     measure = MEASURES.get(model.uncertainty)
 
-    def forward(ids, mask, types, answers):
+    task = get_task(model.task)
+
+    def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
         logits = model(ids, mask, types).logits
-        if model.task == "regression":
+        if measure is None:
             return logits, None
-        if model.task == "classification":
-            uncertainty = [measure.labels(part / t) for part, t in zip(logits, model.temperatures)]
-        else:
-            bias = answer_bias(answers)
-            uncertainty = [
-                measure.spans(part[..., 0] / t, part[..., 1] / t, bias) for part, t in zip(logits, model.temperatures)
-            ]
+        bias = None if answer_mask is None else answer_bias(answer_mask)
+        uncertainty = [
+            task.program_uncertainty(measure, tuple(part / temperature for part in task.split_logits(head)), bias)
+            for head, temperature in zip(logits, model.temperatures)
+        ]
         return logits, uncertainty
 
     outputs = _run(forward, items, at, model.temperatures, on_step)
@@ -104,14 +102,13 @@ def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent)
 def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
     """The same through a bundle's programs as modules: what the phone computes, quantized as there."""
 
-    def forward(ids, mask, types, answers):
-        extra = answer_bias(answers) if programs.task == "qa" else None
-        outputs = programs(ids, attention_bias(mask), extra)
-        if programs.task == "regression":
-            return [output[1] for output in outputs], None
-        if programs.task == "classification":
-            return [output[1] for output in outputs], [output[2] for output in outputs]
-        return [torch.stack(output[1:3], dim=-1) for output in outputs], [output[3] for output in outputs]
+    task = get_task(programs.task)
+
+    def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
+        outputs = programs(ids, attention_bias(mask), None if answer_mask is None else answer_bias(answer_mask))
+        parts = [output[1 : 1 + len(task.exit_outputs)] for output in outputs]
+        logits = [part[0] if len(part) == 1 else torch.stack(part, dim=-1) for part in parts]
+        return logits, [output[-1] for output in outputs] if task.measures_uncertainty else None
 
     temperatures = [1.0 / float(segment.inverse_temperature) for segment in programs.segments]
     return _run(forward, items, torch.device("cpu"), temperatures, on_step)
@@ -148,13 +145,14 @@ def _run(
 
 
 def predict(
-    run,
-    model,
+    run: RunExits,
+    model: Any,
     examples: Sequence[Example],
     tokenizer: WordPieceTokenizer,
-    labels: Sequence[str] | LabelRange,
+    labels: Labels,
     recipe: Recipe,
     on_step: OnStep = silent,
+    targets: Sequence[Any] | None = None,
 ) -> Predictions:
     """Every exit's answers, scores and uncertainties, these by the recipe's measure and by all others.
 
@@ -162,101 +160,112 @@ def predict(
         run: `run_model` or `run_programs`.
         model: what `run` takes; its exits have the recipe's measure.
         examples: labelled.
-        labels: see `make_items`.
+        labels: those of the training data.
+        targets: what the answers are scored against; the examples' labels when absent.
     """
-    if recipe.task == "classification":
-        return _classify(run, model, examples, tokenizer, labels, recipe, on_step)
-    if recipe.task == "regression":
-        return _estimate(run, model, examples, tokenizer, labels, recipe, on_step)
-    return _answer(run, model, examples, tokenizer, recipe, on_step)
-
-
-def _classify(run, model, examples: Sequence[ClassificationExample], tokenizer, labels, recipe, on_step) -> Predictions:
-    items = classification_items(examples, tokenizer, labels, recipe.data.max_length)
-    outputs = run(model, items, on_step)
-    logits = np.stack([output.logits for output in outputs])  # [examples, exits, labels]
-    answers = logits.argmax(axis=-1).tolist()
-    targets = np.array([item.target[0] for item in items])
-    score = (np.array(answers) == targets[:, None]).astype(np.float64)
-    measures = with_patience(label_measures(logits, outputs[0].temperatures), answers)
-    uncertainty = np.stack([output.uncertainty for output in outputs])
-    return Predictions(score, score, _chosen(uncertainty, measures, recipe), answers, measures)
-
-
-def _estimate(
-    run, model, examples: Sequence[ClassificationExample], tokenizer, label_range: LabelRange, recipe, on_step
-) -> Predictions:
-    outputs = run(model, regression_items(examples, tokenizer, label_range, recipe.data.max_length), on_step)
-    shares = np.stack([output.logits[:, 0] for output in outputs]).astype(np.float64)  # [examples, exits]
-    labels = np.array([example.label for example in examples])
-    score = 1.0 - np.minimum(np.abs(shares - label_range.share(labels)[:, None]), 1.0)
-    uncertainty = np.stack([output.uncertainty for output in outputs])
-    return Predictions(score, None, uncertainty, label_range.value(shares).tolist(), {"change": uncertainty}, labels)
-
-
-def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_step) -> Predictions:
-    windows = [question_windows(example, tokenizer, recipe) for example in examples]
-    # Long passages first, as `sorted_batches` has it, so that the questions that are run together are of like lengths.
-    order = sorted(range(len(windows)), key=lambda row: -sum(len(window) for window in windows[row]))
-    questions: list[_Question | None] = [None] * len(windows)
-    total, done = sum(len(group) for group in windows), 0
-    for at in range(0, len(order), QUESTIONS):
-        rows = order[at : at + QUESTIONS]
-        items = [Item(window.ids, window.type_ids, None, window.answer_mask) for row in rows for window in windows[row]]
+    task = get_task(recipe.task)
+    context = answer_context(labels, recipe)
+    targets = task.targets(examples, context) if targets is None else targets
+    inputs = task.encode_all(examples, tokenizer, recipe.input_options)
+    rows: list[_ExampleExits | None] = [None] * len(examples)
+    total, done = sum(len(group) for group in inputs), 0
+    for chosen in _in_chunks(inputs, task.examples_in_memory):
+        items = [
+            Item(model_input.ids, model_input.type_ids, None, model_input.answer_mask)
+            for index in chosen
+            for model_input in inputs[index]
+        ]
 
         def on_chunk(what: str, part: int, _: int, before: int = done) -> None:
             on_step(what, before + part, total)
 
         outputs = iter(run(model, items, on_chunk))
-        for row in rows:
-            questions[row] = _question(examples[row], windows[row], [next(outputs) for _ in windows[row]], recipe)
+        for index in chosen:
+            own = [next(outputs) for _ in inputs[index]]
+            rows[index] = _read_exits(task, examples[index], inputs[index], own, targets[index], context)
         done += len(items)
-    answers = [question.answers for question in questions]
-    truths = [[answer.text for answer in example.answers] for example in examples]
-    score = [[f1(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
-    exact = [[exact_match(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
-    measures = {name: np.array([question.measures[name] for question in questions]) for name in questions[0].measures}
-    measures = with_patience(measures, answers)
-    uncertainty = np.array([question.uncertainty for question in questions])
+    read = [row for row in rows if row is not None]
+    answers = [row.answers for row in read]
+    measures = {name: np.array([row.measures[name] for row in read]) for name in read[0].measures}
+    uncertainty = np.array([row.uncertainty for row in read])
+    measures = with_patience(measures, answers) if "entropy" in measures else {"change": uncertainty}
     return Predictions(
-        np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures
+        score=np.array([row.score for row in read], float),
+        exact=None if read[0].exact[0] is None else np.array([row.exact for row in read], float),
+        uncertainty=_compared(uncertainty, measures, recipe),
+        answers=answers,
+        measures=measures,
+        targets=targets,
+        task=recipe.task,
     )
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is kept of a question when the logits of its windows are let go; all [exits]."""
+def answer_context(labels: Labels, recipe: Recipe) -> AnswerContext:
+    """What reading answers takes while there is no manifest yet."""
+    if isinstance(labels, LabelRange):
+        return AnswerContext(recipe.input_options, label_range=labels)
+    names = tuple(recipe.data.label_names or labels)
+    return AnswerContext(recipe.input_options, labels=names, label_values=tuple(labels))
 
-    answers: list[str]
+
+def _in_chunks(inputs: Sequence[Sequence[ModelInput]], size: int | None) -> Iterator[Sequence[int]]:
+    """The examples' indices in groups that are held in memory together."""
+    if size is None:
+        yield range(len(inputs))
+        return
+    # Long examples first, as `sorted_batches` does, so that those that run together are of like lengths.
+    order = sorted(range(len(inputs)), key=lambda index: -sum(len(part.ids) for part in inputs[index]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@dataclass(frozen=True)
+class _ExampleExits:
+    """What is kept of an example when its logits are let go; lists are [exits]."""
+
+    answers: list[Any]
+    score: list[float]
+    exact: list[float | None]
     uncertainty: list[float]
     measures: dict[str, list[float]]
 
 
-def _question(
-    example: QAExample, windows: Sequence[QAWindow], outputs: Sequence[ExitOutputs], recipe: Recipe
-) -> _Question:
-    """Every exit of one question; `outputs` are its windows'."""
-    longest, exits = recipe.qa.max_answer, range(len(outputs[0].uncertainty))
-    by_window = [
-        window_measures(output.logits[..., 0], output.logits[..., 1], window.answer_mask, longest, output.temperatures)
-        | {"own": output.uncertainty}
-        for window, output in zip(windows, outputs)
+def _read_exits(
+    task: AnyTask,
+    example: Example,
+    inputs: Sequence[ModelInput],
+    outputs: Sequence[ExitOutputs],
+    target: Any,
+    context: AnswerContext,
+) -> _ExampleExits:
+    """Every exit of one example; `outputs` has an entry for each of its inputs."""
+    measured = [
+        task.measures(model_input, output.logits, output.temperatures, context.options)
+        for model_input, output in zip(inputs, outputs)
     ]
-    answers, measures = [], {name: [] for name in by_window[0]}
-    for exit in exits:
-        scores = [(output.logits[exit, :, 0], output.logits[exit, :, 1]) for output in outputs]
-        # With one window there is nothing to choose among.
-        best = [0.0] if len(windows) == 1 else [
-            best_span(*pair, window.answer_mask, longest).score for window, pair in zip(windows, scores)
-        ]  # fmt: skip
-        for name, values in measures.items():
-            values.append(question_uncertainty(best, [each[name][exit] for each in by_window]))
-        answers.append(decode_answer(windows, scores, example.passage, longest, recipe.qa.allow_no_answer).text)
-    return _Question(answers, measures.pop("own"), measures)
+    exits = _ExampleExits([], [], [], [], {name: [] for name in measured[0]})
+    for exit in range(len(outputs[0].uncertainty)):
+        logits = [split_array(task, output.logits[exit]) for output in outputs]
+        decoded = task.decode(example, inputs, logits, context)
+        decisive = task.decisive_input(inputs, logits, context)
+        score, exact = task.score(decoded, target, context)
+        exits.answers.append(task.answer(decoded, context))
+        exits.score.append(score)
+        exits.exact.append(exact)
+        exits.uncertainty.append(float(outputs[decisive].uncertainty[exit]))
+        for name, values in exits.measures.items():
+            values.append(float(measured[decisive][name][exit]))
+    return exits
 
 
-def _chosen(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
-    """What a runner compares with its thresholds: the programs' own uncertainty, or with patience in it, which no program knows."""
+def split_array(task: AnyTask, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One exit's logits for one input as the task's `exit_outputs`."""
+    count = len(task.exit_outputs)
+    return (logits,) if count == 1 else tuple(logits[..., index] for index in range(count))
+
+
+def _compared(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+    """What a runner compares with its thresholds. Programs compute it, but for patience, which is counted from answers."""
     if recipe.exits.uncertainty == "agreement":
         return uncertainty * measures["patience"]
     return measures["patience"] if recipe.exits.uncertainty == "patience" else uncertainty

@@ -10,11 +10,12 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.bundle.exit_rule import exits_taken
-from pipeline.bundle.manifest import SCORE, Speed
+from pipeline.bundle.manifest import Speed
 from pipeline.data.regression_metrics import auroc, spearman
 from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
 from pipeline.names import Metric, Task
 from pipeline.support.document import Document
+from pipeline.tasks import get_task
 
 if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
     from pipeline.exits.predictions import Predictions
@@ -181,9 +182,10 @@ def study(
         for name, values in predictions.measures.items()
         if name != measure
     }
+    task = get_task(predictions.task)
     return Study(
         task=predictions.task,
-        metric=SCORE[predictions.task],
+        metric=task.speed_metric,
         examples=len(predictions.score),
         full_depth=short(own.full),
         full_depth_flops=float(own.full_flops),
@@ -191,7 +193,7 @@ def study(
             ExitStudy(
                 layer=layer,
                 score=short(predictions.score[:, exit].mean()),
-                exact_match=short(predictions.exact[:, exit].mean()) if predictions.task == "qa" else None,
+                exact_match=short(predictions.exact[:, exit].mean()) if "exact_match" in task.metrics else None,
                 flops=short(costs.flops[:, exit].mean() / own.full_flops),
                 quantiles=[short(value) for value in np.quantile(predictions.uncertainty[:, exit], QUANTILES)],
                 bins=bins_of(predictions.uncertainty[:, exit], predictions.score[:, exit]),

@@ -12,6 +12,7 @@ from pipeline.data.items import Item
 from pipeline.exits.predictions import run_model
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 
 # Where the best temperature is looked for; beyond it, a head has learned nothing that a temperature could repair.
 BOUNDS = (0.1, 10.0)
@@ -29,8 +30,7 @@ def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = s
         rows, targets = [], []
         for item, output in zip(items, outputs):
             logits = torch.from_numpy(output.logits[exit])
-            parts = [logits] if model.task == "classification" else logits.unbind(dim=-1)
-            for part, target in zip(parts, item.target):
+            for part, target in zip(get_task(model.task).split_logits(logits), item.target):
                 if item.answer_mask is not None:
                     part = part.masked_fill(~torch.from_numpy(item.answer_mask), float("-inf"))
                 rows.append(part)

@@ -1,6 +1,6 @@
 """Writes a model's programs as Core ML packages of fixed lengths (buckets).
 
-The weights are stored in a scheme of `quantize.coreml_schemes`.
+The weights are stored in a scheme of `pipeline.schemes`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.export.program_modules import (
 from pipeline.export.structure import Structure
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
+from pipeline.schemes import coreml_weights
 from pipeline.support.progress import OnStep, silent
 from quantize.int8_inputs import reciprocals, set_rounding
 
@@ -85,10 +86,10 @@ def convert_structure(program: ProgramModule, length: int, target: str, precisio
 
     Args:
         target: the oldest system that must run it, a name in `coremltools.target` ("iOS18").
-        precision: a name in `COREML_SCHEMES`, or "fp32", for tests, which computes in float32.
+        precision: a name in `pipeline.schemes`; "fp32", for tests, computes in float32.
     """
     module = set_rounding(program.module_for(length), "none")
-    inputs, half = program.example_inputs(length), precision != "fp32"
+    inputs, half = program.example_inputs(length), coreml_weights(precision).float_bytes == 2
     return Structure(module, inputs, program.outputs, target, half, rounded=reciprocals(module))
 
 

@@ -26,12 +26,12 @@ from pipeline.export.program_modules import ProgramModule, bucket_lengths, progr
 from pipeline.model.exit_model import ExitModel
 from pipeline.names import Backend
 from pipeline.recipe import Recipe
+from pipeline.schemes import DELEGATE_SCHEME
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 
 BACKEND: Backend = "executorch-coreml"
-PRECISION = "fp16"
 DELEGATE = "CoreMLBackend"
 METADATA_FILE = "metadata.json"
 DEBUG_FILE = "debug_info.json"
@@ -83,7 +83,7 @@ def export_executorch_coreml(
         for program in programs:
             edges |= lower(program, file_lengths, options.coreml_target)
             entries += [
-                program.describe(BACKEND, file, method_name(program.name, length), length, PRECISION)
+                program.describe(BACKEND, file, method_name(program.name, length), length, DELEGATE_SCHEME)
                 for length in file_lengths
             ]
             done += 1

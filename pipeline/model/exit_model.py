@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.model.encoder import Encoder, EncoderConfig, attention_bias
 from pipeline.model.heads import build_head
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 @dataclass
@@ -27,7 +28,7 @@ class ExitModel(nn.Module):
         task: "classification", "regression" or "qa".
         config: the encoder's shape.
         labels: number of classes; 1 for regression, 2 for question answering (start and end).
-        head: kind of head, a name in `pipeline.model.heads.HEADS[task]`.
+        head: kind of head, a name in `TaskDefinition.heads`.
         exit_layers: after which layers (1-based, ascending, the last one included) a head stands.
     """
 
@@ -45,7 +46,7 @@ class ExitModel(nn.Module):
         self.temperatures = [1.0] * len(self.exit_layers)
         # The measure that decides whether to leave, a name in `pipeline.model.uncertainty.MEASURES`; like the temperatures it is part of
         # the programs, and thresholds are chosen for it. A regression's is computed from one exit to the next, by the host.
-        self.uncertainty = "change" if task == "regression" else "entropy"
+        self.uncertainty = get_task(task).uncertainties[0]
 
         # The id of [SEP], for a model with token types whose programs are to tell a second text by it; None takes every token for type 0.
         self.separator: int | None = None

@@ -15,6 +15,7 @@ import torch
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.heads import HEADS
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 def embedding_flops(config: EncoderConfig, length: int) -> int:
@@ -33,7 +34,7 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
 def head_flops(task: Task, kind: str, config: EncoderConfig, labels: int, length: int) -> int:
     """One exit head of a kind, at its default width, on `length` tokens. KeyError if the kind is unknown."""
     with torch.device("meta"):
-        return HEADS[task][kind](config, labels).flops(length)
+        return HEADS[get_task(task).head_family][kind](config, labels).flops(length)
 
 
 def head_cost(kind: str, task: Task, config: EncoderConfig, labels: int, length: int = 128) -> float:

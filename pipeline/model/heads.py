@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from pipeline.model.encoder import EncoderConfig, initialise
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
-HEADS: dict[str, dict[str, type]] = {"classification": {}, "qa": {}}
-HEADS["regression"] = HEADS["classification"]  # the same heads, with one output
+# By family (`TaskDefinition.head_family`) and kind: heads that answer for a text, and heads that answer for every token.
+HEADS: dict[str, dict[str, type]] = {"text": {}, "span": {}}
 
 
-def register(task: Task, name: str):
+def register(family: str, name: str):
     """Makes a head class known to recipes under `name`."""
 
     def add(cls):
-        HEADS[task][name] = cls
-        cls.task, cls.kind = task, name
+        HEADS[family][name] = cls
         return cls
 
     return add
@@ -29,7 +29,7 @@ def register(task: Task, name: str):
 
 def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> nn.Module:
     """A newly initialised head; `labels` is ignored for question answering. KeyError if the kind is unknown."""
-    head = HEADS[task][kind](config, labels)
+    head = HEADS[get_task(task).head_family][kind](config, labels)
     head.apply(getattr(head, "initialise", initialise))
     return head
 
@@ -52,19 +52,19 @@ class FirstToken(nn.Module):
         return 2 * (self.dense.weight.numel() + self.out.weight.numel())
 
 
-@register("classification", "bert")
+@register("text", "bert")
 class BertClassifier(FirstToken):
     """`BertForSequenceClassification`'s pooler (tanh) and classifier."""
 
 
-@register("classification", "distilbert")
+@register("text", "distilbert")
 class DistilBertClassifier(FirstToken):
     """`DistilBertForSequenceClassification`'s pre-classifier (ReLU) and classifier."""
 
     activation = staticmethod(torch.relu)
 
 
-@register("classification", "linear")
+@register("text", "linear")
 class LinearClassifier(nn.Module):
     """One linear layer on the first token: the cheapest head; blind in early layers, where that token has gathered nothing."""
 
@@ -80,7 +80,7 @@ class LinearClassifier(nn.Module):
         return 2 * self.out.weight.numel()
 
 
-@register("classification", "pooled")
+@register("text", "pooled")
 class PooledClassifier(nn.Module):
     """Learned queries attend over all tokens, so that early layers, too, have something to read.
 
@@ -141,7 +141,7 @@ class NarrowAttention(nn.Module):
         return 2 * (asking * per_asking + length * per_token + 2 * asking * length * self.query.in_features)
 
 
-@register("classification", "fastbert")
+@register("text", "fastbert")
 class FastBertClassifier(NarrowAttention):
     """FastBERT's student classifier: the first token attends to all, and answers.
 
@@ -160,7 +160,7 @@ class FastBertClassifier(NarrowAttention):
         return self.answer_flops(1, length)
 
 
-@register("qa", "linear")
+@register("span", "linear")
 class LinearSpan(nn.Module):
     """`...ForQuestionAnswering`'s head: one linear layer gives every token a start and an end score."""
 
@@ -176,7 +176,7 @@ class LinearSpan(nn.Module):
         return 2 * length * self.out.weight.numel()
 
 
-@register("qa", "attention")
+@register("span", "attention")
 class AttentionSpan(nn.Module):
     """A narrow self-attention, then linear: FastBERT's student classifier (Liu et al. 2020, section 3.1) for spans.
 
@@ -204,7 +204,7 @@ class AttentionSpan(nn.Module):
         return 2 * (length * per_token + 2 * length * length * width)
 
 
-@register("qa", "fastbert")
+@register("span", "fastbert")
 class FastBertSpan(NarrowAttention):
     """FastBERT's student classifier with every token answering: a start and an end score each."""
 

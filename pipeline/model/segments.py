@@ -9,6 +9,7 @@ from pipeline.model.encoder import Embeddings, ExportLayer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.uncertainty import MEASURES
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 class EmbedProgram(nn.Module):
@@ -51,7 +52,7 @@ class SegmentProgram(nn.Module):
     ):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
-        self.measure = None if task == "regression" else MEASURES[uncertainty]
+        self.measure = MEASURES[uncertainty] if get_task(task).measures_uncertainty else None
         # A tensor, not a number, which would be part of the graph: segments that differ in weights alone are then lowered once.
         self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
 
@@ -59,18 +60,12 @@ class SegmentProgram(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_bias)
         logits = self.head(hidden, attention_bias)
-        if self.task == "regression":
-            return hidden, logits
-        if self.task == "classification":
-            return hidden, logits, self.measure.labels(logits * self.inverse_temperature)
-        # A dot with a unit vector would do as well; unbind lowers to two slices.
-        start, end = logits.unbind(dim=-1)
-        return (
-            hidden,
-            start,
-            end,
-            self.measure.spans(start * self.inverse_temperature, end * self.inverse_temperature, answer_bias),
-        )
+        task = get_task(self.task)
+        outputs = task.split_logits(logits)
+        if self.measure is None:
+            return hidden, *outputs
+        scaled = tuple(output * self.inverse_temperature for output in outputs)
+        return hidden, *outputs, task.program_uncertainty(self.measure, scaled, answer_bias)
 
 
 class Programs(nn.Module):
@@ -101,7 +96,7 @@ class Programs(nn.Module):
     ) -> list[tuple[Tensor, ...]]:
         """input_ids [batch, S]. Returns every segment's outputs, in order."""
         hidden, outputs = self.embed(input_ids), []
-        extra = (answer_bias,) if self.task == "qa" else ()
+        extra = (answer_bias,) if get_task(self.task).uses_answer_mask else ()
         for segment in self.segments:
             outputs.append(segment(hidden, attention_bias, *extra))
             hidden = outputs[-1][0]

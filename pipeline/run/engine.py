@@ -11,22 +11,23 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.bundle.manifest import SCORE, Speed, read_manifest
+from pipeline.bundle.manifest import Speed, read_manifest
 from pipeline.data.corpus import corpus_digest, open_corpus, write_corpus
-from pipeline.data.demo import load_demo
-from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.data.examples import Example
 from pipeline.data.files import read_examples
-from pipeline.data.items import make_items
+from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange
-from pipeline.data.splits import label_range, label_values, split_off
+from pipeline.data.splits import split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import APPLE_BACKENDS
 from pipeline.recipe import Recipe
+from pipeline.schemes import SCHEMES, coreml_weights
 from pipeline.support import processes
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
 from pipeline.support.workspace import Place, Workspace, fingerprint, write_text
+from pipeline.tasks import AnyTask, Labels, get_task
 
 SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
 MIX = "mix.json"  # of a mixed scheme: what each matrix got, and why
@@ -183,7 +184,7 @@ class Run:
 
     def examples(self, part: str) -> list[Example]:
         """ "train", "calibration" or "dev"."""
-        return load_examples(self.path("prepare") / f"{part}.jsonl")
+        return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task))
 
     def lessons(self) -> list[Example]:
         """What student and exits learn from: the training examples, then the recipe's texts without labels."""
@@ -192,7 +193,7 @@ class Run:
     def labels(self) -> tuple[str, ...] | LabelRange:
         """Label values in the order of the logits; the labels' range for regression, ("start", "end") for question answering."""
         raw = json.loads((self.path("prepare") / "labels.json").read_text())
-        return LabelRange(**raw) if self.recipe.task == "regression" else tuple(raw)
+        return LabelRange(**raw) if isinstance(raw, dict) else tuple(raw)
 
     def tokenizer(self) -> WordPieceTokenizer:
         options = json.loads((self.path("finetune") / "tokenizer.json").read_text())
@@ -207,6 +208,11 @@ class Run:
         return json.loads((self.path(stage) / "metrics.json").read_text())
 
 
+def items_of(examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Labels, recipe: Recipe) -> list[Item]:
+    """What a model is trained on, by the recipe's task and lengths."""
+    return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)
+
+
 def save_examples(examples: Sequence[Example], path: Path) -> None:
     """One JSON object a line."""
     with open(path, "w", encoding="utf-8") as stream:
@@ -214,26 +220,18 @@ def save_examples(examples: Sequence[Example], path: Path) -> None:
             stream.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
 
 
-def load_examples(path: Path) -> list[Example]:
+def load_examples(path: Path, task: AnyTask) -> list[Example]:
     """What `save_examples` wrote."""
-    examples: list[Example] = []
     # Not splitlines(): texts may hold line separators that JSON does not escape.
     with open(path, encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            raw = json.loads(line)
-            if "question" in raw:
-                raw["answers"] = tuple(Answer(**answer) for answer in raw["answers"])
-                examples.append(QAExample(**raw))
-            else:
-                examples.append(ClassificationExample(**raw))
-    return examples
+        return [task.example_from_json(json.loads(line)) for line in stream]
 
 
 def read_source(recipe: Recipe, part: str) -> list[Example]:
     """The recipe's training or dev examples, from the embedded data, a file, or a hub set."""
     source, limit = getattr(recipe.data, part), getattr(recipe.data, f"{part}_limit")
     if source == "demo":
-        return some_of(load_demo(recipe.task)[0 if part == "train" else 1], limit, recipe.seed)
+        return some_of(get_task(recipe.task).load_demo()[0 if part == "train" else 1], limit, recipe.seed)
     data = recipe.data
     examples = read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label=data.label)
     return some_of(examples, limit, recipe.seed)
@@ -256,33 +254,8 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
     dev = read_source(recipe, "dev")
     on_step("reading the data", 2, 2)
     read_unlabelled(recipe)  # what is wrong with it is to be said now, not after the teacher's hours
-    if recipe.task == "classification":
-        labels = label_values(train)
-        unknown = sorted({example.label for example in dev} - set(labels), key=str)
-        if unknown:
-            raise UserError(
-                f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
-                file=recipe.data.dev,
-                field="data.label",
-            )
-        if recipe.data.label_names and len(recipe.data.label_names) != len(labels):
-            raise UserError(
-                f"has {len(recipe.data.label_names)} names for {len(labels)} labels ({', '.join(labels)})",
-                field="data.label_names",
-            )
-    elif recipe.task == "regression":
-        labels, _ = (
-            label_range(train),
-            label_range(dev),
-        )  # of labels that are all alike, nothing can be learned or measured
-    else:
-        labels = ("start", "end")
-        unanswered = sum(1 for example in (*train, *dev) if not example.answers)
-        if unanswered and not recipe.qa.allow_no_answer:
-            raise UserError(
-                f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
-                field="qa.allow_no_answer",
-            )
+    task = get_task(recipe.task)
+    labels = task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
     if len(train) < 2 * recipe.data.calibration:
         raise UserError(
             f"{recipe.data.calibration} of {len(train)} training examples would go to calibration, more than half; "
@@ -291,21 +264,21 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
             field="data.calibration",
         )
     check_calibration(recipe)
-    train, calibration = split_off(train, recipe.data.calibration, recipe.seed)
+    train, calibration = split_off(train, task.group(train), recipe.data.calibration, recipe.seed)
     for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
         save_examples(part, place.out / f"{name}.jsonl")
-    write_text(place.out / "labels.json", json.dumps(labels.model_dump() if recipe.task == "regression" else labels))
+    write_text(place.out / "labels.json", json.dumps(labels.model_dump() if isinstance(labels, LabelRange) else labels))
 
 
 def check_calibration(recipe: Recipe) -> None:
     """UserError if no calibration split of the recipe's size could show what a named speed promises, or if its mix could not be chosen."""
     from pipeline.exits.calibrate import examples_needed
 
-    if recipe.quantize.scheme == "mixed":
+    if SCHEMES[recipe.quantize.scheme].by_matrix:
         check_draft(recipe)
     check_ranges(recipe)
     for name in SPEEDS:
-        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task])
+        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, get_task(recipe.task).speed_metric)
         if recipe.data.calibration < needed:
             raise UserError(
                 f"{recipe.data.calibration} examples cannot show that the speed {name!r} loses at most {getattr(recipe.exits, name):g} with "
@@ -331,11 +304,10 @@ def check_draft(recipe: Recipe) -> None:
 def check_ranges(recipe: Recipe) -> None:
     """UserError if Core ML's programs are to have int8 inputs, and that part of the calibration split is too small to find their ranges on."""
     from pipeline.exits.calibrate import DRAFT_SHARE, split_rows
-    from quantize.coreml_schemes import COREML_SCHEMES
     from quantize.int8_inputs import FEWEST
 
     left, options = len(split_rows(recipe.data.calibration, recipe.seed)[0]), recipe.export
-    if options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs and left < FEWEST:
+    if options.coreml and coreml_weights(options.coreml_precision).int8_inputs and left < FEWEST:
         raise UserError(
             f"{recipe.data.calibration} examples leave {left} to find the activations' ranges on for export.coreml_precision="
             f"{options.coreml_precision}, at least {FEWEST} are needed; set it to {round(FEWEST / DRAFT_SHARE)} or more",
@@ -352,13 +324,10 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
     recipe, labels = run.recipe, run.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
-    if recipe.task == "regression":
-        teacher = build_teacher(pretrained, recipe, 1, labels)
-    else:
-        teacher = build_teacher(pretrained, recipe, len(labels))
+    teacher = build_teacher(pretrained, recipe, labels)
     check_window(recipe, teacher.config.max_positions)
     if recipe.teacher.training.epochs:
-        items = make_items(run.examples("train"), tokenizer, labels, recipe)
+        items = items_of(run.examples("train"), tokenizer, labels, recipe)
         finetune(teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if not processes.is_main():
         return
@@ -371,13 +340,8 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
 
 def check_window(recipe: Recipe, positions: int) -> None:
     """UserError if the recipe asks for longer inputs than the weights have positions."""
-    for field, length in (
-        (
-            "qa.window" if recipe.task == "qa" else "data.max_length",
-            recipe.qa.window if recipe.task == "qa" else recipe.data.max_length,
-        ),
-        ("export.max_length", recipe.export.max_length),
-    ):
+    longest = get_task(recipe.task).longest_input(recipe.input_options)
+    for field, length in (longest, ("export.max_length", recipe.export.max_length)):
         if length > positions:
             raise UserError(f"{length} is more than the {positions} positions of {recipe.teacher.weights}", field=field)
 
@@ -457,7 +421,7 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
         initialise=recipe.student.initialise,
         encoder=load_encoder(run.path("pretrain")) if run.has("pretrain") else None,
     )
-    items = make_items(run.lessons(), run.tokenizer(), run.labels(), recipe)
+    items = items_of(run.lessons(), run.tokenizer(), run.labels(), recipe)
     distill(student, teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if processes.is_main():
         save_model(student, place.out)
@@ -473,7 +437,7 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
     recipe = run.recipe
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
     if recipe.exits.training.epochs:
-        items = make_items(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
+        items = items_of(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
         student = self_distill(
             student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE
         )
@@ -481,7 +445,7 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
         return
     student.uncertainty = recipe.exits.uncertainty
     if recipe.exits.temperature_scaling:
-        report = calibrate_heads(student, make_items(draft_examples(run), tokenizer, labels, recipe), on_step)
+        report = calibrate_heads(student, items_of(draft_examples(run), tokenizer, labels, recipe), on_step)
         write_text(place.out / "temperatures.json", json.dumps(report, indent=2))
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
@@ -515,14 +479,18 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     if rounds(recipe):
         (place.out / ROUNDED).mkdir()
         save_model(round_student(run, on_step), place.out / ROUNDED)
-    if recipe.quantize.scheme == "mixed":
+    if SCHEMES[recipe.quantize.scheme].by_matrix:
         write_text(place.out / MIX, chosen_mix(run, place.out, on_step).model_dump_json(indent=2))
     programs = quantized_programs(run, place.out)
     tokenizer, labels = run.tokenizer(), run.labels()
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
     speeds = {
         name: calibrate(
-            calibration, getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task], recipe.seed
+            calibration,
+            getattr(recipe.exits, name),
+            recipe.exits.delta,
+            get_task(recipe.task).speed_metric,
+            recipe.seed,
         ).model_dump()
         for name in SPEEDS
     }
@@ -538,21 +506,17 @@ def quantized_programs(run: Run, folder: Path | None = None):
     `folder` holds the stage's result where it is not finished yet.
     """
     from pipeline.model.segments import Programs
-    from quantize.schemes import apply_scheme, apply_schemes
+    from quantize.schemes import quantize_programs
 
     programs, options = Programs.of(run.model("exits")), run.recipe.quantize
     rounded = Programs.of(rounded_student(run, folder)) if rounds(run.recipe) else None
-    if options.scheme == "mixed":
-        return apply_schemes(programs, mixed_schemes(run, folder), rounded)
-    return apply_scheme(programs, options.scheme, options.embeddings, rounded)
+    return quantize_programs(programs, options.scheme, options.embeddings, mixed_schemes(run, folder), rounded)
 
 
 def rounds(recipe: Recipe) -> bool:
-    """Whether a target has int4 matrices, and the recipe texts to round them by (`quantize.rounding`)."""
-    four_bits = recipe.quantize.scheme in ("int4", "mixed") or (
-        recipe.export.coreml and recipe.export.coreml_precision == "int4"
-    )
-    return four_bits and recipe.quantize.rounding_texts > 0
+    """Whether a target has matrices to round on texts (`quantize.rounding`), and the recipe has texts for it."""
+    schemes = [recipe.quantize.scheme] + [recipe.export.coreml_precision] * recipe.export.coreml
+    return any(SCHEMES[scheme].rounded_by_texts for scheme in schemes) and recipe.quantize.rounding_texts > 0
 
 
 def round_student(run: Run, on_step: OnStep):
@@ -561,7 +525,7 @@ def round_student(run: Run, on_step: OnStep):
 
     recipe = run.recipe
     texts = some_of(run.examples("train"), recipe.quantize.rounding_texts, recipe.seed)
-    items = make_items(texts, run.tokenizer(), run.labels(), recipe)
+    items = items_of(texts, run.tokenizer(), run.labels(), recipe)
     return round_model(run.model("exits"), items, on_step)
 
 
@@ -576,16 +540,16 @@ def coreml_model(run: Run):
     """The student whose weights Core ML's programs store: where their precision has int4 matrices, those are rounded for it."""
     from quantize.rounding import with_rounded
 
-    precision = run.recipe.export.coreml_precision
-    if not rounds(run.recipe) or precision not in ("int4", "mixed"):
+    scheme = SCHEMES[run.recipe.export.coreml_precision]
+    if not rounds(run.recipe) or not scheme.rounded_by_texts:
         return run.model("exits")
     rounded = rounded_student(run)
-    return rounded if precision == "int4" else with_rounded(run.model("exits"), rounded, mixed_schemes(run))
+    return with_rounded(run.model("exits"), rounded, mixed_schemes(run)) if scheme.by_matrix else rounded
 
 
 def mixed_schemes(run: Run, folder: Path | None = None) -> dict[str, str]:
     """Which scheme each matrix got, see `quantized_programs`; empty unless the recipe's scheme is mixed."""
-    if run.recipe.quantize.scheme != "mixed":
+    if not SCHEMES[run.recipe.quantize.scheme].by_matrix:
         return {}
     return json.loads(((folder or run.path("quantize")) / MIX).read_text())["schemes"]
 
@@ -610,7 +574,8 @@ def sensitivity(run: Run, schemes: Sequence[str], on_step: OnStep):
     recipe = run.recipe
     check_draft(recipe)
     examples = draft_examples(run, recipe.quantize.sensitivity_examples)
-    by_texts = "int4" in schemes and recipe.quantize.rounding_texts > 0
+    by_texts = any(scheme in SCHEMES and SCHEMES[scheme].rounded_by_texts for scheme in schemes)
+    by_texts = by_texts and recipe.quantize.rounding_texts > 0
     rounded = Programs.of(round_student(run, on_step)) if by_texts else None
     return measure_sensitivity(
         Programs.of(run.model("exits")), examples, run.tokenizer(), run.labels(), recipe, schemes, on_step, rounded
@@ -634,8 +599,8 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         recipe=recipe,
         tokenizer_vocab=run.path("finetune") / "vocab.txt",
         lowercase=options["lowercase"],
-        label_values=run.labels() if recipe.task == "classification" else (),
-        label_range=run.labels() if recipe.task == "regression" else None,
+        label_values=() if isinstance(run.labels(), LabelRange) else run.labels(),
+        label_range=run.labels() if isinstance(run.labels(), LabelRange) else None,
         speeds={name: Speed(**speed) for name, speed in speeds.items()},
         conformance_examples=conformance_examples(run),
         provenance={
@@ -651,13 +616,12 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
 def input_gains_of(run: Run, on_step: OnStep):
     """The gains of int8 inputs of Core ML programs, None where the recipe has none of those."""
     from pipeline.model.segments import Programs
-    from quantize.coreml_schemes import COREML_SCHEMES
     from quantize.int8_inputs import input_gains
 
     options = run.recipe.export
-    if not (options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs):
+    if not (options.coreml and coreml_weights(options.coreml_precision).int8_inputs):
         return None
-    items = make_items(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
+    items = items_of(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
     return input_gains(Programs.of(run.model("exits")), items, on_step)
 
 
@@ -665,10 +629,7 @@ def conformance_examples(run: Run, count: int = 16) -> list[Example]:
     """Dev examples spread over all lengths, the shortest and the longest among them."""
     examples = run.examples("dev")
 
-    def length(example: Example) -> int:
-        return len(example.text) if isinstance(example, ClassificationExample) else len(example.passage)
-
-    examples.sort(key=length)
+    examples.sort(key=get_task(run.recipe.task).text_length)
     if len(examples) <= count:
         return examples
     return [examples[round(at * (len(examples) - 1) / (count - 1))] for at in range(count)]
@@ -693,7 +654,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
         from pipeline.verify.coreml_modules import check_against_model
 
         checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
-        if manifest.task == "classification":
+        if get_task(manifest.task).has_classes:
             checks.append(
                 check_coreml_labels(Bundle.open(bundle), run.model("exits"), run.examples("dev"), on_step, backend)
             )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.bundle.opening import BACKEND, Bundle
-from pipeline.data.examples import ClassificationExample, Example, QAExample
+from pipeline.data.examples import ClassificationExample, Example
 from pipeline.data.features import encode_text
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -20,8 +20,8 @@ from pipeline.names import Backend
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 from pipeline.verify.checks import Check
-from pipeline.verify.coreml_parity import floors_of
 from pipeline.verify.coreml_programs import (
     BACKEND_NAMES,
     CoreMLPrograms,
@@ -29,46 +29,34 @@ from pipeline.verify.coreml_programs import (
     padded_inputs,
     program_runner,
 )
+from pipeline.verify.floors import agreement_floor, module_floors
 
-# Two answers within rounding of one another may change places; fewer than these shares would be another model.
-FLOOR = {"classification": 0.995, "regression": 0.995, "qa": 0.99}
-# Rounding inputs to int8 at run time amplifies the last bit from layer to layer until it is as large as the quantization error itself, so
-# that two correct implementations differ where int8 and float32 do. Measured on SQuAD: 0.978 and 0.986 for two trainings; an int8 model
-# whose embeddings move by a millionth agrees with itself on 0.95 to 0.976. Schemes with finer inputs do not have that.
-FLOOR_INT8_SPANS = 0.97
-INT8_INPUTS = ("int8", "int4", "mixed")
-ENOUGH = {"classification": 2000, "regression": 2000, "qa": 500}
 # Through the evaluator: so many texts, or as many as fill so many tokens of buckets, at some 3 ms a token of MiniLM.
 ENOUGH_LABELS, ENOUGH_TOKENS = 200, 10_000
-CLOSE = 0.02  # as a share of the label range: predictions that are nearer to each other are the same; measured on STS-B, 0.01
 
 
 def check_agreement(
     bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent
 ) -> Check:
-    """The share of examples that get the same label, the same number up to `CLOSE`, or the same answer text.
+    """The share of examples that get the same label, the same number up to rounding, or the same answer text.
 
     Args:
         examples: what to run; the first 2,000, or 500 questions, are.
         expected: label indices, numbers in the data's unit, or answer texts, of the quantized model in PyTorch, in the same order.
     """
-    task = bundle.manifest.task
+    manifest, task = bundle.manifest, get_task(bundle.manifest.task)
     runner = Runner(bundle)
     runner.prewarm()
-    examples = list(examples[: ENOUGH[task]])
+    examples = list(examples[: task.agreement_examples])
     same = 0
-    for at, example in enumerate(examples):
-        if isinstance(example, QAExample):
-            same += runner.answer(example.question, example.passage, "0").answer == expected[at]
-        elif task == "regression":
-            difference = runner.estimate(example.text, example.text_pair, "0").value - expected[at]
-            same += abs(difference) <= CLOSE * bundle.manifest.label_range.width
-        else:
-            same += runner.classify(example.text, example.text_pair, "0").label_index == expected[at]
-        on_step("same answers as in PyTorch", at + 1, len(examples))
+    for index, example in enumerate(examples):
+        same += task.same_answer(runner.predict(example, "0"), expected[index], manifest.answer_context)
+        on_step("same answers as in PyTorch", index + 1, len(examples))
     value = same / len(examples)
-    floor = FLOOR_INT8_SPANS if task == "qa" and bundle.manifest.scheme in INT8_INPUTS else FLOOR[task]
-    return Check.at_least(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor)
+    floor = agreement_floor(manifest)
+    return Check.at_least(
+        f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor
+    )
 
 
 @torch.no_grad()
@@ -81,7 +69,7 @@ def check_coreml_labels(
 ) -> Check:
     """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
 
-    The weights' scheme is in it: the floor is the scheme's (`FLOORS` in `pipeline.verify.coreml_parity`) and finds a broken program, not one
+    The weights' scheme is in it: the floor is the scheme's (`pipeline.schemes`) and finds a broken program, not one
     that lost a point.
 
     Args:
@@ -92,11 +80,7 @@ def check_coreml_labels(
     Raises:
         UserError: a file cannot be read or evaluated, or no example fits a bucket.
     """
-    manifest, lengths, run = (
-        bundle.manifest,
-        bundle_buckets(bundle.manifest, backend),
-        program_runner(bundle.path, backend),
-    )
+    manifest, lengths, run = bundle.manifest, bundle_buckets(bundle.manifest, backend), program_runner(bundle.path, backend)
     encoded = (encode_text(bundle.tokenizer, each.text, each.text_pair, manifest.max_length).ids for each in examples)
     texts, tokens = [], 0
     for ids in encoded:
@@ -120,5 +104,5 @@ def check_coreml_labels(
         ]
         same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
         on_step(f"{BACKEND_NAMES[backend]}'s labels against float32's", at + 1, len(texts))
-    value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer
+    value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
     return Check.at_least(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor)

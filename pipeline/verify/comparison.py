@@ -7,19 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.bundle.manifest import Program
-from pipeline.names import Task
 from pipeline.verify.checks import Check
 
-# The root mean square of labels spread evenly over a range of width 1. A regression's noise is compared with this,
-# because the size of its predictions says nothing: 0 is an answer like any other.
-LABEL_DEVIATION = 12**-0.5
 # Stands for no noise at all, and -MAX_DB for nothing but noise, since JSON has no infinity.
 MAX_DB = 300.0
-
-
-def signal_level(task: Task) -> float | None:
-    """Returns the `level` with which a task's logits are compared in `signal_to_noise_db`."""
-    return LABEL_DEVIATION if task == "regression" else None
 
 
 def signal_to_noise_db(reference: np.ndarray, value: np.ndarray, level: float | None = None) -> float:

@@ -19,17 +19,12 @@ from pipeline.verify.checks import Check
 from pipeline.verify.comparison import check_outputs, check_uncertainty
 from pipeline.verify.coreml_programs import RunProgram
 from pipeline.verify.evaluator.precision import Precision
-from quantize.coreml_schemes import COREML_SCHEMES
-
-# Both sides are float32 with the same weights, so only the order of sums differs. Measured on one layer with random
-# weights, 64 and 768 wide, fp16 and int8, three kinds of head: at least 103 dB. With one int8 weight of a 768-wide
-# layer off by half its range, 12 drawn: 64 to 86 dB.
-FINGERPRINT_FLOOR_DB = 90.0
-# The order of sums decides to which int8 step some activations are rounded, and what follows from them. MiniLM's six
-# layers in one program: 75 dB with the layout standard, 25 dB with ane.
-ROUNDED_FLOOR_DB = 10.0
-# Constants of the uncertainty, such as the logarithm of the number of classes, are float16, which is exact to 0.0005.
-UNCERTAINTY_FLOOR = 0.998
+from pipeline.verify.floors import (
+    FINGERPRINT_FLOOR_DB,
+    FINGERPRINT_UNCERTAINTY_FLOOR,
+    ROUNDED_FINGERPRINT_FLOOR_DB,
+    has_int8_inputs,
+)
 
 
 def check_fingerprints(
@@ -67,11 +62,13 @@ def check_fingerprints(
         expected, length = as_arrays(vector.outputs), vector.length
         actual = fingerprints_of([run_program(program, run_inputs, exact).outputs for run_inputs in inputs])
         checks.append(check_outputs(program, f"fingerprint_snr_db_{length}", expected, actual, FINGERPRINT_FLOOR_DB))
-        checks += check_uncertainty(program, f"fingerprint_uncertainty_{length}", expected, actual, UNCERTAINTY_FLOOR)
+        checks += check_uncertainty(
+            program, f"fingerprint_uncertainty_{length}", expected, actual, FINGERPRINT_UNCERTAINTY_FLOOR
+        )
         if vector.rounded_outputs is not None:
             expected, metric = as_arrays(vector.rounded_outputs), f"fingerprint_rounded_snr_db_{length}"
             actual = fingerprints_of([run_program(program, run_inputs, "float32").outputs for run_inputs in inputs])
-            checks.append(check_outputs(program, metric, expected, actual, ROUNDED_FLOOR_DB))
+            checks.append(check_outputs(program, metric, expected, actual, ROUNDED_FINGERPRINT_FLOOR_DB))
         on_step("fingerprints", done, len(vectors))
     return checks
 
@@ -85,9 +82,7 @@ def require_same_programs(
         programs: by name and length.
     """
     declared = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
-    rounded = {
-        key: declared[key] for key, program in programs.items() if program.name != "embed" and has_int8_inputs(program)
-    }
+    rounded = {key: declared[key] for key, program in programs.items() if has_int8_inputs(program)}
     with_vectors = {(vector.program, vector.length): set(vector.outputs) for vector in vectors}
     with_rounded_vectors = {
         (vector.program, vector.length): set(vector.rounded_outputs)
@@ -100,12 +95,6 @@ def require_same_programs(
             file=CONFORMANCE_FILE,
             field="programs",
         )
-
-
-def has_int8_inputs(program: Program) -> bool:
-    """Returns whether a program's precision gives the layers' matrices int8 inputs."""
-    scheme = COREML_SCHEMES.get(program.precision)
-    return scheme is not None and scheme.int8_inputs
 
 
 def as_arrays(fingerprints: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from pipeline.bundle.manifest import Manifest, Program
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
+from pipeline.schemes import CoreMLFloors
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 from pipeline.verify.checks import Check
-from pipeline.verify.comparison import check_outputs, check_uncertainty, signal_level
-from pipeline.verify.coreml_parity import floors_of
+from pipeline.verify.comparison import check_outputs, check_uncertainty
 from pipeline.verify.coreml_programs import (
     BACKEND_NAMES,
     CoreMLPrograms,
@@ -27,6 +29,7 @@ from pipeline.verify.coreml_programs import (
     padded_inputs,
     program_runner,
 )
+from pipeline.verify.floors import module_floors
 
 
 @torch.no_grad()
@@ -63,10 +66,10 @@ def check_against_model(
         runs = [reference_run(reference, manifest, length, size, random) for size in sizes]
         for index, program in enumerate((programs.embed, *programs.segments)):
             calls = [run[index] for run in runs]
-            for precision, floor in floors_of(program).module_db.items():
+            floors = module_floors(program, manifest)
+            for precision in floors.module_db:
                 outputs = [programs.run(program, call.inputs, precision) for call in calls]
-                level = signal_level(manifest.task)
-                checks += check_program(program, f"{length}_{precision}", calls, outputs, floor, level)
+                checks += check_program(program, manifest, length, precision, calls, outputs, floors)
             done += 1
             total = len(lengths) * (1 + len(programs.segments))
             on_step(f"{BACKEND_NAMES[backend]} against its modules", done, total)
@@ -97,7 +100,7 @@ def reference_run(
     inputs = padded_inputs(ids.tolist(), mask.tolist(), length, manifest.tokenizer.pad_id)
     hidden = reference.embed(torch.from_numpy(inputs["input_ids"]))
     calls = [ModuleCall(size, inputs, [hidden.numpy()])]
-    extra = [torch.from_numpy(inputs["answer_bias"])] if reference.task == "qa" else []
+    extra = [torch.from_numpy(inputs["answer_bias"])] if get_task(reference.task).uses_answer_mask else []
     for segment in reference.segments:
         outputs = segment(hidden, torch.from_numpy(inputs["attention_bias"]), *extra)
         segment_inputs = {**inputs, "hidden": hidden.numpy()}
@@ -108,20 +111,14 @@ def reference_run(
 
 def check_program(
     program: Program,
-    suffix: str,
+    manifest: Manifest,
+    length: int,
+    precision: Literal["float32", "float16"],
     calls: Sequence[ModuleCall],
     outputs: Sequence[dict[str, np.ndarray]],
-    floor: float,
-    level: float | None,
+    floors: CoreMLFloors,
 ) -> list[Check]:
-    """Checks one program at one length and precision.
-
-    Args:
-        suffix: of the metrics' names.
-        outputs: what the program gave for each of `calls`.
-        floor: in decibels.
-        level: see `signal_to_noise_db`; for the logits.
-    """
+    """Checks one program at one length and precision; `outputs` is what the program gave for each of `calls`."""
 
     def joined(name: str, arrays: Iterable[np.ndarray]) -> np.ndarray:
         # All outputs but these two have a row or a number for each token; those of the padding do not count.
@@ -132,8 +129,8 @@ def check_program(
     names = [tensor.name for tensor in program.outputs]
     expected = {name: joined(name, [call.outputs[index] for call in calls]) for index, name in enumerate(names)}
     actual = {name: joined(name, [run[name] for run in outputs]) for name in names}
-    uncertainty_floor = floors_of(program).module_uncertainty
+    level, uncertainty_metric = get_task(manifest.task).signal_level, f"uncertainty_agreement_{length}_{precision}"
     return [
-        check_outputs(program, f"snr_db_{suffix}", expected, actual, floor, level),
-        *check_uncertainty(program, f"uncertainty_agreement_{suffix}", expected, actual, uncertainty_floor),
+        check_outputs(program, f"snr_db_{length}_{precision}", expected, actual, floors.module_db[precision], level),
+        *check_uncertainty(program, uncertainty_metric, expected, actual, floors.module_uncertainty),
     ]

@@ -1,8 +1,8 @@
 """On a Mac, compares Core ML itself with the evaluator on each processor, and reads Core ML's compute plans.
 
-On other systems nothing here runs, and the report gives the reason: only Core ML can produce Core ML's numbers. All calls of
-Apple's runtime are in `pipeline.verify.apple`, which has not run where this is written (no Mac); the rest is tested without
-a Mac.
+On other systems nothing here runs, and the report gives the reason: only Core ML can produce Core ML's numbers. All
+calls of Apple's runtime are in `pipeline.verify.apple`, which has not run where this is written (no Mac); the rest is
+tested without a Mac.
 """
 
 from __future__ import annotations
@@ -19,23 +19,18 @@ from pipeline.export.fingerprints import fingerprint_inputs, only_length
 from pipeline.names import APPLE_BACKENDS, Backend, Task
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 from pipeline.verify.apple import UNITS, AppleCoreML, Device, Units
 from pipeline.verify.checks import Check, MacReport, PlannedOperator, ProgramPlan
-from pipeline.verify.comparison import MAX_DB, check_outputs, check_uncertainty, signal_level
-from pipeline.verify.coreml_fingerprints import has_int8_inputs
-from pipeline.verify.coreml_parity import FLOORS
+from pipeline.verify.comparison import MAX_DB, check_outputs, check_uncertainty
 from pipeline.verify.coreml_programs import program_runner
 from pipeline.verify.evaluator.delegate import load_delegate_file
 from pipeline.verify.evaluator.loading import read_spec
+from pipeline.verify.floors import DEVICE_UNCERTAINTY_FLOOR, device_floor_db
 from pipeline.verify.machine import this_machine
 
 # Where a program runs: on some processors in Core ML, or in ExecuTorch with its Core ML delegate.
 Place = Units | Literal["delegate"]
-# The evaluator computes in float32 from the weights as saved, so that a device's rounding to float16 is all that is between the two.
-FLOOR_DB = FLOORS["fp16"].module_db["float16"]
-# Float16 and the order of sums decide on which side of a step an activation in int8 falls: as much noise as the rounding itself makes.
-INT8_FLOOR_DB = FLOORS["int8-a8"].module_db["float16"]
-UNCERTAINTY_FLOOR = 0.99
 MAX_RUNS = 4  # the fingerprint of `embed` takes the whole vocabulary, which is many runs
 
 
@@ -72,8 +67,8 @@ def check_on_mac(
 ) -> tuple[list[Check], list[ProgramPlan]]:
     """Runs every program on the inputs of its fingerprint, and compares the outputs with the evaluator's in float32.
 
-    The checks of a program and bucket, of which more is better; PLACE is `cpu`, `cpu_gpu` and `cpu_ne` for a package, and
-    `delegate` for a method:
+    The checks of a program and bucket, of which more is better; PLACE is `cpu`, `cpu_gpu` and `cpu_ne` for a package,
+    and `delegate` for a method:
         `PLACE_snr_db_LENGTH`: signal to noise of the worst output other than the uncertainty.
         `PLACE_uncertainty_LENGTH`: 1 - the greatest difference of the uncertainty, if the program has one.
 
@@ -96,7 +91,7 @@ def check_on_mac(
                 actual = [run_on_device(device, path, program, place, run_inputs) for run_inputs in inputs]
             except UserError as error:
                 metric = f"{place}_snr_db_{length}"
-                floor = floor_of(program)
+                floor = device_floor_db(program)
                 checks.append(Check.at_least(program.name, program.backend, metric, -MAX_DB, floor, str(error)))
             else:
                 checks += compare_runs(program, manifest.task, place, expected, actual)
@@ -142,17 +137,12 @@ def compare_runs(
             name in outputs and np.shape(outputs[name]) == right[name].shape for right, outputs in zip(expected, actual)
         ):
             values[name] = join_runs([outputs[name] for outputs in actual])
-    length, level = only_length(program), signal_level(task)
+    length, level = only_length(program), get_task(task).signal_level
     return [
-        check_outputs(program, f"{place}_snr_db_{length}", reference, values, floor_of(program), level),
-        *check_uncertainty(program, f"{place}_uncertainty_{length}", reference, values, UNCERTAINTY_FLOOR),
+        check_outputs(program, f"{place}_snr_db_{length}", reference, values, device_floor_db(program), level),
+        *check_uncertainty(program, f"{place}_uncertainty_{length}", reference, values, DEVICE_UNCERTAINTY_FLOOR),
     ]
 
 
 def join_runs(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(array, dtype=np.float64) for array in arrays])
-
-
-def floor_of(program: Program) -> float:
-    """Returns the least signal-to-noise ratio of a program's outputs, in decibels."""
-    return INT8_FLOOR_DB if program.name != "embed" and has_int8_inputs(program) else FLOOR_DB

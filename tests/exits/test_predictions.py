@@ -10,14 +10,14 @@ from pipeline.bundle.opening import Bundle
 from pipeline.data.items import Item
 from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.exits import predictions as module
-from pipeline.exits.measures import LABEL_MEASURES, SPAN_MEASURES, TOKEN_MEASURES
 from pipeline.exits.predictions import Predictions, predict, run_model, run_programs
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.runtime.runner import Runner
+from pipeline.tasks.measures import LABEL_MEASURES, SPAN_MEASURES, TOKEN_MEASURES
+from pipeline.tasks.qa import QuestionAnswering
 
 IN_PROGRAM = ("entropy", "max_probability", "margin")
 
@@ -115,7 +115,7 @@ def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatc
         sizes.append(len(items))
         return run_model(model, items, on_step)
 
-    monkeypatch.setattr(module, "QUESTIONS", 3)
+    monkeypatch.setattr(QuestionAnswering, "examples_in_memory", 3)
     tokenizer = WordPieceTokenizer.from_vocab(tiny_qa.path / "vocab.txt", True)
     model, recipe = tiny_model("qa", tokenizer.vocab_size, "margin"), recipe_of("qa", "margin")
     parts = predict(

@@ -199,7 +199,7 @@ def test_question_answering_is_measured_by_f1_and_right_means_exact():
     f1 = np.array([[0.5, 1.0], [0.0, 0.8], [1.0, 1.0]])
     exact = (f1 == 1).astype(float)
     unsure = np.array([[0.2, 0.1], [0.9, 0.5], [0.1, 0.1]])
-    given = Predictions(f1, exact, unsure, [["a", "b"], ["c", "d"], ["e", "f"]], measures={})
+    given = Predictions(f1, exact, unsure, [["a", "b"], ["c", "d"], ["e", "f"]], task="qa")
     result = study(given, Costs(np.array([1, 2, 3]), np.ones((3, 2))), (3, 6), "entropy", {})
     assert (result.task, result.metric) == ("qa", "f1")
     assert [each.score for each in result.exits] == [0.5, pytest.approx(2.8 / 3, abs=1e-6)]

@@ -179,3 +179,14 @@ def test_a_shape_that_cannot_be_is_refused(tiny_classifier, tmp_path):
     rewrite(bundle, model=shape.model_copy(update={"head": "unheard-of"}))
     with pytest.raises(UserError, match="manifest.json: model: "):
         size_of(bundle)
+
+
+@pytest.mark.parametrize("field", ["scheme", "embeddings_scheme"])
+def test_a_scheme_that_this_version_does_not_know_is_refused(tiny_classifier, tmp_path, field):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    rewrite(bundle, **{field: "int3"})
+    with pytest.raises(
+        UserError, match=r"manifest.json: executorch programs: 'int3' is no scheme.* take one of fp32, "
+    ):
+        size_of(bundle)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.bundle.conformance import Case, Conformance, ExitVector, WindowVector
-from pipeline.bundle.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
+from pipeline.bundle.manifest import ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.data.items import Item
 from pipeline.export import coreml
 from pipeline.export.coreml import convert_structure, export_coreml
@@ -21,6 +21,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 from pipeline.verify.checks import Check, to_json
 from pipeline.verify.comparison import MAX_DB, signal_to_noise_db
 from pipeline.verify.coreml_modules import check_against_model
@@ -45,7 +46,7 @@ def vectors(model: ExitModel) -> Conformance:
         outputs = programs(inputs["input_ids"], inputs["attention_bias"], inputs["answer_bias"])
         exits = []
         for _, *numbers in outputs:
-            logits = {name: value.flatten().tolist() for name, value in zip(EXIT_OUTPUTS[model.task], numbers)}
+            logits = {name: value.flatten().tolist() for name, value in zip(get_task(model.task).exit_outputs, numbers)}
             if model.task == "regression":
                 uncertainty = abs(logits["logits"][0] - exits[-1].outputs["logits"][0]) if exits else 1.0
             else:

@@ -17,6 +17,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
 from pipeline.report.terminal import mac_lines
+from pipeline.schemes import FLOAT16_DEVICE_FLOOR_DB
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
 from pipeline.verify.apple import UNITS, AppleCoreML, errors_in_one_line, planned_operators, single_function
@@ -24,8 +25,9 @@ from pipeline.verify.checks import MacReport, PlannedOperator, ProgramPlan
 from pipeline.verify.coreml_programs import program_runner
 from pipeline.verify.evaluator.evaluator import evaluate
 from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.floors import device_floor_db
 from pipeline.verify.machine import Machine, this_machine
-from pipeline.verify.on_mac import FLOOR_DB, check_on_mac, compare_runs, floor_of, verify_on_mac
+from pipeline.verify.on_mac import check_on_mac, compare_runs, verify_on_mac
 
 CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64)
 OBSTACLE = this_machine().obstacle(9)
@@ -165,7 +167,7 @@ def test_every_program_runs_on_every_processor(exported):
         expected
     )
     # Rounding to float16 makes some noise, but less than the floor permits.
-    assert FLOOR_DB < min(check.value for check in checks if "snr" in check.metric) < 80
+    assert FLOAT16_DEVICE_FLOOR_DB < min(check.value for check in checks if "snr" in check.metric) < 80
     assert [(plan.program, plan.length, plan.devices) for plan in plans] == [
         (name, length, {"Neural Engine": 1, "CPU": 1}) for name in ("embed", "segment_0") for length in (8, 16)
     ]
@@ -186,9 +188,9 @@ def test_int8_activations_have_a_lower_floor(exported):
             program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [actual]
         )
         floors[precision] = (check.floor, check.passed)
-    assert floors == {"int8": (FLOOR_DB, False), "int8-a8": (8.0, True)}
+    assert floors == {"int8": (FLOAT16_DEVICE_FLOOR_DB, False), "int8-a8": (8.0, True)}
     embed = exported[1].programs[0].model_copy(update={"precision": "int8-a8"})
-    assert embed.name == "embed" and floor_of(embed) == FLOOR_DB
+    assert embed.name == "embed" and device_floor_db(embed) == FLOAT16_DEVICE_FLOOR_DB
 
 
 FAULTS = {

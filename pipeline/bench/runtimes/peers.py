@@ -77,7 +77,8 @@ class Weights:
         manifest = self.manifest
         mark = fingerprint(
             [sha256_of(self.folder / each) for each in MODEL_FILES],
-            [manifest.scheme, manifest.embeddings_scheme, manifest.max_length, manifest.exits.model_dump()],
+            [manifest.scheme, manifest.embeddings_scheme, manifest.matrix_schemes],
+            [manifest.max_length, manifest.exits.model_dump()],
             [installed(tool) for tool in TOOLS],
             code_digest(),
         )
@@ -132,12 +133,14 @@ def monolithic(weights: Weights, longest: int) -> Path:
     """The bundle's own programs as one, quantized as the bundle is."""
     from pipeline.export.executorch import export_monolith
     from pipeline.model.segments import Programs
-    from quantize.schemes import apply_scheme
+    from quantize.schemes import quantize_programs
 
-    scheme, embeddings = weights.manifest.scheme, weights.manifest.embeddings_scheme
+    manifest = weights.manifest
 
     def build(path: Path) -> None:
-        export_monolith(apply_scheme(Programs.of(weights.model()), scheme, embeddings), path, longest)
+        programs = Programs.of(weights.model())
+        quantized = quantize_programs(programs, manifest.scheme, manifest.embeddings_scheme, manifest.matrix_schemes)
+        export_monolith(quantized, path, longest)
 
     return weights.kept("monolithic.pte", build)
 

@@ -17,9 +17,11 @@ from pipeline.bundle.manifest import Manifest, ModelShape, Tokenizer
 from pipeline.model.checkpoint import save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.segments import Programs
 from pipeline.report.plots import systems_plot
 from pipeline.report.terminal import bench_table
 from pipeline.support.errors import UserError
+from quantize.schemes import quantize_programs
 
 LENGTH = 12
 # Of the largest logit. What int8 loses depends on the model; one that computes something else is off by 1.
@@ -72,6 +74,28 @@ def test_a_peer_answers_as_the_student_does(peer, weights, monkeypatch):
     said = answers(peer, weights)
     assert said.shape == expected.shape
     assert np.abs(said - expected).max() < TOLERANCE[peer.precision or "fp32"] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("weights", ["classification"], indirect=True)
+def test_the_monolith_of_a_mix_has_the_scheme_of_each_matrix(weights):
+    """Its feed-forward in int4 shows in the logits; another mix of the same weights is another program."""
+    peer = next(peer for peer in PEERS if peer.system == "pocketbert-monolithic")
+    mixes = [
+        {"layers.0.qkv": "int8", "layers.0.ffn_in": ffn, "layers.0.ffn_out": ffn, "embeddings.word": "int8"}
+        for ffn in ("fp32", "int4")
+    ]
+    said = []
+    for mix in mixes:
+        manifest = weights.manifest.model_copy(
+            update={"scheme": "mixed", "embeddings_scheme": "int8", "matrix_schemes": mix}
+        )
+        quantized = quantize_programs(Programs.of(weights.model()), "mixed", "int8", mix)
+        ids = worker.random_ids(90, LENGTH)
+        with torch.no_grad():
+            expected = quantized(ids, torch.zeros(1, 1, LENGTH))[-1][1][0].numpy()
+        said.append(answers(peer, replace(weights, manifest=manifest)))
+        assert np.abs(said[-1] - expected).max() < 0.01 * np.abs(expected).max()
+    assert np.abs(said[0] - said[1]).max() > 0.02 * np.abs(said[0]).max()
 
 
 def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch):
