@@ -115,7 +115,7 @@ class ChannelsFirstLayer(nn.Module):
         self.qkv_inputs, self.attention_out_inputs = input_rounding(layer.qkv), input_rounding(layer.attention_out)
         self.ffn_in_inputs, self.ffn_out_inputs = input_rounding(layer.ffn_in), input_rounding(layer.ffn_out)
         self.query, self.key, self.value = (
-            convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3)
+            convolution(layer.qkv, slice(part * width, (part + 1) * width)) for part in range(3)
         )
         self.attention_out, self.attention_norm = convolution(layer.attention_out), ChannelNorm(layer.attention_norm)
         self.ffn_in, self.ffn_out = convolution(layer.ffn_in), convolution(layer.ffn_out)
@@ -171,7 +171,7 @@ class ChannelsFirstSpan(nn.Module):
         super().__init__()
         self.scale, self.width = head.scale, head.mix.out_features
         self.qkv, self.mix, self.out, self.direct = (
-            convolution(each) for each in (head.qkv, head.mix, head.out, head.direct)
+            convolution(linear) for linear in (head.qkv, head.mix, head.out, head.direct)
         )
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:

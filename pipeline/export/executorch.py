@@ -78,10 +78,10 @@ def export_executorch(
             else:
                 edges[name] = lower(exported)
                 lowered[key] = Lowered(exported, edges[name])
-        entries.append(describe(name, exported, programs.task, path.name, precision))
+        entries.append(describe_program(name, exported, programs.task, path.name, precision))
     on_step(f"ExecuTorch, {path.name}", len(modules), len(modules) + 1)
     with quiet_logging():
-        write(edges, path)
+        write_pte(edges, path)
     on_step(f"ExecuTorch, {path.name}", len(modules) + 1, len(modules) + 1)
     return entries
 
@@ -94,7 +94,7 @@ def export_monolith(programs: Programs, path: Path, max_length: int) -> None:
     check_length(programs, max_length)
     import_quietly("executorch.exir")
     with quiet_logging():
-        write({"forward": lower(export_program(Monolith(programs), programs, max_length))}, path)
+        write_pte({"forward": lower(export_program(Monolith(programs), programs, max_length))}, path)
 
 
 def check_length(programs: Programs, max_length: int) -> None:
@@ -139,7 +139,7 @@ class QueryKeyValue(nn.Module):
         super().__init__()
         outputs = fused.out_features // 3
         self.query, self.key, self.value = (
-            rows_of(fused, slice(at, at + outputs)) for at in range(0, fused.out_features, outputs)
+            rows_of(fused, slice(first, first + outputs)) for first in range(0, fused.out_features, outputs)
         )
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +194,7 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
     lowered_backend_module = import_quietly("executorch.exir.lowered_backend_module")
     backend = import_quietly("executorch.backends.xnnpack.xnnpack_preprocess").XnnpackBackend
 
-    def replaced(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def replace_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: replacement(name, tensor) for name, tensor in state.items()}
 
     def replacement(name: str, tensor: Tensor) -> Tensor:
@@ -211,11 +211,12 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
         program = module.original_module
         if not program.state_dict:
             continue
-        own = rebuilt(program, copy.deepcopy(program.graph_module), replaced(program.state_dict))
+        with_new_weights = rebuild(program, copy.deepcopy(program.graph_module), replace_weights(program.state_dict))
         # preprocess changes the graph that it is given.
-        result = backend.preprocess(rebuilt(own, copy.deepcopy(own.graph_module), own.state_dict), module.compile_specs)
+        scratch = rebuild(with_new_weights, copy.deepcopy(with_new_weights.graph_module), with_new_weights.state_dict)
+        result = backend.preprocess(scratch, module.compile_specs)
         delegate = lowered_backend_module.LoweredBackendModule(
-            edge_program=own,
+            edge_program=with_new_weights,
             backend_id=module.backend_id,
             processed_bytes=result.processed_bytes,
             compile_specs=module.compile_specs,
@@ -223,10 +224,10 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
         )
         delegate.meta = {"debug_handle_map": result.debug_handle_map}
         setattr(root, name, delegate)
-    return rebuilt(lowered.edge, root, replaced(lowered.edge.state_dict))
+    return rebuild(lowered.edge, root, replace_weights(lowered.edge.state_dict))
 
 
-def rebuilt(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[str, Tensor]) -> ExportedProgram:
+def rebuild(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[str, Tensor]) -> ExportedProgram:
     """Returns the same program with another graph and other weights."""
     return ExportedProgram(
         root=root,
@@ -240,11 +241,11 @@ def rebuilt(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[st
     )
 
 
-def write(edges: dict[str, ExportedProgram], path: Path) -> None:
+def write_pte(edges: Mapping[str, ExportedProgram], path: Path) -> None:
     """Plans the memory of all methods, and writes them as one file, completely or not at all. Raises OSError."""
     exir = import_quietly("executorch.exir")
     shapes = import_quietly("executorch.exir.passes.sym_shape_eval_pass")
-    manager = exir.EdgeProgramManager(edges)
+    manager = exir.EdgeProgramManager(dict(edges))
     config = exir.ExecutorchBackendConfig(sym_shape_eval_pass=shapes.ConstraintBasedSymShapeEvalPass())
     program = manager.to_executorch(config)
     partial = path.with_name(path.name + ".partial")
@@ -256,7 +257,7 @@ def write(edges: dict[str, ExportedProgram], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def describe(name: str, exported: ExportedProgram, task: Task, file: str, precision: str) -> manifest.Program:
+def describe_program(name: str, exported: ExportedProgram, task: Task, file: str, precision: str) -> manifest.Program:
     """Returns the manifest's entry of a program, with the shapes of its graph."""
     nodes = {node.name: node.meta["val"] for node in exported.graph_module.graph.nodes if "val" in node.meta}
     signature = exported.graph_signature

@@ -19,7 +19,7 @@ import torch
 from torch.export import ExportedProgram
 
 from pipeline.bundle import manifest
-from pipeline.export.executorch import write
+from pipeline.export.executorch import write_pte
 from pipeline.export.packages import NAMESPACE, make_reproducible
 from pipeline.export.payload import pack, unpack, write_files
 from pipeline.export.program_modules import ProgramModule, bucket_lengths, program_modules
@@ -89,7 +89,7 @@ def export_executorch_coreml(
             done += 1
             on_step("ExecuTorch with Core ML", done, len(lengths_by_file) * len(programs))
         with quiet_logging():
-            write(edges, folder / file)
+            write_pte(edges, folder / file)
     return entries
 
 

@@ -201,8 +201,8 @@ def put_weight(function: MilFunction, place: Place, weight: Weight, name: str, t
 
 def copy_scopes(source: Operation, operation: Operation) -> None:
     """Copies where in the module an operation came from, which coremltools wants to know of every operation."""
-    for each in (operation, *parts_of(operation).values()):
-        each.scopes.update(source.scopes)
+    for target in (operation, *parts_of(operation).values()):
+        target.scopes.update(source.scopes)
 
 
 def parts_of(operation: Operation) -> dict[str, Operation]:

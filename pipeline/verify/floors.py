@@ -118,14 +118,20 @@ def counterpart_floors(scheme: str, field: str) -> CoreMLFloors:
 
 def lowest(floors: Iterable[CoreMLFloors]) -> CoreMLFloors:
     """Returns the lowest of every floor."""
-    floors = list(floors)
-    precisions = [precision for precision in floors[0].module_db if all(precision in each.module_db for each in floors)]
+    candidates = list(floors)
+    precisions = [
+        precision
+        for precision in candidates[0].module_db
+        if all(precision in candidate.module_db for candidate in candidates)
+    ]
     return CoreMLFloors(
-        logits_db=min(each.logits_db for each in floors),
-        same_answer=min(each.same_answer for each in floors),
-        uncertainty=min(each.uncertainty for each in floors),
-        module_db={precision: min(each.module_db[precision] for each in floors) for precision in precisions},
-        module_uncertainty=min(each.module_uncertainty for each in floors),
+        logits_db=min(candidate.logits_db for candidate in candidates),
+        same_answer=min(candidate.same_answer for candidate in candidates),
+        uncertainty=min(candidate.uncertainty for candidate in candidates),
+        module_db={
+            precision: min(candidate.module_db[precision] for candidate in candidates) for precision in precisions
+        },
+        module_uncertainty=min(candidate.module_uncertainty for candidate in candidates),
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.export.executorch import (
     split_qkv,
     structure_key,
     with_weights,
-    write,
+    write_pte,
 )
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
@@ -144,7 +144,8 @@ def test_other_measures_and_fastberts_head_compute_what_torch_does(tmp_path, tas
     model.uncertainty, model.temperatures = measure, [0.5]
     programs = Programs.of(model)
     with quiet_logging():
-        write({"segment": lower(export_program(programs.segments[0], programs, POSITIONS))}, tmp_path / "segment.pte")
+        edge = lower(export_program(programs.segments[0], programs, POSITIONS))
+        write_pte({"segment": edge}, tmp_path / "segment.pte")
     loaded = methods(tmp_path / "segment.pte")["segment"]
     for length in (2, 15, POSITIONS):
         inputs = [
@@ -167,9 +168,9 @@ def test_a_lowered_program_with_other_weights_equals_lowering_them(tmp_path):
         first, second = (export_program(segment, programs, POSITIONS) for segment in programs.segments)
         assert structure_key(first) == structure_key(second)
         edge = lower(first)
-        write({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
-        write({"segment": lower(second)}, tmp_path / "lowered.pte")
-        write({"segment": edge}, tmp_path / "first.pte")
+        write_pte({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
+        write_pte({"segment": lower(second)}, tmp_path / "lowered.pte")
+        write_pte({"segment": edge}, tmp_path / "first.pte")
     contents = {name: (tmp_path / f"{name}.pte").read_bytes() for name in ("shared", "lowered", "first")}
     assert contents["shared"] == contents["lowered"] != contents["first"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pte", "lowered.pte", "shared.pte"]

@@ -134,7 +134,7 @@ def run_operation(
 
     def bind(variable: Any) -> Any:
         if isinstance(variable, (list, tuple)):
-            return tuple(bind(each) for each in variable)
+            return tuple(bind(element) for element in variable)
         # A parameter that the file omits has a default value from coremltools; no operation of the function computes
         # it.
         known = variable.name in values

@@ -122,8 +122,9 @@ def unknown_operator(path: Path, operator: str) -> UserError:
 
 def default_shapes(spec: Specification, function: str) -> dict[str, tuple[int, ...]]:
     """Returns the shapes that the package's description gives for a function's inputs."""
-    inputs = next((each.input for each in spec.description.functions if each.name == function), spec.description.input)
-    return {each.name: tuple(each.type.multiArrayType.shape) for each in inputs}
+    described = (entry.input for entry in spec.description.functions if entry.name == function)
+    inputs = next(described, spec.description.input)
+    return {entry.name: tuple(entry.type.multiArrayType.shape) for entry in inputs}
 
 
 def read_function(name: str, function: Any, defaults: dict[str, tuple[int, ...]]) -> Function:

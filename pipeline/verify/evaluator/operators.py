@@ -57,9 +57,12 @@ def conv(operation: Operation) -> np.ndarray:
         raise NotImplementedError
     import torch
 
-    x, weight = (torch.from_numpy(np.ascontiguousarray(each.val)) for each in (operation.x, operation.weight))
+    def to_torch(value: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(value))
+
+    x, weight = to_torch(operation.x.val), to_torch(operation.weight.val)
     has_bias = operation.bias is not None and operation.bias.val is not None
-    bias = torch.from_numpy(np.ascontiguousarray(operation.bias.val)) if has_bias else None
+    bias = to_torch(operation.bias.val) if has_bias else None
     strides, dilations = (tuple(map(int, sizes.val)) for sizes in (operation.strides, operation.dilations))
     convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[x.dim() - 2]
     return convolve(x, weight, bias, strides, 0, dilations, int(operation.groups.val)).numpy()

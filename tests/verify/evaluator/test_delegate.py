@@ -16,7 +16,7 @@ from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, describe_files, re
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import describe
-from pipeline.export.executorch import lower, write
+from pipeline.export.executorch import lower, write_pte
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.payload import unpack
@@ -328,7 +328,7 @@ class Doubled(torch.nn.Module):
 
 def test_methods_of_another_delegate_and_operators_outside_are_refused(tmp_path):
     with quiet_logging():
-        write(
+        write_pte(
             {"segment_0_4": lower(torch.export.export(Doubled(), (torch.zeros(1, 4),)))}, tmp_path / "model-coreml.pte"
         )
     line = refusal(tmp_path / "model-coreml.pte")
