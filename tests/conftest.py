@@ -224,7 +224,7 @@ def build(
     vocab: Path,
     label_range: LabelRange | None = None,
 ) -> TinyBundle:
-    from pipeline.export.bundle import write_bundle
+    from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, write_bundle
     from quantize.schemes import apply_scheme
 
     torch.manual_seed(0)
@@ -252,13 +252,10 @@ def build(
     speed = {"metric": get_task(recipe.task).speed_metric, "value": 0.5, "value_full_depth": 0.5, "examples": 10}
     manifest = write_bundle(
         folder,
-        model=model,
-        quantized=quantized,
-        recipe=recipe,
-        tokenizer_vocab=vocab,
-        lowercase=True,
-        label_values=label_values,
-        label_range=label_range,
+        recipe,
+        BundleSource(model, quantized),
+        TokenizerFiles(vocab, lowercase=True),
+        Labels(label_values, label_range),
         speeds={
             "exact": Speed(
                 thresholds=[THRESHOLD[recipe.task]] * (layers - 1) + [0.0],

@@ -22,9 +22,9 @@ from pipeline.bench.protocol import WARM_UP, Timing, alternate
 from pipeline.bench.reference import reference_program
 from pipeline.bench.runtimes.peers import PEERS, Peer, Source, Weights, left_out, peer_sources
 from pipeline.bundle.manifest import Manifest, ModelShape, read_manifest
-from pipeline.doctor import installed
 from pipeline.model.encoder import EncoderConfig
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version as installed
 from pipeline.support.progress import OnStep, silent
 from quantize.size import BERT_BASE, scheme_of
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from pipeline.bench.cache import code_digest, kept
-from pipeline.doctor import installed
-from pipeline.export.bundle import TOOLS, write_bundle
+from pipeline.export.bundle import TOOLS, BundleSource, Labels, TokenizerFiles, write_bundle
 from pipeline.model.checkpoint import save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version as installed
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import fingerprint
 from pipeline.tasks import get_task
@@ -62,12 +62,10 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
         vocabulary.write_text("\n".join(letters(config.vocab_size)) + "\n", encoding="utf-8")
         write_bundle(
             folder / "bundle",
-            model=model,
-            quantized=apply_scheme(Programs.of(model), recipe.quantize.scheme, recipe.quantize.embeddings),
-            recipe=recipe,
-            tokenizer_vocab=vocabulary,
-            lowercase=True,
-            label_values=("0", "1"),
+            recipe,
+            BundleSource(model, apply_scheme(Programs.of(model), recipe.quantize.scheme, recipe.quantize.embeddings)),
+            TokenizerFiles(vocabulary, lowercase=True),
+            Labels(("0", "1")),
             speeds={},
             conformance_examples=get_task("classification").load_demo()[1][:8],
             provenance={"weights": f"random, seed {recipe.seed}", "data": "none"},

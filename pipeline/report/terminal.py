@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.examples import Example
 from pipeline.names import Task
 from pipeline.support.progress import output
 from pipeline.tasks import get_task
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
     from pipeline.exits.study import Study
     from pipeline.report.results import RunResults, Score
-    from pipeline.run.checkpoint import Quantized
-    from pipeline.run.engine import Run
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.verify.checks import Check, EngineWarning, MacReport
     from pipeline.verify.evaluator.examine import PackageReport
+    from quantize.checkpoint import QuantizedCheckpoint
     from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
 
@@ -228,7 +228,7 @@ def sensitivity_table(result: Sensitivity) -> Table:
     return table
 
 
-def quantized_table(result: Quantized) -> Table:
+def quantized_table(result: QuantizedCheckpoint) -> Table:
     """What a quantized checkpoint weighs, and how far it is from float32."""
     table = Table("", "", title=result.bundle, title_justify="left", show_header=False)
     scheme = result.scheme if result.scheme == result.embeddings else f"{result.scheme}, embeddings {result.embeddings}"
@@ -248,22 +248,28 @@ def quantized_table(result: Quantized) -> Table:
     return table
 
 
-def print_summary(run: Run) -> None:
-    """What a finished run ends with: some answers, the table, the times, and where everything is."""
-    from pipeline.run.engine import run_results
+def print_summary(
+    results: RunResults, stage_seconds: Mapping[str, float], examples: Sequence[Example], bundle: Path, page: Path
+) -> None:
+    """Prints the end of a run: a few answers, the headline table, the time of each stage, and where the results are.
 
+    Args:
+        results: what the run measured.
+        stage_seconds: the seconds of all stages by name, the report among them.
+        examples: the dev examples, of which a few are answered.
+        bundle: the folder of the bundle.
+        page: the file of the report.
+    """
     out = output()
-    results = run_results(run)
-    bundle = run.path("export")
-    print_answers(out, run, bundle)
+    print_answers(out, examples, bundle)
     table, notes = headline(results)
     out.print()
     out.print(table)
     for note in notes:
         out.print(f"  {note}")
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in run.stage_seconds().items())
-    out.print(f"\nstages: {seconds}; {sum(run.stage_seconds().values()):.0f} s in all")
-    out.print(f"bundle: {bundle}\nreport: {run.path('report') / 'report.html'}")
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in stage_seconds.items())
+    out.print(f"\nstages: {seconds}; {sum(stage_seconds.values()):.0f} s in all")
+    out.print(f"bundle: {bundle}\nreport: {page}")
 
 
 def headline(results: RunResults) -> tuple[Table, list[str]]:
@@ -289,21 +295,22 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
     return table, [f"{name}: {note}" for note, name in notes.items()]
 
 
-def print_answers(out: Console, run: Run, bundle: Path) -> None:
-    """The bundle's answers to a few inputs, easy and hard."""
+def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> None:
+    """Prints the bundle's answers to a few of the examples."""
     from pipeline.bundle.opening import Bundle
     from pipeline.runtime.runner import Runner
 
     runner = Runner(Bundle.open(bundle))
     runner.prewarm()
-    for example in spread(run.examples("dev"), 4):
+    for example in spread(examples, 4):
         result = runner.predict(example, "exact")
-        asked, said = runner.task.shown(example), runner.task.shown_answer(result)
+        answer, text = runner.task.shown_answer(result), runner.task.shown(example)
         out.print(
-            f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
+            f"{text[:110]}\n  -> {answer}  "
+            f"({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
         )
 
 
-def spread(examples: list, count: int) -> list:
+def spread(examples: Sequence[Example], count: int) -> Sequence[Example]:
     """A few examples, evenly from the whole list."""
     return examples[:: max(1, len(examples) // count)][:count]

@@ -1,4 +1,4 @@
-"""What `pocketbert verify --json` prints: checks, warnings about the Neural Engine, and whether Core ML itself ran."""
+"""The parts of what `pocketbert verify --json` prints: checks, warnings, and whether Core ML itself ran."""
 
 from __future__ import annotations
 
@@ -141,19 +141,3 @@ class MacReport(Document):
     reason: str = ""
     machine: str = ""
     plans: tuple[ProgramPlan, ...] = ()
-
-
-def to_json(
-    checks: Sequence[Check], warnings: Sequence[EngineWarning] = (), mac: MacReport | None = None
-) -> dict[str, Any]:
-    """Returns what `pocketbert verify --json` prints. Warnings fail nothing, but no checks at all are a failure.
-
-    Args:
-        mac: whether Core ML itself ran; left out if None.
-    """
-    report: dict[str, Any] = {
-        "passed": bool(checks) and all(check.passed for check in checks),
-        "checks": [check.model_dump(mode="json") for check in checks],
-        "warnings": [warning.model_dump(mode="json") for warning in warnings],
-    }
-    return report if mac is None else {**report, "mac": mac.model_dump(mode="json")}

@@ -12,7 +12,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.run import engine as stages
+from pipeline.run.precision import rounds_by_texts
 from pipeline.schemes import INT4_GROUP
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import compress
@@ -184,4 +184,4 @@ def test_a_recipe_rounds_where_a_target_has_four_bits(scheme, precision, texts, 
             "export": export,
         }
     )
-    assert stages.rounds(recipe) is wanted
+    assert rounds_by_texts(recipe) is wanted

@@ -22,12 +22,13 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
-from pipeline.verify.checks import Check, to_json
+from pipeline.verify.checks import Check, MacReport
 from pipeline.verify.comparison import MAX_DB, signal_to_noise_db
 from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.coreml_parity import check_coreml
 from pipeline.verify.coreml_programs import padded_inputs
 from pipeline.verify.evaluator.loading import WEIGHTS_FOLDER
+from pipeline.verify.verify import Verification
 from quantize.coreml_schemes import compress, stored_bytes
 from quantize.int8_inputs import input_gains
 from quantize.schemes import named_linears
@@ -282,7 +283,11 @@ def test_json_of_checks():
         Check.at_least("embed", "coreml", "snr_db", 61.0, 60.0),
         Check.at_least("embed", "coreml", "snr_db", 6.0, 60.0),
     )
-    assert to_json([passed])["passed"] and not to_json([passed, failed])["passed"] and not to_json([])["passed"]
-    assert to_json([failed])["checks"] == [
+
+    def to_json(*checks: Check) -> dict:
+        return Verification(checks=list(checks), warnings=[], mac=MacReport(ran=False)).to_json()
+
+    assert to_json(passed)["passed"] and not to_json(passed, failed)["passed"] and not to_json()["passed"]
+    assert to_json(failed)["checks"] == [
         {"program": "embed", "backend": "coreml", "metric": "snr_db", "value": 6.0, "floor": 60.0, "passed": False}
     ]

@@ -21,11 +21,11 @@ import torch
 from pipeline.bench.cache import code_digest, kept
 from pipeline.bench.runtimes.plain import PlainModel
 from pipeline.bundle.manifest import Manifest
-from pipeline.doctor import installed
 from pipeline.model.checkpoint import load_model, save_model
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version as installed
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.support.workspace import fingerprint
