@@ -208,27 +208,28 @@ def scheme_of(manifest: Manifest, backend: str) -> str:
 def model_of(manifest: Manifest, file: Path) -> ExitModel:
     """A model of the manifest's shape on the meta device: shapes without memory.
 
-    The manifest has no entry for the number of positions; the number of parameters tells it, as all else is known.
-
     Raises:
-        UserError: no number of positions gives as many parameters.
+        UserError: no model has this shape, or a model of this shape has another number of parameters.
     """
     shape = manifest.model
     labels = manifest.head_outputs
     try:
-        one = build_meta(manifest.task, shape, labels, 1)
+        model = build_meta(manifest.task, shape, labels, shape.max_positions or 1)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"is no shape of a model ({error}); export the bundle again", file=file, field="model"
         ) from None
-    missing = shape.parameters - parameter_count(one)
-    if missing < 0 or missing % shape.hidden_size:
+    missing = shape.parameters - parameter_count(model)
+    if shape.max_positions is None and missing > 0 and missing % shape.hidden_size == 0:
+        # A bundle of minor version 0 does not say how many positions there are, but all else is known.
+        return build_meta(manifest.task, shape, labels, 1 + missing // shape.hidden_size)
+    if missing:
         raise UserError(
             f"{shape.parameters} parameters do not go with the shape beside it; export the bundle again",
             file=file,
             field="model.parameters",
         )
-    return build_meta(manifest.task, shape, labels, 1 + missing // shape.hidden_size)
+    return model
 
 
 def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> ExitModel:

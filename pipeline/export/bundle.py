@@ -7,12 +7,14 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
 
 from pipeline import __version__
 from pipeline.bundle.conformance import CONFORMANCE_FILE, ProgramVector
+from pipeline.bundle.fields import FORMAT_MINOR
 from pipeline.bundle.manifest import (
     MANIFEST_FILE,
     ExitOptions,
@@ -25,6 +27,7 @@ from pipeline.bundle.manifest import (
     describe_files,
     json_schema,
 )
+from pipeline.bundle.requirements import requirements_of
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -142,7 +145,11 @@ def write_bundle(
         if fingerprints := program_fingerprints(recipe, source, programs):
             vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
-        manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
+        backends = {program.backend for program in programs}
+        requires = requirements_of(backends, version("executorch"), recipe.export.coreml_target)
+        manifest = manifest.model_copy(
+            update={"programs": programs, "requires": requires, "files": describe_files(folder)}
+        )
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     except Exception as error:
         if is_full_disk(error):
@@ -207,6 +214,7 @@ def describe(
             field=VOCAB_FILE,
         )
     return Manifest(
+        format_minor=FORMAT_MINOR,
         name=recipe.name,
         task=recipe.task,
         labels=names,
@@ -247,6 +255,7 @@ def describe_model(model: ExitModel) -> ModelShape:
         heads=config.heads,
         intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
         parameters=parameter_count(model),
         exit_layers=list(model.exit_layers),
         head=model.head_kind,

@@ -279,7 +279,7 @@ def describe_program(name: str, exported: ExportedProgram, task: Task, file: str
     )
 
 
-def describe_tensor(name: str, value: Tensor) -> manifest.Tensor:
+def describe_tensor(name: str, value: Tensor) -> manifest.TensorSpec:
     """Returns the manifest's entry of a tensor in a graph; its symbolic dimension is the length."""
     shape = [size if isinstance(size, int) else "length" for size in value.shape]
-    return manifest.Tensor(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)
+    return manifest.TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)

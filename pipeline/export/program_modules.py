@@ -37,8 +37,8 @@ class ProgramModule:
 
     name: str
     module: nn.Module
-    inputs: tuple[manifest.Tensor, ...]
-    outputs: tuple[manifest.Tensor, ...]
+    inputs: tuple[manifest.TensorSpec, ...]
+    outputs: tuple[manifest.TensorSpec, ...]
     schemes: Mapping[str, str] = field(default_factory=dict)
 
     def example_inputs(self, length: int) -> tuple[Tensor, ...]:
@@ -84,12 +84,12 @@ class ProgramModule:
         )
 
 
-def fixed_shape(tensor: manifest.Tensor, length: int) -> list[int]:
+def fixed_shape(tensor: manifest.TensorSpec, length: int) -> list[int]:
     """Returns a tensor's shape with a number in place of "length"."""
     return [length if size == "length" else size for size in tensor.shape]
 
 
-def with_length(tensor: manifest.Tensor, length: int) -> manifest.Tensor:
+def with_length(tensor: manifest.TensorSpec, length: int) -> manifest.TensorSpec:
     """Returns the tensor with that shape."""
     return tensor.model_copy(update={"shape": fixed_shape(tensor, length)})
 
@@ -126,7 +126,7 @@ def program_modules(
     outputs += [float_tensor(name, *shape) for name, shape in task.output_shapes(model.labels).items()]
     if task.measures_uncertainty:
         outputs.append(float_tensor("uncertainty", 1))
-    ids = manifest.Tensor(name="input_ids", dtype="int32", shape=[1, "length"])
+    ids = manifest.TensorSpec(name="input_ids", dtype="int32", shape=[1, "length"])
     embed = ProgramModule("embed", programs.embed, (ids,), (float_tensor("hidden", *hidden),))
     segments = [
         ProgramModule(f"segment_{index}", segment, tuple(inputs), tuple(outputs))
@@ -135,8 +135,8 @@ def program_modules(
     return with_matrix_schemes([embed, *segments], matrix_schemes) if matrix_schemes else [embed, *segments]
 
 
-def float_tensor(name: str, *shape: int | str) -> manifest.Tensor:
-    return manifest.Tensor.model_validate({"name": name, "dtype": "float32", "shape": list(shape)})
+def float_tensor(name: str, *shape: int | str) -> manifest.TensorSpec:
+    return manifest.TensorSpec.model_validate({"name": name, "dtype": "float32", "shape": list(shape)})
 
 
 def with_matrix_schemes(programs: list[ProgramModule], matrix_schemes: Mapping[str, str]) -> list[ProgramModule]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bundle.exit_rule import change_uncertainty
-from pipeline.bundle.manifest import Manifest, Program, Tensor
+from pipeline.bundle.manifest import Manifest, Program, TensorSpec
 from pipeline.data.inputs import MASKED, program_inputs
 from pipeline.names import Backend
 from pipeline.support.errors import UserError
@@ -124,7 +124,7 @@ class CoreMLPrograms:
         return outputs
 
 
-def to_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
+def to_layout(value: np.ndarray, tensor: TensorSpec) -> np.ndarray:
     """Returns an input in the shape that a program takes: in the layout "ane" hidden states have the channels first."""
     if tensor.name == "hidden" and len(tensor.shape) == 4 and value.ndim == 3:
         return value.swapaxes(1, 2)[:, :, None]

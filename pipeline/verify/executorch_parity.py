@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import COUNTED, exit_taken
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, exit_taken
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.examples import Example
@@ -134,7 +134,7 @@ def outcome_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
     vector_uncertainty = [[window.exits[exit].uncertainty for window in case.windows] for exit in segments]
     vectors = ExitAnswers.read(task, example, inputs, vector_logits, vector_uncertainty, context)
     compared: list[tuple[int, Any]]  # exits, with their answers from an outcome or a task's result
-    if manifest.uncertainty in COUNTED:
+    if manifest.uncertainty in ANSWER_MEASURES:
         outputs = list(
             runner.segments(
                 [model_input.ids for model_input in inputs], [model_input.answer_mask for model_input in inputs]

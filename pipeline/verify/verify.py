@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
+from pipeline.bundle.conformance import read_conformance
 from pipeline.bundle.manifest import Manifest, read_manifest
 from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import ClassificationExample, Example
@@ -134,18 +131,3 @@ def check_model(
             if texts and get_task(manifest.task).has_classes:
                 checks.append(check_coreml_labels(Bundle.open(bundle), model, texts, on_step, backend))
     return checks
-
-
-def read_conformance(bundle: Path) -> Conformance:
-    """Reads the bundle's conformance vectors.
-
-    Raises:
-        UserError: the file is missing or does not fit its schema.
-    """
-    path = bundle / CONFORMANCE_FILE
-    try:
-        return Conformance.model_validate(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise UserError("is missing from the bundle; export it again", file=path) from None
-    except (OSError, ValueError, ValidationError) as error:
-        raise UserError(f"cannot be read ({str(error).splitlines()[0]}); export the bundle again", file=path) from None

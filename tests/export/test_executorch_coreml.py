@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.bundle.manifest import Tensor as TensorSpec
+from pipeline.bundle.manifest import TensorSpec
 from pipeline.export.executorch_coreml import DEBUG_FILE, METADATA_FILE, export_executorch_coreml, lower
 from pipeline.export.payload import pack, unpack
 from pipeline.export.program_modules import ProgramModule

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bundle.manifest import Tensor
+from pipeline.bundle.manifest import TensorSpec
 from pipeline.export.packages import write_package
 from pipeline.export.structure import Structure
 from pipeline.verify.evaluator.evaluator import evaluate
 from pipeline.verify.evaluator.loading import load_package
 
-OUTPUT = (Tensor(name="y", dtype="float32", shape=[3, 8]),)
+OUTPUT = (TensorSpec(name="y", dtype="float32", shape=[3, 8]),)
 
 
 class Block(nn.Module):

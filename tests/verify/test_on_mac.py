@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import doctor
-from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
+from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, TensorSpec, Tokenizer
 from pipeline.export.coreml import export_coreml
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.model.encoder import EncoderConfig
@@ -272,8 +272,8 @@ def test_an_error_of_apples_runtime_becomes_one_line(exported, tmp_path):
 
 def test_a_wrong_uncertainty_fails_alone():
     tensors = [
-        Tensor(name="logits", dtype="float32", shape=[1, 3]),
-        Tensor(name="uncertainty", dtype="float32", shape=[1]),
+        TensorSpec(name="logits", dtype="float32", shape=[1, 3]),
+        TensorSpec(name="uncertainty", dtype="float32", shape=[1]),
     ]
     program = Program(
         name="segment_0",
