@@ -21,7 +21,7 @@ from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
-from pipeline.recipe import FEWEST_TO_ROUND_BY
+from pipeline.recipe import MIN_ROUNDING_TEXTS
 from pipeline.schemes import INT4_GROUP, SCHEMES
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
@@ -39,14 +39,14 @@ def round_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silen
     """A copy of a float32 model whose matrices that `int4` applies to are whole steps, chosen for the inputs that they have in some texts.
 
     Args:
-        items: at least `FEWEST_TO_ROUND_BY`; each runs by itself, without padding.
+        items: at least `MIN_ROUNDING_TEXTS`; each runs by itself, without padding.
 
     Raises:
         UserError: there are fewer.
     """
-    if len(items) < FEWEST_TO_ROUND_BY:
+    if len(items) < MIN_ROUNDING_TEXTS:
         raise UserError(
-            f"{len(items)} texts to round int4 by, at least {FEWEST_TO_ROUND_BY} are needed; give more, or set it to 0",
+            f"{len(items)} texts to round int4 by, at least {MIN_ROUNDING_TEXTS} are needed; give more, or set it to 0",
             field="quantize.rounding_texts",
         )
     rounded, moments = copy.deepcopy(model), second_moments(Programs.of(model), items, on_step)

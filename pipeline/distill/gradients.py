@@ -28,7 +28,7 @@ class Gradients:
         """Replaces the gradients by their sum over all processes, and returns the sum of `loss`.
 
         Raises:
-            Exception: what failed, on the process where it failed; `Elsewhere` on the others.
+            Exception: what failed, on the process where it failed; `FailedElsewhere` on the others.
         """
         self.flat.zero_()
         for at, parameter in enumerate(self.parameters):
@@ -39,7 +39,7 @@ class Gradients:
         torch.distributed.all_reduce(self.flat)
         total, failures = self.about.tolist()
         if failures:
-            processes.settle(failure)
+            processes.share_failure(failure)
         for parameter, view, present in zip(self.parameters, self.views, self.present.tolist()):
             # What no process has a gradient for keeps none: the optimizer leaves it alone, as in a run of one.
             parameter.grad = view.view_as(parameter).clone() if present else None

@@ -245,12 +245,12 @@ class Trainer:
 
     def _share_start(self, start: int) -> Gradients | None:
         """Has all processes begin from the same place; returns what they exchange gradients through, None in a run of one."""
-        if not processes.shared():
+        if not processes.in_group():
             return None
         from accelerate.utils import broadcast
 
         gradients = Gradients(list(self.trained.values()), device())
-        if len(set(processes.agree(start))) > 1:
+        if len(set(processes.gather(start))) > 1:
             raise UserError(
                 "is not the same to all processes; --out must be on a file system that all hosts share",
                 file=self.checkpoint,

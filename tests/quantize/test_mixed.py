@@ -24,7 +24,7 @@ from pipeline.run.quantizing import coreml_student, quantized_student, rounded_s
 from pipeline.run.results import Results
 from pipeline.run.stages.quantize import quantize
 from pipeline.support.errors import UserError
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 from pipeline.verify.verify import verify
 from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
 from quantize.schemes import apply_schemes, named_linears
@@ -221,7 +221,7 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     folder = tmp_path / "quantized"
     results = ReadyResults(recipe, ("quantize",), lambda stage: folder, lambda stage: None, model, tiny_vocab, examples)
     folder.mkdir()
-    quantize(results, Place(folder, tmp_path), lambda *step: None)
+    quantize(results, StageFolder(folder, tmp_path), lambda *step: None)
     mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
     assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 52_000
     steps, held = named_linears(Programs.of(rounded_student(results))), named_linears(quantized_student(results))

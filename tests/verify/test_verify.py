@@ -57,7 +57,7 @@ def test_no_checks_are_no_proof():
 
 
 def test_conformance_vectors_that_cannot_be_read_are_refused(tiny_classifier, tmp_path):
-    with pytest.raises(UserError, match="conformance.json: is missing from the bundle"):
+    with pytest.raises(UserError, match="conformance.json: is missing"):
         read_conformance(tmp_path)
     bundle = shutil.copytree(tiny_classifier.path, tmp_path / "bundle")
     vectors = json.loads((bundle / "conformance.json").read_text())
