@@ -788,7 +788,7 @@ STAGES: dict[str, Stage] = {
         Stage("exits", "exits", ("distill",), ("exits",), exits, trains=True),
         Stage("quantize", "quantized", ("exits",), ("quantize",), quantize, version=4),
         Stage("export", "bundle", ("quantize",), ("name", "export"), export, version=3),
-        Stage("verify", "verification", ("export",), (), verify, version=5),
+        Stage("verify", "verification", ("export",), (), verify, version=6),
         Stage("bench", "measurements", ("export",), ("bench",), bench, version=2),
         Stage("report", "report", ("verify", "bench"), (), report),
     )
