@@ -7,9 +7,9 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.model.checkpoint import MINILM_PACKAGE
-from pipeline.support.packages import installed_version
 from pipeline.verify.machine import Machine, dotted, this_machine
 
 # package -> what needs it
@@ -36,6 +36,14 @@ class Finding:
         return asdict(self)
 
 
+def installed(package: str) -> str | None:
+    """The installed version, None if there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def tool(name: str, what: str, remedy: str) -> Finding:
     path = shutil.which(name)
     return Finding(what, path is not None, path or f"no {name} on the PATH", "" if path else remedy)
@@ -50,7 +58,7 @@ def examine() -> list[Finding]:
         ),
     ]
     for package, use in REQUIRED.items():
-        found = installed_version(package)
+        found = installed(package)
         findings.append(
             Finding(
                 f"{package}, for {use}",
@@ -69,9 +77,7 @@ def examine() -> list[Finding]:
         )
     )
     findings += accelerator()
-    findings.append(
-        Finding("device: host (this computer)", installed_version("executorch") is not None, platform.machine())
-    )
+    findings.append(Finding("device: host (this computer)", installed("executorch") is not None, platform.machine()))
     findings.append(
         tool("adb", "device: android", "install Android's platform tools and connect a phone with USB debugging")
     )
@@ -94,7 +100,7 @@ def core_ml(machine: Machine) -> Finding:
 
 def accelerator() -> list[Finding]:
     """Whether training has a GPU, and whether the processor computes in bfloat16."""
-    if installed_version("torch") is None:
+    if installed("torch") is None:
         return []
     import torch
 
