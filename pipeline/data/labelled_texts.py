@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.rows import ID_COLUMNS, Row, find_column, json_kind, list_columns, text_value
-from pipeline.names import Task
 from pipeline.support.errors import UserError
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
@@ -20,20 +19,20 @@ VALUE_COLUMNS = ("label", "labels", "score", "similarity", "value")
 
 
 def labelled_texts(
-    source: str | Path, rows: Iterator[Row], task: Task, text: str | None, text_pair: str | None, label: str | None
+    source: str | Path, rows: Iterator[Row], numbers: bool, text: str | None, text_pair: str | None, label: str | None
 ) -> Iterator[ClassificationExample]:
     """Yields an example for each row; its label is a class, or a number for regression.
 
     Args:
         source: the file or hub data set, for an error.
         rows: its rows.
-        task: classification or regression.
-        text, text_pair, label: the columns, see `pipeline.data.files.read_examples`.
+        numbers: whether labels are numbers, for regression, and not classes.
+        text, text_pair, label: the columns, see `pipeline.tasks.reading.read_examples`.
 
     Raises:
         UserError: the columns cannot be found, or a text or label is missing or of the wrong kind.
     """
-    usual_names, read_label = (VALUE_COLUMNS, _number) if task == "regression" else (LABEL_COLUMNS, _class)
+    usual_names, read_label = (VALUE_COLUMNS, _number) if numbers else (LABEL_COLUMNS, _class)
     first = next(rows, None)
     if first is None:
         return

@@ -1,4 +1,4 @@
-"""Everything that the report of a run shows, as the stages measured it."""
+"""Everything that the report of a run shows: the document `results.json`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pipeline.exits.study import Study
 from pipeline.names import Task
 from pipeline.runtime.evaluate import Evaluation
 from pipeline.support.document import Document
+from pipeline.verify.checks import Check, EngineWarning, MacReport
 from quantize.size import SizeReport
 
 
 class Score(Document):
-    """`accuracy` for classification, `exact_match` and `f1` for question answering, fractions of 1; the others for regression, see
-    `SpeedResult`.
+    """The scores of one model on the dev examples, as in `SpeedResult`.
+
+    Classification has `accuracy`, question answering `exact_match` and `f1`, all fractions of 1. Regression has the
+    others.
     """
 
     accuracy: float | None = None
@@ -28,81 +31,27 @@ class Score(Document):
 
     @property
     def headline(self) -> float | None:
-        """The one number to plot: accuracy, F1, or Pearson's correlation; None without any."""
-        return next((each for each in (self.accuracy, self.f1, self.pearson) if each is not None), None)
-
-
-class ParityCheck(Document):
-    """One entry of `pocketbert verify --json`."""
-
-    program: str
-    backend: str
-    metric: str
-    value: float
-    floor: float
-    passed: bool
-    note: str = ""
-
-
-class PackageWarning(Document):
-    """One entry of `warnings` there: an operator that may not run on the Neural Engine, why, and who says so."""
-
-    package: str
-    function: str
-    operator: str
-    name: str
-    reason: str
-    detail: str
-    text: str
-    source: str
-
-
-class PlannedOperator(Document):
-    """One entry of `operators` in a plan there: the processor that Core ML prefers for it, and all that it could take."""
-
-    operator: str
-    name: str
-    device: str
-    supported: list[str]
-    cost: float | None
-
-
-class ProgramPlan(Document):
-    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
-
-    program: str
-    backend: str
-    length: int
-    operators: list[PlannedOperator]
-    devices: dict[str, int]
-    reason: str = ""
-
-
-class MacResults(Document):
-    """`mac` there: whether Core ML itself ran, else why not; its checks are among the others."""
-
-    ran: bool
-    reason: str
-    machine: str
-    plans: list[ProgramPlan]
+        """The score to plot: accuracy, F1 or Pearson's correlation, or None if there is none of them."""
+        return next((score for score in (self.accuracy, self.f1, self.pearson) if score is not None), None)
 
 
 class RunResults(Document):
-    """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
+    """The scores of a run's models on the dev examples, and the bundle's speed, size and parity.
 
-    `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own
-    scores are in `evaluation`, one entry a speed, of the exported programs; `study` is of their exits, on the same examples.
+    `metrics` are the scores in PyTorch of the teacher, of the student at full depth in float32, and of the quantized
+    student. `evaluation` has the scores of the bundle's exported programs at every speed. `study` studies their exits
+    on the same examples.
     """
 
-    name: str = Field(description="of the recipe")
+    name: str = Field(description="name of the recipe")
     task: Task
     metrics: dict[Literal["teacher", "student", "quantized"], Score]
     evaluation: Evaluation
     study: Study
     bench: BenchReport
     size: SizeReport
-    checks: list[ParityCheck]
-    warnings: list[PackageWarning] = []
-    mac: MacResults | None = None
+    checks: list[Check]
+    warnings: list[EngineWarning] = []
+    mac: MacReport | None = None
     stage_seconds: dict[str, float]
     provenance: dict[str, str]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
-from pipeline.data.files import read_examples
 from pipeline.data.labels import label_values
 from pipeline.support.errors import UserError
+from pipeline.tasks.reading import read_examples
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

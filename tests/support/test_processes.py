@@ -87,7 +87,7 @@ def test_accelerate_launch_gives_the_student_of_a_single_process(recipe_file, tm
     for stage in ("prepare", "finetune", "distill"):
         assert done.stderr.count(f"{stage:<9} ...") == 1
     run = Run(load_recipe(recipe_file), tmp_path / "one")
-    run.upto("distill")
+    run.run_up_to("distill")
     assert not list((tmp_path / "two" / ".work").iterdir())
     for stage in ("teacher", "student"):
         one, two = (
@@ -104,7 +104,7 @@ def test_accelerate_launch_gives_the_student_of_a_single_process(recipe_file, tm
     # The result of two processes counts as done for one process: nothing is trained again.
     again = Run(load_recipe(recipe_file), tmp_path / "two")
     assert all(
-        again.workspace.is_done(folder, again.mark(name))
+        again.workspace.is_done(folder, again.stage_key(name))
         for name, folder in (("finetune", "teacher"), ("distill", "student"))
     )
 
