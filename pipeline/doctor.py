@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.model.checkpoint import MINILM_PACKAGE
+from pipeline.model.locate import MINILM_PACKAGE
 from pipeline.verify.machine import Machine, dotted, this_machine
 
 # package -> what needs it

@@ -11,8 +11,8 @@ from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange
 from pipeline.distill.losses import hard_loss
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
-from pipeline.model.checkpoint import Pretrained, fold_token_types
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import Pretrained, fold_token_types
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent

@@ -17,9 +17,9 @@ from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.losses import cosine_loss, mlm_loss, soft_target_loss
 from pipeline.distill.student import student_encoder
 from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
-from pipeline.model.checkpoint import Pretrained
 from pipeline.model.encoder import Encoder
 from pipeline.model.mlm import MaskedLM, MlmHead
+from pipeline.model.pretrained import Pretrained
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent

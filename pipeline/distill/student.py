@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipeline.model.checkpoint import fold_token_types
 from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import fold_token_types
 from pipeline.support.errors import UserError
 
 

@@ -15,8 +15,8 @@ from pipeline.bundle.manifest import SCORE
 from pipeline.data.examples import Example
 from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.model.checkpoint import Pretrained, load_pretrained
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe

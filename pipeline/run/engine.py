@@ -347,7 +347,8 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
     """The teacher, and its score on dev."""
     from pipeline.distill.finetune import build_teacher, finetune
     from pipeline.exits.predictions import predict, run_model
-    from pipeline.model.checkpoint import load_pretrained, save_model
+    from pipeline.model.checkpoint import save_model
+    from pipeline.model.pretrained import load_pretrained
 
     recipe, labels = run.recipe, run.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
@@ -389,7 +390,8 @@ def pretrain(run: Run, place: Place, on_step: OnStep) -> None:
 
     from pipeline.distill.pretrain import fit_head, measure, pretrain, student_of, teacher_of
     from pipeline.distill.student import check_same_shape
-    from pipeline.model.checkpoint import load_pretrained, save_encoder
+    from pipeline.model.checkpoint import save_encoder
+    from pipeline.model.pretrained import load_pretrained
 
     recipe, options = run.recipe, run.recipe.pretrain
     pretrained = load_pretrained(options.teacher or recipe.teacher.weights, recipe.task)

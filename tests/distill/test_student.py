@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline.distill.student import default_layers, initialise_student
-from pipeline.model.checkpoint import load_pretrained
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import load_pretrained
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
 
