@@ -1,4 +1,4 @@
-"""The teacher: a pretrained encoder fine-tuned on the task, or a checkpoint that already is."""
+"""Builds the teacher from a checkpoint and fine-tunes it on the task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange
 from pipeline.distill.losses import hard_loss
-from pipeline.distill.trainer import TensorBatch, Trainer, device, parameter_groups
+from pipeline.distill.trainer import TensorBatch, Trainer, on_device, parameter_groups
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.pretrained import Pretrained, fold_token_types
 from pipeline.recipe import Recipe
@@ -21,15 +21,15 @@ from pipeline.support.progress import OnStep, silent
 def build_teacher(
     pretrained: Pretrained, recipe: Recipe, labels: int, label_range: LabelRange | None = None
 ) -> ExitModel:
-    """A model with one head, after the last layer: the checkpoint's if it has one that fits, else a new one.
+    """Returns a model with one head after the last layer: the checkpoint's if it fits, else a new one.
 
     Args:
         labels: number of the head's outputs.
-        label_range: for regression. A checkpoint's head predicts in the data's unit, as Hugging Face trains one; the teacher in shares of
-            the range.
+        label_range: for regression. Hugging Face's heads predict in the data's unit, the teacher in shares of this
+            range; so the checkpoint's head is rescaled.
 
     Raises:
-        UserError: if the recipe asks for no training and the checkpoint has no head for the task.
+        UserError: the recipe asks for no training, and the checkpoint has no head for the task.
     """
     config, encoder = pretrained.config, pretrained.encoder
     if not recipe.teacher.token_types:
@@ -44,9 +44,10 @@ def build_teacher(
             head["out.bias"] = label_range.share(head["out.bias"])
         teacher.heads[-1].load_state_dict(head)
     elif recipe.teacher.training.epochs == 0:
-        has = "none" if pretrained.head is None else f"one for {pretrained.head['out.weight'].shape[0]} labels"
+        found = "none" if pretrained.head is None else f"one for {pretrained.head['out.weight'].shape[0]} labels"
         raise UserError(
-            f"{pretrained.source}: needs a {recipe.task} head for {labels} labels and has {has}; set it above 0 to fine-tune one",
+            f"{pretrained.source}: needs a {recipe.task} head for {labels} labels and has {found}; "
+            "set it above 0 to fine-tune one",
             field="teacher.training.epochs",
         )
     return teacher
@@ -60,30 +61,33 @@ def finetune(
     on_step: OnStep = silent,
     curve: Path | None = None,
 ) -> ExitModel:
-    """Trains the teacher on the labels, all of it unless the recipe freezes the embeddings. Returns it in evaluation mode.
+    """Trains the teacher on the labels. The recipe may freeze its word embeddings.
 
-    `curve` is where the losses go, see `Trainer.write_losses`.
+    Args:
+        checkpoint, curve: see `Trainer`.
+
+    Returns:
+        the teacher, in evaluation mode.
     """
     training = recipe.teacher.training
-    teacher.to(device()).train()
+    teacher.train()
     teacher.encoder.embeddings.word.weight.requires_grad_(not training.freeze_embeddings)
 
     def loss(batch: TensorBatch) -> torch.Tensor:
         output = teacher(batch.ids, batch.mask, batch.types)
         return hard_loss(recipe.task, output.logits[-1], batch.targets, batch.answer_mask)
 
-    trainer = Trainer(
-        "fine-tuning the teacher",
-        teacher,
-        parameter_groups(list(teacher.encoder.parameters()), list(teacher.heads.parameters()), training),
-        loss,
-        training,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        checkpoint=checkpoint,
-        on_step=on_step,
-    )
-    trainer.run(items)
-    if curve:
-        trainer.write_losses(curve)
-    return teacher.cpu().eval()
+    with on_device(teacher):
+        Trainer(
+            "fine-tuning the teacher",
+            teacher,
+            parameter_groups(list(teacher.encoder.parameters()), list(teacher.heads.parameters()), training),
+            loss,
+            training,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            checkpoint=checkpoint,
+            curve=curve,
+            on_step=on_step,
+        ).run(items)
+    return teacher
