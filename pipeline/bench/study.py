@@ -15,7 +15,8 @@ from pipeline.data.examples import Example
 from pipeline.data.features import encode_examples
 from pipeline.data.items import Item, question_windows
 from pipeline.exits.predictions import ExitOutputs, predict
-from pipeline.exits.study import Costs, Study, study
+from pipeline.exits.study import Costs, study
+from pipeline.exits.study_document import Study
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.flops import model_flops
 from pipeline.recipe import QA, Data, Exits, Recipe

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pipeline.bench.documents import BenchReport
-from pipeline.exits.study import NamedSpeed
+from pipeline.exits.study_document import NamedSpeed
 from pipeline.report.results import RunResults
 from pipeline.runtime.evaluate import SpeedResult
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.exits.study import Study
+from pipeline.exits.study_document import Study
 from pipeline.report import plots, study_plots
 from pipeline.report.page import Figure, environment, percent
 from pipeline.support.errors import UserError

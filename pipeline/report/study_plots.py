@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.exits.study import LOSSES, Study
+from pipeline.exits.study import LOSSES
+from pipeline.exits.study_document import Study
 from pipeline.report.plots import BLUE, GREEN, GREY, INK, METRIC_NAMES, ORANGE, PURPLE, drawing, measure_name
 
 # The alternatives' lines; the bundle's own is blue, whole, and thicker.

@@ -16,7 +16,7 @@ from pipeline.support.progress import output
 
 if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
-    from pipeline.exits.study import Study
+    from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults, Score
     from pipeline.run.checkpoint import Quantized
     from pipeline.run.engine import Run

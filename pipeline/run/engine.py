@@ -748,7 +748,7 @@ def report(run: Run, place: Place, on_step: OnStep) -> None:
 def run_results(run: Run):
     """Everything that the stages before the report measured."""
     from pipeline.bench.documents import BenchReport
-    from pipeline.exits.study import Study
+    from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults
     from pipeline.runtime.evaluate import Evaluation
     from quantize.size import size_of

@@ -10,7 +10,7 @@ from pipeline.bench.study import costs_of, recipe_of, run_bundle, study_bundle
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
 from pipeline.data.items import classification_items, question_windows
-from pipeline.exits.study import Study
+from pipeline.exits.study_document import Study
 from pipeline.model.flops import model_flops
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
