@@ -1,4 +1,4 @@
-"""The losses of distillation, each a mean over the batch."""
+"""The losses of distillation. Each is a mean over the batch, computed in float32."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from pipeline.names import Task
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence from teacher to student at a temperature, times T^2 (Hinton et al. 2015; DistilBERT, section 2).
+    """Returns T^2 times the KL divergence from teacher to student at temperature T (DistilBERT, section 2).
 
-    It differs from the soft-target cross-entropy by the teacher's entropy, which has no gradient; so 0 means agreement. T^2 keeps the size of
-    the gradient the same at every temperature.
+    It was introduced by Hinton et al. 2015. It is the soft-target cross-entropy minus the teacher's entropy. The
+    latter has no gradient; without it, 0 means agreement. The factor T^2 keeps the gradient's size the same at every
+    temperature.
 
     Args:
         student_logits, teacher_logits: [batch, classes].
+        temperature: T.
+
+    Returns:
+        a scalar.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
@@ -26,28 +31,47 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
 
 
 def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) -> Tensor:
-    """1 - cosine of the hidden states, over real tokens (DistilBERT's third loss). Hidden [batch, length, width], mask [batch, length]."""
+    """Returns 1 - cosine similarity of the hidden states, averaged over real tokens (DistilBERT, section 2).
+
+    Args:
+        student_hidden, teacher_hidden: [batch, length, width].
+        mask: [batch, length], 1 at real tokens.
+
+    Returns:
+        a scalar.
+    """
     cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
     return ((1 - cosine) * mask).sum() / mask.sum()
 
 
 def mlm_loss(logits: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy with the hidden words; logits: [chosen tokens, vocabulary], words: [chosen tokens] (BERT, section 3.1, task 1)."""
+    """Returns the cross-entropy with the masked words (BERT, section 3.1, task 1).
+
+    Args:
+        logits: [chosen tokens, vocab_size].
+        words: [chosen tokens], the original ids.
+
+    Returns:
+        a scalar.
+    """
     return F.cross_entropy(logits.float(), words)
 
 
 def attention_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
-    """KL divergence from the teacher's attention to the student's, mean over heads and real tokens (MiniLM, section 3.1, equation 5).
+    """Returns the KL divergence from the teacher's attention to the student's (MiniLM, section 3.1, equation 5).
 
     Args:
-        student_logits, teacher_logits: scores before the softmax, [batch, heads, length, length], padded keys already out of reach.
-        mask: [batch, length]; a padded token's own attention does not count.
+        student_logits, teacher_logits: scores before the softmax, [batch, heads, length, length], with padded keys
+            masked.
+        mask: [batch, length], 1 at real tokens; only their attention counts.
+
+    Returns:
+        a scalar, the mean over heads and real tokens.
     """
     student = F.log_softmax(student_logits.float(), dim=-1)
     teacher = F.log_softmax(teacher_logits.float(), dim=-1)
-    divergence = (
-        F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)
-    )  # [batch, length]
+    # [batch, length]
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)
     return (divergence * mask).sum() / mask.sum()
 
 
