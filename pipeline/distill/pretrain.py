@@ -46,7 +46,7 @@ class MaskedBatch:
 
 
 @dataclass(frozen=True)
-class Measures:
+class HeldOutLosses:
     """A masked language model's losses on held-out text, as means over masked words.
 
     Attributes:
@@ -262,8 +262,10 @@ def pretrain(
 
 
 @torch.no_grad()
-def measure(student: MaskedLM, teacher: MaskedLM, blocks: Blocks, recipe: Recipe, on_step: OnStep = silent) -> Measures:
-    """Measures a model on held-out blocks, masking the same words every time.
+def measure(
+    student: MaskedLM, teacher: MaskedLM, blocks: Blocks, recipe: Recipe, on_step: OnStep = silent
+) -> HeldOutLosses:
+    """HeldOutLosses a model on held-out blocks, masking the same words every time.
 
     `student` and `teacher` may be the same model.
     """
@@ -287,4 +289,4 @@ def measure(student: MaskedLM, teacher: MaskedLM, blocks: Blocks, recipe: Recipe
             weight += len(masked.words)
             on_step("measuring", min(start + size, len(blocks)), len(blocks))
     mlm, soft, cosine = (float(value) for value in sums / weight)
-    return Measures(mlm, math.exp(min(mlm, 700.0)), soft, cosine)
+    return HeldOutLosses(mlm, math.exp(min(mlm, 700.0)), soft, cosine)
