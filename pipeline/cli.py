@@ -276,33 +276,19 @@ def predict(
 
     opened = Bundle.open(bundle)
     runner = Runner(opened)
-    if opened.manifest.task == "classification":
-        if text is None:
-            raise UserError("this bundle classifies; give --text", file=bundle)
-        runner.classify(text, text_pair, speed)  # the first run loads the programs
-        result = runner.classify(text, text_pair, speed)
-        line = f"{result.label}  (score {result.score:.3f}, "
-    elif opened.manifest.task == "regression":
-        if text is None:
-            raise UserError(
-                "this bundle predicts a number; give --text, and --text-pair if it was trained on pairs", file=bundle
-            )
-        runner.estimate(text, text_pair, speed)
-        result = runner.estimate(text, text_pair, speed)
-        line = f"{result.value:.4g}  ("
-    else:
-        if question is None or passage is None:
-            raise UserError("this bundle answers questions; give --question and --passage", file=bundle)
-        passage = read_text(passage)
-        runner.answer(question, passage, speed)
-        result = runner.answer(question, passage, speed)
-        line = f"{result.answer or '(no answer)'}  (score {result.score:.3f}, "
+    task = runner.task
+    example = task.example_from_request(
+        text, text_pair, question, None if passage is None else read_text(passage), bundle
+    )
+    runner.predict(example, speed)  # the first run loads the programs
+    result = runner.predict(example, speed)
     if as_json:
         emit(result)
     else:
+        score = f"score {result.score:.3f}, " if hasattr(result, "score") else ""
         unsure = ", ".join(f"{value:.2f}" for value in result.uncertainty)
         print(
-            f"{line}{result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)"
+            f"{task.shown_answer(result)}  ({score}{result.depth} of {opened.manifest.segments} segments, uncertainty {unsure}, {result.latency_ms:.1f} ms)"
         )
 
 
@@ -337,15 +323,17 @@ def evaluate(
 ) -> None:
     """Runs the bundle's own programs over a labelled file: accuracy, EM/F1 or correlations, depth, latency; --speed takes several."""
     from pipeline.bundle.opening import Bundle, default_speed
-    from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
     from pipeline.report.terminal import evaluation_table
     from pipeline.runtime.evaluate import evaluate as run_evaluation
+    from pipeline.tasks import get_task
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
     examples = (
-        load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+        get_task(task).load_demo()[1]
+        if data == "demo"
+        else read_examples(data, task, text=text, text_pair=text_pair, label=label)
     )
     speeds = [part.strip() for part in (speed or default_speed(opened.manifest)).split(",") if part.strip()]
     with progress() as on_step:
@@ -376,14 +364,16 @@ def study(
     """What each exit is worth: score against depth and operations at every threshold and measure of uncertainty, on any labelled data."""
     from pipeline.bench.study import study_bundle
     from pipeline.bundle.opening import Bundle
-    from pipeline.data.demo import load_demo
     from pipeline.data.files import read_examples
     from pipeline.report.terminal import study_tables
+    from pipeline.tasks import get_task
 
     opened = Bundle.open(bundle)
     task = opened.manifest.task
     examples = (
-        load_demo(task)[1] if data == "demo" else read_examples(data, task, text=text, text_pair=text_pair, label=label)
+        get_task(task).load_demo()[1]
+        if data == "demo"
+        else read_examples(data, task, text=text, text_pair=text_pair, label=label)
     )
     with progress() as on_step:
         result = study_bundle(opened, examples, limit, on_step, source=data)

@@ -6,12 +6,14 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.data.options import InputOptions, QuestionOptions
 from pipeline.names import Task, Uncertainty
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -265,41 +267,33 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
-        heads = (
-            ("attention", "fastbert", "linear")
-            if self.task == "qa"
-            else ("pooled", "fastbert", "linear", "bert", "distilbert")
-        )
-        if self.exits.head not in (*heads, "default"):
+        task = get_task(self.task)
+        if self.exits.head not in (*task.heads, "default"):
             raise ValueError(
-                f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(heads)}"
+                f"exits.head: {self.exits.head!r} is no head for {self.task}; take one of {', '.join(task.heads)}"
             )
-        if (self.task == "regression") != (self.exits.uncertainty == "change"):
-            known = (
-                ("change",)
-                if self.task == "regression"
-                else (name for name in get_args(Uncertainty) if name != "change")
-            )
+        if self.exits.uncertainty not in task.uncertainties:
             raise ValueError(
-                f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; set it to {' or '.join(known)}"
+                f"exits.uncertainty: {self.exits.uncertainty!r} is no measure for {self.task}; "
+                f"set it to {' or '.join(task.uncertainties)}"
             )
         if 0 < self.quantize.rounding_texts < FEWEST_TO_ROUND_BY:
             raise ValueError(
                 f"quantize.rounding_texts: fewer than {FEWEST_TO_ROUND_BY} say too little; raise it, or set it to 0"
             )
-        if self.task == "regression" and self.exits.temperature_scaling:
+        if task.predicts_number and self.exits.temperature_scaling:
             raise ValueError(
-                "exits.temperature_scaling: a regression has no probabilities to calibrate; set it to false"
+                f"exits.temperature_scaling: a {self.task} has no probabilities to calibrate; set it to false"
             )
-        if self.task == "qa" and self.qa.stride >= self.qa.window - self.qa.max_question - 3:
-            raise ValueError("qa.stride: leaves no room to move on; it must be below window - max_question - 3")
+        if problem := task.options_problem(self.input_options):
+            raise ValueError(problem)
         if not (self.pretrain.soft_weight or self.pretrain.mlm_weight or self.pretrain.hidden_weight):
             raise ValueError(
                 "pretrain: soft_weight, mlm_weight and hidden_weight are all 0, nothing is left to learn; set one above 0"
             )
         distill = self.distill
-        if distill.unlabelled and self.task == "qa":
-            raise ValueError("distill.unlabelled: texts alone are no questions; leave it out for qa")
+        if distill.unlabelled and not task.takes_unlabelled:
+            raise ValueError(f"distill.unlabelled: texts alone are no input for {self.task}; leave it out")
         if distill.keep_targets and (distill.hidden_weight or distill.attention_weight):
             raise ValueError(
                 "distill.keep_targets: keeps the teacher's logits, and hidden_weight or attention_weight compares its states; "
@@ -351,7 +345,7 @@ class Recipe(Section):
             raise ValueError(
                 f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision"
             )
-        longest = self.qa.window if self.task == "qa" else self.data.max_length
+        _, longest = task.longest_input(self.input_options)
         if longest > self.export.max_length:
             raise ValueError(f"export.max_length: {self.export.max_length} is below the longest input, {longest}")
         return self
@@ -359,7 +353,12 @@ class Recipe(Section):
     @property
     def head(self) -> str:
         """The kind of exit head, the default resolved."""
-        return ("attention" if self.task == "qa" else "pooled") if self.exits.head == "default" else self.exits.head
+        return get_task(self.task).heads[0] if self.exits.head == "default" else self.exits.head
+
+    @property
+    def input_options(self) -> InputOptions:
+        """How the recipe's inputs are cut."""
+        return InputOptions(self.data.max_length, QuestionOptions(**self.qa.model_dump()))
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
-from scipy.special import log_softmax
 
-from pipeline.bundle.manifest import SCORE
-from pipeline.data.examples import Example, QAExample
-from pipeline.data.items import Item, make_items
+from pipeline.data.examples import Example
+from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.exits.predictions import predict, run_programs
@@ -20,6 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schemes, named_linears
 
 FEWEST = 16  # examples; on fewer, what one text says would decide about a matrix
@@ -31,7 +30,9 @@ class Entry(Document):
     matrix: str = Field(description="a name of `quantize.schemes.named_linears`, or embeddings.word")
     scheme: str
     bytes: int = Field(description="what the matrix takes in a program")
-    divergence: float = Field(description="of its exit from float32's, mean over the inputs, in nats; see `divergence`")
+    divergence: float = Field(
+        description="of its exit from float32's, mean over the inputs, in nats; see `TaskDefinition.divergence`"
+    )
     loss: float | None = Field(description="score lost at that exit, a fraction of 1; null without labels")
 
 
@@ -64,7 +65,7 @@ class Judge:
     Args:
         programs: in float32.
         examples: with labels or without, at least `FEWEST`.
-        labels: see `make_items`.
+        labels: those of the training data.
 
     Raises:
         UserError: there are too few examples.
@@ -80,8 +81,9 @@ class Judge:
     ):
         if len(examples) < FEWEST:
             raise UserError(f"{len(examples)} texts to compare on, at least {FEWEST} are needed; give more")
+        self.task = get_task(recipe.task)
         self.examples, self.tokenizer, self.labels, self.recipe = examples, tokenizer, labels, recipe
-        self.labelled = all(isinstance(example, QAExample) or example.label is not None for example in examples)
+        self.labelled = all(self.task.is_labelled(example) for example in examples)
         self.logits, self.masks, self.scores = self._run(programs)
 
     def _run(self, programs: Programs) -> tuple[list[np.ndarray], list[np.ndarray | None], np.ndarray | None]:
@@ -96,7 +98,9 @@ class Judge:
             return outputs
 
         if not self.labelled:
-            run(programs, make_items(self.examples, self.tokenizer, self.labels, self.recipe), silent)
+            run(
+                programs, self.task.items(self.examples, self.tokenizer, self.labels, self.recipe.input_options), silent
+            )
             return logits, masks, None
         predictions = predict(run, programs, self.examples, self.tokenizer, self.labels, self.recipe)
         return logits, masks, predictions.score.mean(axis=0)
@@ -104,9 +108,8 @@ class Judge:
     def judge(self, programs: Programs, exit: int = -1) -> tuple[float, float | None]:
         """The mean divergence of an exit of other programs, in nats, and the score that it loses, None without labels."""
         logits, _, scores = self._run(programs)
-        task = self.recipe.task
         apart = [
-            divergence(task, *(each[exit] for each in pair), mask)
+            self.task.divergence(*(each[exit] for each in pair), mask)
             for *pair, mask in zip(self.logits, logits, self.masks)
         ]
         return float(np.mean(apart)), None if scores is None else float(self.scores[exit] - scores[exit])
@@ -127,28 +130,10 @@ class Judge:
         )
         return Comparison(
             relative_error=error**0.5,
-            divergence=float(np.mean([divergence(self.recipe.task, each, got) for each, got in rows])),
+            divergence=float(np.mean([self.task.divergence(each, got) for each, got in rows])),
             same_answer=float(np.mean([(each.argmax(axis=0) == got.argmax(axis=0)).all() for each, got in rows])),
             loss=None if scores is None else float(self.scores[-1] - scores[-1]),
         )
-
-
-def divergence(task: Task, reference: np.ndarray, logits: np.ndarray, answer_mask: np.ndarray | None = None) -> float:
-    """The Kullback-Leibler divergence of an answer from the reference's, in nats.
-
-    Args:
-        reference, logits: [labels]; for question answering [length, 2], start and end, whose mean it is; for regression [1].
-        answer_mask: [length], the tokens that may be in an answer, all where it is None; others have no part in the distributions.
-
-    A regression has no distribution: its number stands for a normal one, as wide as the label range, around it.
-    """
-    if task == "regression":
-        return float(np.square(logits - reference).sum() / 2)
-    if task == "qa":
-        allowed = slice(None) if answer_mask is None else answer_mask
-        reference, logits = reference[allowed].T, logits[allowed].T  # [2, allowed]
-    expected, got = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)
-    return float((np.exp(expected) * (expected - got)).sum(axis=-1).mean())
 
 
 def measure_sensitivity(
@@ -194,7 +179,11 @@ def measure_sensitivity(
     on_step("sensitivity", len(pairs), len(pairs))
     score = None if judge.scores is None else float(judge.scores[-1])
     return Sensitivity(
-        task=recipe.task, metric=SCORE[recipe.task], examples=len(examples), score=score, entries=entries
+        task=recipe.task,
+        metric=get_task(recipe.task).speed_metric,
+        examples=len(examples),
+        score=score,
+        entries=entries,
     ), judge
 
 

@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from pipeline.bundle.manifest import SCORE, Manifest, Speed
+from pipeline.bundle.manifest import Manifest, Speed
 from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -23,6 +23,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.tasks import get_task
 
 SYLLABLES = [a + b for a in "bdfglmnprstv" for b in ("a", "e", "i", "o", "u", "an", "el")]
 VOCABULARY = [
@@ -176,7 +177,7 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
     thresholds = {name: speed.thresholds for name, speed in speeds.items()}
     vectors = make_vectors(
         programs, programs, examples, tokenizer,
-        max_length=tiny.manifest.max_length, labels=tiny.manifest.labels, qa=tiny.manifest.qa, thresholds=thresholds,
+        context=tiny.manifest.answer_context, thresholds=thresholds,
     )  # fmt: skip
     # Twice as deep, so int8 differs by more than in the bundle that the tolerances are from.
     shallow = Conformance.model_validate_json((tiny.path / CONFORMANCE_FILE).read_bytes())
@@ -248,7 +249,7 @@ def build(
                 head.out.weight.mul_(0.1)
                 head.out.bias.fill_(0.5)
     quantized = apply_scheme(Programs.of(model.eval()), recipe.quantize.scheme, recipe.quantize.embeddings)
-    speed = {"metric": SCORE[recipe.task], "value": 0.5, "value_full_depth": 0.5, "examples": 10}
+    speed = {"metric": get_task(recipe.task).speed_metric, "value": 0.5, "value_full_depth": 0.5, "examples": 10}
     manifest = write_bundle(
         folder,
         model=model,

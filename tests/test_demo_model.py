@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.bundle.exit_rule import exits_taken
-from pipeline.data.demo import load_demo
-from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.finetune import build_teacher, finetune
 from pipeline.distill.student import initialise_student
@@ -20,6 +18,7 @@ from pipeline.model.locate import minilm_folder
 from pipeline.model.pretrained import load_pretrained
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 
 def bag_of_words_accuracy(train, dev) -> float:
@@ -49,7 +48,7 @@ def predictions(tmp_path_factory) -> Predictions:
         minilm_folder()
     except UserError:
         pytest.skip("the offline weights are not installed")
-    train, dev = load_demo("classification")
+    train, dev = get_task("classification").load_demo()
     recipe = Recipe.model_validate(
         {
             "name": "demo",
@@ -65,8 +64,8 @@ def predictions(tmp_path_factory) -> Predictions:
     scratch = tmp_path_factory.mktemp("demo")
     pretrained = load_pretrained("minilm", "classification")
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
-    teacher = build_teacher(pretrained, recipe, len(labels))
-    items = make_items(train, tokenizer, labels, recipe)
+    teacher = build_teacher(pretrained, recipe, labels)
+    items = get_task("classification").items(train, tokenizer, labels, recipe.input_options)
     finetune(teacher, items, recipe, scratch / "teacher.pt")
     model = initialise_student(teacher, None, None, teacher.head_kind)
     self_distill(model, items, recipe, scratch / "exits.pt")
@@ -75,7 +74,7 @@ def predictions(tmp_path_factory) -> Predictions:
 
 @pytest.mark.timeout(900)
 def test_bag_of_words_is_ten_points_below_the_model(predictions):
-    assert bag_of_words_accuracy(*load_demo("classification")) <= predictions.metrics()["accuracy"] - 0.10
+    assert bag_of_words_accuracy(*get_task("classification").load_demo()) <= predictions.metrics()["accuracy"] - 0.10
 
 
 @pytest.mark.timeout(900)

@@ -168,7 +168,7 @@ def test_files_that_are_no_recipe(write, tmp_path):
         ),
         (
             ["task=qa", "distill.unlabelled=texts.jsonl"],
-            "distill.unlabelled: texts alone are no questions; leave it out for qa",
+            "distill.unlabelled: texts alone are no input for qa; leave it out",
         ),
         (
             ["task=qa", "exits.head=pooled"],
@@ -261,12 +261,14 @@ def test_a_recipe_cannot_be_changed(write):
 def test_every_head_and_measure_that_exists_is_offered(write, task):
     from pipeline.model.heads import HEADS
     from pipeline.model.uncertainty import MEASURES
+    from pipeline.tasks import get_task
 
     path = write(LEAST)
-    for kind in HEADS[task]:
+    assert set(get_task(task).heads) == set(HEADS[get_task(task).head_family])
+    for kind in get_task(task).heads:
         assert load_recipe(path, [f"task={task}", f"exits.head={kind}"]).head == kind
     for measure in MEASURES:
         assert load_recipe(path, [f"task={task}", f"exits.uncertainty={measure}"]).exits.uncertainty == measure
-    assert set(HEADS["regression"]) == set(HEADS["classification"])
+    assert get_task("regression").heads == get_task("classification").heads
     line = refused(path, "exits.uncertainty=entropie")
     assert "exits.uncertainty" in line and all(f"'{measure}'" in line for measure in MEASURES)

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from pipeline.bench.cache import code_digest, kept
-from pipeline.data.demo import load_demo
 from pipeline.doctor import installed
 from pipeline.export.bundle import TOOLS, write_bundle
 from pipeline.model.checkpoint import save_model
@@ -19,6 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import fingerprint
+from pipeline.tasks import get_task
 from quantize.schemes import apply_scheme
 
 SHAPES: dict[str, EncoderConfig] = {
@@ -69,7 +69,7 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
             lowercase=True,
             label_values=("0", "1"),
             speeds={},
-            conformance_examples=load_demo("classification")[1][:8],
+            conformance_examples=get_task("classification").load_demo()[1][:8],
             provenance={"weights": f"random, seed {recipe.seed}", "data": "none"},
             on_step=on_step,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,17 +11,17 @@ import numpy as np
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import Example
-from pipeline.data.features import encode_examples
-from pipeline.data.items import Item, question_windows
+from pipeline.data.items import Item
 from pipeline.exits.predictions import ExitOutputs, predict
 from pipeline.exits.study import Costs, study
 from pipeline.exits.study_document import Study
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.flops import model_flops
 from pipeline.recipe import QA, Data, Exits, Recipe
-from pipeline.runtime.evaluate import checked_examples, targets_of
+from pipeline.runtime.evaluate import checked_examples
 from pipeline.runtime.runner import Runner
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 
 
 def study_bundle(
@@ -43,13 +42,11 @@ def study_bundle(
     """
     manifest = bundle.manifest
     examples = checked_examples(examples, limit, source)
-    targets = targets_of(manifest, examples, source)
-    if manifest.task == "classification":  # labels as the bundle's values, however the file writes them
-        examples = [replace(example, label=manifest.label_values[target]) for example, target in zip(examples, targets)]
+    targets = get_task(manifest.task).targets(examples, manifest.answer_context, source)
     recipe = recipe_of(manifest)
     runner = Runner(bundle, threads)
-    labels = manifest.label_range or manifest.label_values
-    predictions = predict(run_bundle, runner, examples, bundle.tokenizer, labels, recipe, on_progress)
+    labels = manifest.label_range or tuple(manifest.label_values)
+    predictions = predict(run_bundle, runner, examples, bundle.tokenizer, labels, recipe, on_progress, targets)
     return study(
         predictions,
         costs_of(bundle, examples, recipe),
@@ -88,7 +85,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
 
 def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Costs:
     """Lengths and operations of the examples; a question's windows count together, its length is the passage's."""
-    shape, task = bundle.manifest.model, bundle.manifest.task
+    shape, name = bundle.manifest.model, bundle.manifest.task
     config = EncoderConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -103,12 +100,10 @@ def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Cos
     def flops(length: int) -> np.ndarray:
         depths = range(1, len(shape.exit_layers) + 1)
         return np.array(
-            [model_flops(config, shape.head, task, labels, length, depth, shape.exit_layers) for depth in depths], float
+            [model_flops(config, shape.head, name, labels, length, depth, shape.exit_layers) for depth in depths], float
         )
 
-    if task != "qa":
-        lengths = [len(feature.ids) for feature in encode_examples(bundle.tokenizer, examples, recipe.data.max_length)]
-        return Costs(np.array(lengths), np.stack([flops(length) for length in lengths]))
-    passages = [len(bundle.tokenizer.encode(example.passage)) for example in examples]
-    windows = [question_windows(example, bundle.tokenizer, recipe) for example in examples]
-    return Costs(np.array(passages), np.stack([sum(flops(len(window)) for window in group) for group in windows]))
+    task = get_task(bundle.manifest.task)
+    inputs = task.encode_all(examples, bundle.tokenizer, bundle.manifest.answer_context.options)
+    lengths = [task.input_length(example, group, bundle.tokenizer) for example, group in zip(examples, inputs)]
+    return Costs(np.array(lengths), np.stack([sum(flops(len(part.ids)) for part in group) for group in inputs]))

@@ -9,17 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from pipeline.data.labels import LabelRange
+from pipeline.data.options import InputOptions, QuestionOptions
 from pipeline.names import Backend, Metric, Task, Uncertainty
 from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
-
-SCORE: dict[Task, Metric] = {"classification": "accuracy", "regression": "one_minus_nmae", "qa": "f1"}
-# The outputs of a segment that an answer is read off. All but a regression's have `uncertainty`, too, see `ExitOptions`.
-EXIT_OUTPUTS: dict[Task, tuple[str, ...]] = {
-    "classification": ("logits",),
-    "regression": ("logits",),
-    "qa": ("start_logits", "end_logits"),
-}
+from pipeline.tasks import AnswerContext, get_task
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -176,7 +170,15 @@ class Manifest(Strict):
     @property
     def head_outputs(self) -> int:
         """How many numbers a head gives for an input; for question answering, for a token."""
-        return {"classification": len(self.labels), "regression": 1, "qa": 2}[self.task]
+        return get_task(self.task).head_outputs(len(self.labels))
+
+    @property
+    def answer_context(self) -> AnswerContext:
+        """What reading an answer takes, beside logits."""
+        question = None if self.qa is None else QuestionOptions(**self.qa.model_dump())
+        return AnswerContext(
+            InputOptions(self.max_length, question), tuple(self.labels), tuple(self.label_values), self.label_range
+        )
 
     @property
     def uncertainty(self) -> Uncertainty:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bundle.exit_rule import FULL_DEPTH
-from pipeline.bundle.manifest import EXIT_OUTPUTS, MANIFEST_FILE, Manifest, Program, Tensor, read_manifest
+from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, Program, Tensor, read_manifest
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 BACKEND = "executorch"
 DEFAULT_SPEED = "exact"
@@ -99,23 +100,13 @@ def _check_tokenizer(bundle: Path, manifest: Manifest, tokenizer: WordPieceToken
 
 def _check_options(file: Path, manifest: Manifest) -> None:
     """What the manifest's types cannot say: that its parts agree with each other."""
-    if manifest.task == "qa" and manifest.qa is None:
-        raise UserError("is missing, and the task is qa; export the bundle again", file=file, field="qa")
-    if manifest.task == "classification" and len(manifest.labels) < 2:
-        raise UserError("a classifier has at least two; export the bundle again", file=file, field="labels")
-    if manifest.task == "classification" and len(manifest.label_values) != len(manifest.labels):
-        raise UserError(
-            f"{len(manifest.label_values)} values for {len(manifest.labels)} labels; export the bundle again",
-            file=file,
-            field="label_values",
-        )
-    if manifest.task == "regression" and manifest.label_range is None:
-        raise UserError(
-            "is missing, and the task is regression; export the bundle again", file=file, field="label_range"
-        )
+    task = get_task(manifest.task)
+    if problem := task.manifest_problem(manifest.answer_context):
+        field, message = problem
+        raise UserError(message, file=file, field=field)
     if manifest.label_range is not None and not manifest.label_range.width > 0:
         raise UserError("minimum is not below maximum; export the bundle again", file=file, field="label_range")
-    if (manifest.task == "regression") != (manifest.uncertainty == "change"):
+    if manifest.uncertainty not in task.uncertainties:
         raise UserError(
             f"{manifest.uncertainty!r} is no measure for {manifest.task}; export the bundle again",
             file=file,
@@ -146,13 +137,12 @@ def _check_programs(file: Path, manifest: Manifest) -> None:
     """That `embed` and all segments are there for ExecuTorch, with inputs and outputs that this runner knows how to give and take."""
     hidden = [1, "length", manifest.model.hidden_size]
     known_inputs = {"hidden": hidden, "attention_bias": [1, 1, "length"]}
-    if manifest.task == "qa":
+    task = get_task(manifest.task)
+    if task.uses_answer_mask:
         known_inputs["answer_bias"] = [1, "length"]
     known_outputs = {
         "hidden": hidden,
-        "logits": [1, manifest.head_outputs],
-        "start_logits": [1, "length"],
-        "end_logits": [1, "length"],
+        **task.output_shapes(len(manifest.labels)),
         "uncertainty": [1],
     }
     last = manifest.segments - 1
@@ -160,8 +150,8 @@ def _check_programs(file: Path, manifest: Manifest) -> None:
         file, manifest, "embed", {"input_ids": [1, "length"]}, {"hidden": hidden}, "input_ids", required=("hidden",)
     )
     for segment in range(manifest.segments):
-        unsure = () if manifest.task == "regression" else ("uncertainty",)
-        required = (*EXIT_OUTPUTS[manifest.task], *unsure, *(() if segment == last else ("hidden",)))
+        uncertainty = ("uncertainty",) if task.measures_uncertainty else ()
+        required = (*task.exit_outputs, *uncertainty, *(() if segment == last else ("hidden",)))
         _check_program(file, manifest, f"segment_{segment}", known_inputs, known_outputs, "hidden", required)
 
 

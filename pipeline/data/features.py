@@ -19,10 +19,12 @@ class ClassificationFeature:
     Args:
         ids: int64, [length].
         type_ids: int64, [length]; 0 up to the first [SEP], 1 after it.
+        answer_mask: none, every token is only read.
     """
 
     ids: np.ndarray
     type_ids: np.ndarray
+    answer_mask: None = None
 
 
 def encode_text(

@@ -7,14 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.features import encode_examples
-from pipeline.data.labels import LabelRange
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import QAWindow, label_window, make_windows
-from pipeline.recipe import Recipe
-from pipeline.support.errors import UserError
-
 UNLABELLED = -100  # the class of an item without one, in a batch with others that have; cross-entropy passes over it
 
 
@@ -44,68 +36,6 @@ class Batch:
     mask: np.ndarray
     answer_mask: np.ndarray | None
     targets: np.ndarray | None
-
-
-def classification_items(
-    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int
-) -> list[Item]:
-    """One item per example. Raises UserError for a label that is not among `labels`."""
-    index = {value: at for at, value in enumerate(labels)}
-    items = []
-    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
-        if example.label is not None and example.label not in index:
-            raise UserError(
-                f"label {example.label!r} is not one of the training data's: {', '.join(labels)}", field="data.label"
-            )
-        target = None if example.label is None else (index[example.label],)
-        items.append(Item(feature.ids, feature.type_ids, target))
-    return items
-
-
-def regression_items(
-    examples: Sequence[ClassificationExample], tokenizer: WordPieceTokenizer, label_range: LabelRange, max_length: int
-) -> list[Item]:
-    """One item per example, its label as a share of the range, which a label that training has not seen may be beyond."""
-    items = []
-    for example, feature in zip(examples, encode_examples(tokenizer, examples, max_length)):
-        target = None if example.label is None else (np.float32(label_range.share(example.label)),)
-        items.append(Item(feature.ids, feature.type_ids, target))
-    return items
-
-
-def question_windows(example: QAExample, tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[QAWindow]:
-    """The windows of one question, by the recipe's lengths."""
-    qa = recipe.qa
-    return make_windows(
-        tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer
-    )
-
-
-def qa_items(examples: Sequence[QAExample], tokenizer: WordPieceTokenizer, recipe: Recipe) -> list[Item]:
-    """One item per window that teaches: without no-answer, windows that miss the answer are left out (they would teach a lie)."""
-    items = []
-    for example in examples:
-        answer = example.answers[0] if example.answers else None
-        if answer is None and not recipe.qa.allow_no_answer:
-            continue
-        for window in question_windows(example, tokenizer, recipe):
-            target = label_window(window, answer)
-            if target is None and recipe.qa.allow_no_answer:
-                target = (0, 0)
-            if target is not None:
-                items.append(Item(window.ids, window.type_ids, target, window.answer_mask))
-    return items
-
-
-def make_items(
-    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Sequence[str] | LabelRange, recipe: Recipe
-) -> list[Item]:
-    """Training items of any task; `labels` are its classes, or for regression the range."""
-    if recipe.task == "classification":
-        return classification_items(examples, tokenizer, labels, recipe.data.max_length)
-    if recipe.task == "regression":
-        return regression_items(examples, tokenizer, labels, recipe.data.max_length)
-    return qa_items(examples, tokenizer, recipe)
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

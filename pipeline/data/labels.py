@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -21,10 +23,10 @@ class LabelRange(BaseModel):
     def width(self) -> float:
         return self.maximum - self.minimum
 
-    def share(self, value):
+    def share(self, value: Any) -> Any:
         """From the data's unit to a share of the range; a number or an array."""
         return (value - self.minimum) / self.width
 
-    def value(self, share):
+    def value(self, share: Any) -> Any:
         """From a share of the range to the data's unit; a number or an array."""
         return self.minimum + self.width * share

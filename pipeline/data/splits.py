@@ -58,7 +58,9 @@ def labels_of(examples: Sequence[Example]) -> list[str | float]:
 FRAGMENT_WORDS = 5
 
 
-def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
+def split_off(
+    examples: Sequence[Example], groups: Sequence[Group], count: int, seed: int
+) -> tuple[list[Example], list[Example]]:
     """Split examples into (rest, held), the same way for the same seed, each part in its old order.
 
     `held` is to say how a model does on what it never saw, so what belongs together stays on one side: the questions on one passage,
@@ -67,6 +69,9 @@ def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[
     too short to tell whose it is always stays in the rest.
 
     Questions of a passage are all held: `held` has exactly `count` of them where passages allow it, otherwise as few more as they do.
+
+    Args:
+        groups: of the task (`TaskDefinition.group`).
 
     Raises:
         UserError: `count` is not positive, or leaves nothing for the rest.
@@ -77,7 +82,6 @@ def split_off(examples: Sequence[Example], count: int, seed: int) -> tuple[list[
             "or give more data",
             field="count",
         )
-    groups = passages(examples) if isinstance(examples[0], QAExample) else whole_texts(examples)
     order = list(groups)
     random.Random(seed).shuffle(order)
     held: set[int] = set()

@@ -16,17 +16,15 @@ from pipeline.model.pretrained import Pretrained, fold_token_types
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import Labels
 
 
-def build_teacher(
-    pretrained: Pretrained, recipe: Recipe, labels: int, label_range: LabelRange | None = None
-) -> ExitModel:
+def build_teacher(pretrained: Pretrained, recipe: Recipe, labels: Labels) -> ExitModel:
     """Returns a model with one head after the last layer: the checkpoint's if it fits, else a new one.
 
     Args:
-        labels: number of the head's outputs.
-        label_range: for regression. Hugging Face's heads predict in the data's unit, the teacher in shares of this
-            range; so the checkpoint's head is rescaled.
+        labels: those of the training data. For a range, the checkpoint's head is rescaled: Hugging Face's heads
+            predict in the data's unit, the teacher in shares of the range.
 
     Raises:
         UserError: the recipe asks for no training, and the checkpoint has no head for the task.
@@ -35,18 +33,19 @@ def build_teacher(
     if not recipe.teacher.token_types:
         config, encoder = fold_token_types(config, encoder)
     torch.manual_seed(recipe.seed)
-    teacher = ExitModel(recipe.task, config, labels, pretrained.head_kind, [config.layers])
+    outputs = 1 if isinstance(labels, LabelRange) else len(labels)
+    teacher = ExitModel(recipe.task, config, outputs, pretrained.head_kind, [config.layers])
     teacher.encoder.load_state_dict(encoder)
-    if pretrained.head is not None and pretrained.head["out.weight"].shape[0] == labels:
+    if pretrained.head is not None and pretrained.head["out.weight"].shape[0] == outputs:
         head = dict(pretrained.head)
-        if label_range is not None:
-            head["out.weight"] = head["out.weight"] / label_range.width
-            head["out.bias"] = label_range.share(head["out.bias"])
+        if isinstance(labels, LabelRange):
+            head["out.weight"] = head["out.weight"] / labels.width
+            head["out.bias"] = labels.share(head["out.bias"])
         teacher.heads[-1].load_state_dict(head)
     elif recipe.teacher.training.epochs == 0:
         found = "none" if pretrained.head is None else f"one for {pretrained.head['out.weight'].shape[0]} labels"
         raise UserError(
-            f"{pretrained.source}: needs a {recipe.task} head for {labels} labels and has {found}; "
+            f"{pretrained.source}: needs a {recipe.task} head for {outputs} labels and has {found}; "
             "set it above 0 to fine-tune one",
             field="teacher.training.epochs",
         )

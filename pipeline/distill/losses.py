@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.inputs import MASKED
 from pipeline.data.items import UNLABELLED
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -75,44 +75,45 @@ def attention_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor)
     return (divergence * mask).sum() / mask.sum()
 
 
-def distributions(task: Task, logits: Tensor, answer_mask: Tensor | None) -> list[Tensor]:
-    """The logits of each distribution that a head gives: one over the labels, or start and end over the tokens that may answer.
-
-    Args:
-        logits: [batch, labels], or [batch, length, 2] for QA.
-        answer_mask: [batch, length] bool, QA only.
-    """
-    if task == "classification":
-        return [logits.float()]
-    return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
-
-
 def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: Tensor | None) -> Tensor:
-    """Cross-entropy with the labels, averaged over start and end for QA, or for regression the mean squared error.
+    """Returns the cross-entropy with the labels, averaged over the task's distributions.
 
-    A mean over the whole batch, to which an item without a label adds nothing: a batch with few labels pulls no harder at each.
+    For a task that predicts a number it is the mean squared error. The mean is over the whole batch, and items
+    without a label add 0. So in a batch with few labels, a label weighs no more than in others.
 
     Args:
-        logits: see `distributions`; for regression [batch, 1], as a share of the label range.
-        targets: [batch, 1], or [batch, 2] for QA; for regression as the logits; as `Batch` has them.
+        logits: a head's, [batch, ...]; a number is a share of the label range, [batch, 1].
+        targets: [batch, distributions], or the numbers, [batch, 1], see `Batch`; None if no item has a label.
+        answer_mask: [batch, length] bool, for tasks that have one.
+
+    Returns:
+        a scalar.
     """
     if targets is None:
         return logits.new_zeros((), dtype=torch.float32)
-    if task == "regression":
+    if get_task(task).predicts_number:
         return (logits.float() - torch.where(targets.isnan(), logits.float().detach(), targets)).square().mean()
-    parts = distributions(task, logits, answer_mask)
     losses = [
-        F.cross_entropy(part, targets[:, at], ignore_index=UNLABELLED, reduction="sum") for at, part in enumerate(parts)
+        F.cross_entropy(distribution, targets[:, index], ignore_index=UNLABELLED, reduction="sum")
+        for index, distribution in enumerate(get_task(task).distributions(logits, answer_mask))
     ]
     return torch.stack(losses).mean() / len(logits)
 
 
 def soft_loss(task: Task, student: Tensor, teacher: Tensor, answer_mask: Tensor | None, temperature: float) -> Tensor:
-    """`soft_target_loss` of a head's distributions, averaged over start and end for QA.
+    """Returns `soft_target_loss`, averaged over the task's distributions.
 
-    A regression has no distribution to soften: it is the mean squared error with the teacher's prediction, whatever the temperature.
+    A number has no distribution to soften, so its loss is the mean squared error at any temperature.
+
+    Args:
+        student, teacher: logits of a head, [batch, ...].
+        answer_mask: [batch, length] bool, for tasks that have one.
+
+    Returns:
+        a scalar.
     """
-    if task == "regression":
+    if get_task(task).predicts_number:
         return F.mse_loss(student.float(), teacher.float())
-    pairs = zip(distributions(task, student, answer_mask), distributions(task, teacher, answer_mask))
+    distributions = get_task(task).distributions
+    pairs = zip(distributions(student, answer_mask), distributions(teacher, answer_mask))
     return torch.stack([soft_target_loss(ours, theirs, temperature) for ours, theirs in pairs]).mean()

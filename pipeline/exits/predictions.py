@@ -1,24 +1,21 @@
-"""What every exit of a model would answer to a set of examples: the raw material of calibration, metrics and plots."""
+"""Runs examples through all exits of a model. Calibration, metrics and plots are computed from the results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.bundle.exit_rule import question_uncertainty
-from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.items import Item, classification_items, collate, question_windows, regression_items, sorted_batches
+from pipeline.data.examples import Example
+from pipeline.data.items import Item, collate, sorted_batches
 from pipeline.data.labels import LabelRange
-from pipeline.data.regression_metrics import regression_metrics
-from pipeline.data.spans import best_span, decode_answer
-from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import QAWindow
-from pipeline.distill.trainer import device
-from pipeline.exits.measures import change, label_measures, window_measures, with_patience
+from pipeline.distill.trainer import TensorBatch, device, on_device
+from pipeline.exits.measures import change, with_patience
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -26,15 +23,26 @@ from pipeline.model.uncertainty import MEASURES, answer_bias
 from pipeline.names import Task
 from pipeline.recipe import Recipe
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import AnswerContext, AnyTask, Labels, get_task
+from pipeline.tasks.types import ModelInput
 
-QUESTIONS = 512  # whose logits are held at a time: a whole training set's, tokens times exits, would not fit
+# Logits [batch, ...] and uncertainty [batch] of every exit; the latter is None for tasks whose programs do not
+# measure it.
+ExitTensors = tuple[list[Tensor], list[Tensor] | None]
+# From token ids, mask, token types and answer mask, [batch, length] each.
+Forward = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], ExitTensors]
+RunExits = Callable[[Any, Sequence[Item], OnStep], "list[ExitOutputs]"]
 
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits], as programs give it, or by change.
+    """The outputs of all exits for one input.
 
-    `temperatures` are the exits', which that uncertainty has in it and the logits have not; all 1 when absent.
+    Attributes:
+        logits: [exits, labels] or [exits, length, 2].
+        uncertainty: [exits], as the programs compute it, or by change for tasks whose programs do not.
+        temperatures: one per exit, 1 if None. The logits are not divided by them; the uncertainty takes them into
+            account.
     """
 
     logits: np.ndarray
@@ -44,219 +52,223 @@ class ExitOutputs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Examples through all exits, arrays [examples, exits].
+    """The answers of all exits for a set of examples. Arrays are [examples, exits].
 
-    `score` is what `pipeline.bundle.manifest.SCORE` names for the task; `exact` is exact match (the same as score for classification), None for
-    regression, whose answers are near or far and not right or wrong. `answers` are label indices, numbers in the data's unit, or texts, as
-    a nested list. `uncertainty` is by the recipe's measure, as a runner finds it; `measures` has it by every measure there is, by name,
-    computed from the same logits. `labels`, [examples], are a regression's, in the data's unit.
+    Attributes:
+        score: the task's `speed_metric`.
+        exact: 1 for a right answer, 0 for a wrong one; None for tasks that predict a number.
+        uncertainty: by the recipe's measure, as the runner compares it with a threshold.
+        answers: label indices, numbers in the data's unit, or texts, as a nested list.
+        measures: the uncertainty by all measures, by name, computed from the same logits.
+        targets: what the answers are scored against, [examples].
+        task: the examples' task.
     """
 
     score: np.ndarray
     exact: np.ndarray | None
     uncertainty: np.ndarray
-    answers: list[list]
+    answers: list[list[Any]]
     measures: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: np.ndarray | None = None
+    targets: Sequence[Any] = ()
+    task: Task = "classification"
 
     @property
     def exits(self) -> int:
-        return self.score.shape[1]
-
-    @property
-    def task(self) -> Task:
-        """Told by the answers' type."""
-        return {int: "classification", float: "regression", str: "qa"}[type(self.answers[0][0])]
+        """The number of exits."""
+        return int(self.score.shape[1])
 
     def metrics(self, exit: int = -1) -> dict[str, float | None]:
-        """{"accuracy"} or {"exact_match", "f1"} of one exit, fractions of 1; for regression `regression_metrics`."""
-        if self.task == "qa":
-            return {"exact_match": float(self.exact[:, exit].mean()), "f1": float(self.score[:, exit].mean())}
-        if self.task == "regression":
-            return regression_metrics(np.array(self.answers)[:, exit], self.labels)
-        return {"accuracy": float(self.score[:, exit].mean())}
+        """Returns the task's metrics at one exit, see `TaskDefinition.metrics`."""
+        return get_task(self.task).summarise([answers[exit] for answers in self.answers], self.targets)
 
 
 def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
-    """All exits of a model in float32, in padded batches, on the accelerator if there is one."""
-    at = device()
-    model = model.to(at).eval()
-    measure = MEASURES.get(model.uncertainty)
+    """Runs a model to full depth in float32, in padded batches, on the accelerator if there is one.
 
-    def forward(ids, mask, types, answers):
+    Returns:
+        the outputs of all exits for every item.
+    """
+    model.eval()
+    measure = MEASURES.get(model.uncertainty)
+    task = get_task(model.task)
+
+    def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
         logits = model(ids, mask, types).logits
-        if model.task == "regression":
+        if measure is None:
             return logits, None
-        if model.task == "classification":
-            uncertainty = [measure.labels(part / t) for part, t in zip(logits, model.temperatures)]
-        else:
-            bias = answer_bias(answers)
-            uncertainty = [
-                measure.spans(part[..., 0] / t, part[..., 1] / t, bias) for part, t in zip(logits, model.temperatures)
-            ]
+        bias = None if answer_mask is None else answer_bias(answer_mask)
+        uncertainty = [
+            task.program_uncertainty(measure, tuple(part / temperature for part in task.split_logits(head)), bias)
+            for head, temperature in zip(logits, model.temperatures)
+        ]
         return logits, uncertainty
 
-    outputs = _run(forward, items, at, model.temperatures, on_step)
-    model.cpu()
-    return outputs
+    with on_device(model):
+        return _run(forward, items, device(), model.temperatures, on_step)
 
 
 def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
-    """The same through a bundle's programs as modules: what the phone computes, quantized as there."""
+    """Runs a bundle's programs as modules to full depth: what the phone computes, with the same quantization.
 
-    def forward(ids, mask, types, answers):
-        extra = answer_bias(answers) if programs.task == "qa" else None
-        outputs = programs(ids, attention_bias(mask), extra)
-        if programs.task == "regression":
-            return [output[1] for output in outputs], None
-        if programs.task == "classification":
-            return [output[1] for output in outputs], [output[2] for output in outputs]
-        return [torch.stack(output[1:3], dim=-1) for output in outputs], [output[3] for output in outputs]
+    Returns:
+        the outputs of all exits for every item.
+    """
+    task = get_task(programs.task)
 
-    temperatures = [1.0 / float(segment.inverse_temperature) for segment in programs.segments]
+    def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
+        outputs = programs(ids, attention_bias(mask), None if answer_mask is None else answer_bias(answer_mask))
+        parts = [output[1 : 1 + len(task.exit_outputs)] for output in outputs]
+        logits = [part[0] if len(part) == 1 else torch.stack(part, dim=-1) for part in parts]
+        return logits, [output[-1] for output in outputs] if task.measures_uncertainty else None
+
+    temperatures = [1.0 / float(cast(Tensor, segment.inverse_temperature)) for segment in programs.segments]  # a buffer
     return _run(forward, items, torch.device("cpu"), temperatures, on_step)
 
 
 @torch.no_grad()
 def _run(
-    forward, items: Sequence[Item], at: torch.device, temperatures: Sequence[float], on_step: OnStep
+    forward: Forward, items: Sequence[Item], run_device: torch.device, temperatures: Sequence[float], on_step: OnStep
 ) -> list[ExitOutputs]:
-    results: list[ExitOutputs | None] = [None] * len(items)
-    done = 0
+    results: dict[int, ExitOutputs] = {}
     for rows in sorted_batches([len(item.ids) for item in items]):
-        chosen = [items[row] for row in rows]
-        batch = collate(chosen)
-        answers = None if batch.answer_mask is None else torch.from_numpy(batch.answer_mask).to(at)
-        arrays = (torch.from_numpy(array).to(at) for array in (batch.ids, batch.mask, batch.type_ids))
-        logits, uncertainty = forward(*arrays, answers)
-        logits = torch.stack([part.float() for part in logits], dim=1).cpu().numpy()  # [batch, exits, ...]
-        # Without one of the model's own it is a regression's change, of logits [batch, exits, 1].
-        uncertainty = (
-            change(logits[..., 0])
-            if uncertainty is None
-            else torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
-        )
-        for place, row in enumerate(rows):
-            part = logits[place]
-            if part.ndim == 3:  # [exits, length, 2] without its padding
-                part = part[:, : len(items[row].ids)]
-            # A copy: a slice would keep the logits of the whole batch, with its padding.
-            results[row] = ExitOutputs(part.copy(), uncertainty[place], temperatures)
-        done += len(rows)
-        on_step("measuring", done, len(items))
-    return results
+        batch = TensorBatch.of(collate([items[row] for row in rows]), run_device)
+        exit_logits, exit_uncertainty = forward(batch.ids, batch.mask, batch.types, batch.answer_mask)
+        logits = torch.stack([part.float() for part in exit_logits], dim=1).cpu().numpy()  # [batch, exits, ...]
+        if exit_uncertainty is None:
+            uncertainty = change(logits[..., 0])  # of a number, [batch, exits, 1]
+        else:
+            uncertainty = torch.stack(exit_uncertainty, dim=1).float().cpu().numpy()
+        for index, row in enumerate(rows.tolist()):
+            item_logits = logits[index]
+            if item_logits.ndim == 3:  # [exits, length, 2], padded
+                item_logits = item_logits[:, : len(items[row].ids)]
+            # A copy, because a slice would keep the logits of the whole batch in memory.
+            results[row] = ExitOutputs(item_logits.copy(), uncertainty[index], temperatures)
+        on_step("measuring", len(results), len(items))
+    return [results[row] for row in range(len(items))]
 
 
 def predict(
-    run,
-    model,
+    run: RunExits,
+    model: Any,
     examples: Sequence[Example],
     tokenizer: WordPieceTokenizer,
-    labels: Sequence[str] | LabelRange,
+    labels: Labels,
     recipe: Recipe,
     on_step: OnStep = silent,
+    targets: Sequence[Any] | None = None,
 ) -> Predictions:
-    """Every exit's answers, scores and uncertainties, these by the recipe's measure and by all others.
+    """Computes the answers, scores and uncertainties of all exits for labelled examples.
 
     Args:
-        run: `run_model` or `run_programs`.
-        model: what `run` takes; its exits have the recipe's measure.
-        examples: labelled.
-        labels: see `make_items`.
+        run: `run_model` or `run_programs`, or a function like them.
+        model: the argument of `run`. Its exits have the recipe's measure of uncertainty.
+        labels: those of the training data.
+        targets: what the answers are scored against; by default the examples' labels.
     """
-    if recipe.task == "classification":
-        return _classify(run, model, examples, tokenizer, labels, recipe, on_step)
-    if recipe.task == "regression":
-        return _estimate(run, model, examples, tokenizer, labels, recipe, on_step)
-    return _answer(run, model, examples, tokenizer, recipe, on_step)
-
-
-def _classify(run, model, examples: Sequence[ClassificationExample], tokenizer, labels, recipe, on_step) -> Predictions:
-    items = classification_items(examples, tokenizer, labels, recipe.data.max_length)
-    outputs = run(model, items, on_step)
-    logits = np.stack([output.logits for output in outputs])  # [examples, exits, labels]
-    answers = logits.argmax(axis=-1).tolist()
-    targets = np.array([item.target[0] for item in items])
-    score = (np.array(answers) == targets[:, None]).astype(np.float64)
-    measures = with_patience(label_measures(logits, outputs[0].temperatures), answers)
-    uncertainty = np.stack([output.uncertainty for output in outputs])
-    return Predictions(score, score, _chosen(uncertainty, measures, recipe), answers, measures)
-
-
-def _estimate(
-    run, model, examples: Sequence[ClassificationExample], tokenizer, label_range: LabelRange, recipe, on_step
-) -> Predictions:
-    outputs = run(model, regression_items(examples, tokenizer, label_range, recipe.data.max_length), on_step)
-    shares = np.stack([output.logits[:, 0] for output in outputs]).astype(np.float64)  # [examples, exits]
-    labels = np.array([example.label for example in examples])
-    score = 1.0 - np.minimum(np.abs(shares - label_range.share(labels)[:, None]), 1.0)
-    uncertainty = np.stack([output.uncertainty for output in outputs])
-    return Predictions(score, None, uncertainty, label_range.value(shares).tolist(), {"change": uncertainty}, labels)
-
-
-def _answer(run, model, examples: Sequence[QAExample], tokenizer, recipe, on_step) -> Predictions:
-    windows = [question_windows(example, tokenizer, recipe) for example in examples]
-    # Long passages first, as `sorted_batches` has it, so that the questions that are run together are of like lengths.
-    order = sorted(range(len(windows)), key=lambda row: -sum(len(window) for window in windows[row]))
-    questions: list[_Question | None] = [None] * len(windows)
-    total, done = sum(len(group) for group in windows), 0
-    for at in range(0, len(order), QUESTIONS):
-        rows = order[at : at + QUESTIONS]
-        items = [Item(window.ids, window.type_ids, None, window.answer_mask) for row in rows for window in windows[row]]
+    task = get_task(recipe.task)
+    context = answer_context(labels, recipe)
+    targets = task.targets(examples, context) if targets is None else targets
+    inputs = task.encode_all(examples, tokenizer, recipe.input_options)
+    exits: dict[int, _ExampleExits] = {}
+    total, done = sum(len(group) for group in inputs), 0
+    for chosen in _in_chunks(inputs, task.examples_in_memory):
+        items = [
+            Item(model_input.ids, model_input.type_ids, None, model_input.answer_mask)
+            for index in chosen
+            for model_input in inputs[index]
+        ]
 
         def on_chunk(what: str, part: int, _: int, before: int = done) -> None:
             on_step(what, before + part, total)
 
         outputs = iter(run(model, items, on_chunk))
-        for row in rows:
-            questions[row] = _question(examples[row], windows[row], [next(outputs) for _ in windows[row]], recipe)
+        for index in chosen:
+            own = [next(outputs) for _ in inputs[index]]
+            exits[index] = _read_exits(task, examples[index], inputs[index], own, targets[index], context)
         done += len(items)
-    answers = [question.answers for question in questions]
-    truths = [[answer.text for answer in example.answers] for example in examples]
-    score = [[f1(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
-    exact = [[exact_match(text, truth) for text in texts] for texts, truth in zip(answers, truths)]
-    measures = {name: np.array([question.measures[name] for question in questions]) for name in questions[0].measures}
-    measures = with_patience(measures, answers)
-    uncertainty = np.array([question.uncertainty for question in questions])
+    rows = [exits[index] for index in range(len(examples))]
+    answers = [row.answers for row in rows]
+    measures = {name: np.array([row.measures[name] for row in rows]) for name in rows[0].measures}
+    uncertainty = np.array([row.uncertainty for row in rows])
+    measures = with_patience(measures, answers) if "entropy" in measures else {"change": uncertainty}
     return Predictions(
-        np.array(score, float), np.array(exact, float), _chosen(uncertainty, measures, recipe), answers, measures
+        score=np.array([row.score for row in rows], float),
+        exact=None if rows[0].exact[0] is None else np.array([row.exact for row in rows], float),
+        uncertainty=_compared(uncertainty, measures, recipe),
+        answers=answers,
+        measures=measures,
+        targets=targets,
+        task=recipe.task,
     )
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is kept of a question when the logits of its windows are let go; all [exits]."""
+def answer_context(labels: Labels, recipe: Recipe) -> AnswerContext:
+    """Returns the context for reading answers, for a model that has no manifest yet."""
+    if isinstance(labels, LabelRange):
+        return AnswerContext(recipe.input_options, label_range=labels)
+    names = tuple(recipe.data.label_names or labels)
+    return AnswerContext(recipe.input_options, labels=names, label_values=tuple(labels))
 
-    answers: list[str]
+
+def _in_chunks(inputs: Sequence[Sequence[ModelInput]], size: int | None) -> Iterator[Sequence[int]]:
+    """Returns the examples' indices in groups of `size`, whose logits are held in memory together."""
+    if size is None:
+        yield range(len(inputs))
+        return
+    # Longest first, as `sorted_batches` does, so that examples of similar length run together.
+    order = sorted(range(len(inputs)), key=lambda index: -sum(len(part.ids) for part in inputs[index]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@dataclass(frozen=True)
+class _ExampleExits:
+    """What is kept of an example when its logits are dropped. Lists are [exits]."""
+
+    answers: list[Any]
+    score: list[float]
+    exact: list[float | None]
     uncertainty: list[float]
     measures: dict[str, list[float]]
 
 
-def _question(
-    example: QAExample, windows: Sequence[QAWindow], outputs: Sequence[ExitOutputs], recipe: Recipe
-) -> _Question:
-    """Every exit of one question; `outputs` are its windows'."""
-    longest, exits = recipe.qa.max_answer, range(len(outputs[0].uncertainty))
-    by_window = [
-        window_measures(output.logits[..., 0], output.logits[..., 1], window.answer_mask, longest, output.temperatures)
-        | {"own": output.uncertainty}
-        for window, output in zip(windows, outputs)
+def _read_exits(
+    task: AnyTask,
+    example: Example,
+    inputs: Sequence[ModelInput],
+    outputs: Sequence[ExitOutputs],
+    target: Any,
+    context: AnswerContext,
+) -> _ExampleExits:
+    """Decodes and scores every exit of one example; `inputs` and `outputs` correspond."""
+    measured = [
+        task.measures(model_input, output.logits, output.temperatures, context.options)
+        for model_input, output in zip(inputs, outputs)
     ]
-    answers, measures = [], {name: [] for name in by_window[0]}
-    for exit in exits:
-        scores = [(output.logits[exit, :, 0], output.logits[exit, :, 1]) for output in outputs]
-        # With one window there is nothing to choose among.
-        best = [0.0] if len(windows) == 1 else [
-            best_span(*pair, window.answer_mask, longest).score for window, pair in zip(windows, scores)
-        ]  # fmt: skip
-        for name, values in measures.items():
-            values.append(question_uncertainty(best, [each[name][exit] for each in by_window]))
-        answers.append(decode_answer(windows, scores, example.passage, longest, recipe.qa.allow_no_answer).text)
-    return _Question(answers, measures.pop("own"), measures)
+    exits = _ExampleExits([], [], [], [], {name: [] for name in measured[0]})
+    for exit in range(len(outputs[0].uncertainty)):
+        logits = [split_array(task, output.logits[exit]) for output in outputs]
+        decoded = task.decode(example, inputs, logits, context)
+        decisive = task.decisive_input(inputs, logits, context)
+        score, exact = task.score(decoded, target, context)
+        exits.answers.append(task.answer(decoded, context))
+        exits.score.append(score)
+        exits.exact.append(exact)
+        exits.uncertainty.append(float(outputs[decisive].uncertainty[exit]))
+        for name, values in exits.measures.items():
+            values.append(float(measured[decisive][name][exit]))
+    return exits
 
 
-def _chosen(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
-    """What a runner compares with its thresholds: the programs' own uncertainty, or with patience in it, which no program knows."""
+def split_array(task: AnyTask, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Splits one exit's logits for one input into the task's `exit_outputs`."""
+    count = len(task.exit_outputs)
+    return (logits,) if count == 1 else tuple(logits[..., index] for index in range(count))
+
+
+def _compared(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+    """Returns what the runner compares with a threshold, which takes patience into account if the recipe says so."""
     if recipe.exits.uncertainty == "agreement":
         return uncertainty * measures["patience"]
     return measures["patience"] if recipe.exits.uncertainty == "patience" else uncertainty

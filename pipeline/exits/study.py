@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.bundle.exit_rule import exits_taken
-from pipeline.bundle.manifest import SCORE, Speed
+from pipeline.bundle.manifest import Speed
 from pipeline.data.regression_metrics import auroc, spearman
 from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
 from pipeline.exits.study_document import (
@@ -24,6 +24,7 @@ from pipeline.exits.study_document import (
     Third,
     WithinLoss,
 )
+from pipeline.tasks import get_task
 
 if TYPE_CHECKING:  # predictions imports torch, which a page about a study does not need
     from pipeline.exits.predictions import Predictions
@@ -65,10 +66,11 @@ def study(
         for name, values in predictions.measures.items()
         if name != measure
     }
-    exact = predictions.exact if predictions.task == "qa" else None
+    task = get_task(predictions.task)
+    exact = predictions.exact if "exact_match" in task.metrics else None
     return Study(
         task=predictions.task,
-        metric=SCORE[predictions.task],
+        metric=task.speed_metric,
         examples=len(predictions.score),
         full_depth=short(own.full),
         full_depth_flops=float(own.full_flops),

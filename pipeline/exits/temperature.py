@@ -12,6 +12,7 @@ from pipeline.data.items import Item
 from pipeline.exits.predictions import run_model
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import get_task
 
 # Range of temperatures that is searched. A head that needs one outside of it has not learned the task.
 BOUNDS = (0.1, 10.0)
@@ -31,9 +32,9 @@ def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = s
     for exit in range(len(model.heads)):
         rows, targets = [], []
         for item, output in zip(items, outputs):
+            assert item.target is not None  # items are labelled
             logits = torch.from_numpy(output.logits[exit])
-            parts = [logits] if model.task == "classification" else logits.unbind(dim=-1)
-            for part, target in zip(parts, item.target):
+            for part, target in zip(get_task(model.task).split_logits(logits), item.target):
                 if item.answer_mask is not None:
                     part = part.masked_fill(~torch.from_numpy(item.answer_mask), float("-inf"))
                 rows.append(part)

@@ -38,6 +38,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import is_full_disk, write_text
+from pipeline.tasks import get_task
 from quantize.schemes import EMBEDDINGS_MATRIX
 
 VOCAB_FILE = "vocab.txt"
@@ -94,10 +95,7 @@ def write_bundle(
             Programs.of(model),
             conformance_examples,
             tokenizer,
-            max_length=manifest.max_length,
-            labels=manifest.labels,
-            qa=manifest.qa,
-            label_range=label_range,
+            context=manifest.answer_context,
             thresholds={name: speed.thresholds for name, speed in speeds.items()},
             on_step=on_step,
         )
@@ -157,9 +155,10 @@ def describe(
     matrix_schemes: Mapping[str, str] | None = None,
 ) -> Manifest:
     """The manifest, its programs and files still to be filled in. Raises UserError where the parts do not fit each other."""
-    labels = list(recipe.data.label_names or label_values) if recipe.task == "classification" else []
-    values = list(label_values) if recipe.task == "classification" else []
-    if recipe.task == "classification":
+    task = get_task(recipe.task)
+    labels = list(recipe.data.label_names or label_values) if task.has_classes else []
+    values = list(label_values) if task.has_classes else []
+    if task.has_classes:
         for field, names in (("data.label_names", labels), ("data.label", values)):
             if len(names) != model.labels:
                 raise UserError(f"{len(names)} labels for a model with {model.labels} classes", field=field)
@@ -196,7 +195,7 @@ def describe(
         ),
         label_range=label_range,
         qa=None
-        if recipe.task != "qa"
+        if not task.cuts_into_windows
         else QAOptions(
             window=qa.window,
             stride=qa.stride,
@@ -225,7 +224,8 @@ def longest_input(recipe: Recipe, positions: int) -> int:
     threshold was chosen for.
     A question's window does that for question answering, so there it is what the programs take.
     """
-    longest = recipe.export.max_length if recipe.task == "qa" else recipe.data.max_length
+    task = get_task(recipe.task)
+    longest = recipe.export.max_length if task.cuts_into_windows else recipe.data.max_length
     return min(longest, positions)
 
 

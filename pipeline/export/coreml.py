@@ -23,6 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly
+from pipeline.tasks import get_task
 from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, compress
 from quantize.int8_inputs import reciprocals, set_rounding, with_int8_inputs
 from quantize.schemes import EMBEDDINGS_MATRIX
@@ -123,12 +124,11 @@ def sources(
 
     inputs = [tensor("hidden", *hidden), tensor("attention_bias", *bias)]
     outputs = [tensor("hidden_out", *hidden)]
-    if model.task == "qa":
+    task = get_task(model.task)
+    if task.uses_answer_mask:
         inputs.append(tensor("answer_bias", 1, "length"))
-        outputs += [tensor("start_logits", 1, "length"), tensor("end_logits", 1, "length")]
-    else:
-        outputs.append(tensor("logits", 1, model.labels))
-    if model.task != "regression":
+    outputs += [tensor(name, *shape) for name, shape in task.output_shapes(model.labels).items()]
+    if task.measures_uncertainty:
         outputs.append(tensor("uncertainty", 1))
     embed = Source(
         "embed", programs.embed, (tensor("input_ids", 1, "length", dtype="int32"),), (tensor("hidden", *hidden),)

@@ -23,6 +23,7 @@ from pipeline.model.segments import Monolith, Programs
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging
+from pipeline.tasks import get_task
 
 SHORTEST = 2  # [CLS] [SEP]; for a length of 1 torch would make a graph of its own
 
@@ -103,7 +104,7 @@ def example_inputs(module: nn.Module, programs: Programs, length: int) -> dict[s
         return ids
     hidden = {"hidden": torch.zeros(1, length, programs.embed.embeddings.norm.normalized_shape[0])}
     inputs = {**(ids if isinstance(module, Monolith) else hidden), "attention_bias": torch.zeros(1, 1, length)}
-    return {**inputs, "answer_bias": torch.zeros(1, length)} if programs.task == "qa" else inputs
+    return {**inputs, "answer_bias": torch.zeros(1, length)} if get_task(programs.task).uses_answer_mask else inputs
 
 
 LENGTH_AXIS = {"input_ids": 1, "hidden": 1, "attention_bias": 2, "answer_bias": 1}
@@ -253,10 +254,11 @@ def describe(name: str, exported: ExportedProgram, task: str, file: str, precisi
     """The manifest's entry of a program, with the shapes of its graph."""
     nodes = {node.name: node.meta["val"] for node in exported.graph_module.graph.nodes if "val" in node.meta}
     signature = exported.graph_signature
+    definition = get_task(task)
     if name == "embed":
         outputs = ["hidden"]
     else:
-        outputs = ["hidden", *manifest.EXIT_OUTPUTS[task], *([] if task == "regression" else ["uncertainty"])]
+        outputs = ["hidden", *definition.exit_outputs, *(["uncertainty"] if definition.measures_uncertainty else [])]
     return manifest.Program(
         name=name,
         backend="executorch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,13 @@ from pipeline.bundle.exit_rule import (
     change_uncertainty,
     compared_uncertainty,
     exit_taken,
-    question_uncertainty,
 )
-from pipeline.bundle.manifest import EXIT_OUTPUTS, QAOptions
-from pipeline.data.examples import Example, QAExample
-from pipeline.data.features import encode_text
+from pipeline.data.examples import Example
 from pipeline.data.inputs import program_inputs
-from pipeline.data.labels import LabelRange
-from pipeline.data.spans import best_span, decode_answer
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import QAWindow, make_windows
 from pipeline.model.segments import Programs
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import AnswerContext, AnyTask, get_task
 
 FULL = "full"  # the name in `outcomes` for all segments, whatever the uncertainty
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, and of an uncertainty: sums of float32 in another order
@@ -36,11 +32,7 @@ def make_vectors(
     unquantized: Programs,
     examples: Sequence[Example],
     tokenizer: WordPieceTokenizer,
-    *,
-    max_length: int,
-    labels: Sequence[str],
-    qa: QAOptions | None,
-    label_range: LabelRange | None = None,
+    context: AnswerContext,
     thresholds: Mapping[str, Sequence[float]],
     on_step: OnStep = silent,
 ) -> Conformance:
@@ -53,30 +45,17 @@ def make_vectors(
         programs: the quantized model in PyTorch.
         unquantized: the same before quantization, for the tolerances.
         examples: about 16, short and long, for question answering with a passage that is longer than a window.
-        max_length: the longest input in tokens; not read for question answering.
-        labels: what an app shows, in the order of the logits; classification only.
-        qa: how a passage is cut and an answer chosen; question answering only.
-        label_range: regression only.
+        context: what reading an answer takes, see `Manifest.answer_context`.
         thresholds: of each named speed, one per exit.
         on_step: told of each example.
     """
+    task = get_task(programs.task)
     speeds = {**thresholds, FULL: [FULL_DEPTH] * len(programs.segments)}
     cases = []
     for done, example in enumerate(examples):
         on_step("conformance vectors", done, len(examples))
-        if isinstance(example, QAExample):
-            if example.question.strip() and len(tokenizer.encode(example.passage)):
-                cases.append(question_case(programs, example, tokenizer, qa, speeds))
-        elif all(text is None or text.strip() for text in (example.text, example.text_pair)):
-            ids = encode_text(tokenizer, example.text, example.text_pair, max_length).ids
-            window = run_window(programs, ids)
-            if programs.task == "regression":
-                outcomes = {name: value_outcome(window, each, label_range) for name, each in speeds.items()}
-            else:
-                outcomes = {
-                    name: label_outcome(window, each, labels, programs.uncertainty) for name, each in speeds.items()
-                }
-            cases.append(Case(text=example.text, text_pair=example.text_pair, windows=[window], outcomes=outcomes))
+        if task.has_text(example, tokenizer):
+            cases.append(make_case(programs, example, tokenizer, context, speeds))
     on_step("conformance vectors", len(examples), len(examples))
     windows = [window for case in cases for window in case.windows]
     references = [run_window(unquantized, *inputs_of(each)) for each in windows]
@@ -118,11 +97,12 @@ def run_window(programs: Programs, ids: np.ndarray, answer_mask: np.ndarray | No
     inputs = program_inputs(ids, answer_mask)
     bias = None if inputs.answer_bias is None else torch.from_numpy(inputs.answer_bias)
     outputs = programs(torch.from_numpy(inputs.input_ids), torch.from_numpy(inputs.attention_bias), bias)
-    names = EXIT_OUTPUTS[programs.task]
+    task = get_task(programs.task)
     numbers = [
-        {name: rounded(values.flatten().tolist()) for name, values in zip(names, answers)} for _, *answers in outputs
+        {name: rounded(values.flatten().tolist()) for name, values in zip(task.exit_outputs, answers)}
+        for _, *answers in outputs
     ]
-    if programs.task == "regression":
+    if not task.measures_uncertainty:
         shares = [each["logits"][0] for each in numbers]
         unsure = [change_uncertainty(shares[: exit + 1]) for exit in range(len(shares))]
     else:
@@ -132,56 +112,42 @@ def run_window(programs: Programs, ids: np.ndarray, answer_mask: np.ndarray | No
     return WindowVector(input_ids=[int(each) for each in ids], answer_mask=mask, exits=exits)
 
 
-def label_outcome(window: WindowVector, thresholds: Sequence[float], labels: Sequence[str], measure: str) -> Outcome:
-    """What a classifier says at these thresholds for that measure of uncertainty."""
-    answers = [labels[int(np.argmax(vector.outputs["logits"]))] for vector in window.exits]
-    exit = exit_taken(uncertainties(measure, answers, [vector.uncertainty for vector in window.exits]), thresholds)
-    return Outcome(exit=exit, label=answers[exit])
-
-
-def value_outcome(window: WindowVector, thresholds: Sequence[float], label_range: LabelRange) -> Outcome:
-    """What a regression predicts at these thresholds."""
-    exit = exit_taken([vector.uncertainty for vector in window.exits], thresholds)
-    return Outcome(exit=exit, value=rounded([label_range.value(window.exits[exit].outputs["logits"][0])])[0])
-
-
-def uncertainties(measure: str, answers: Sequence[str], by_program: Sequence[float]) -> Sequence[float]:
-    """What a runner compares with the thresholds, given every exit's answer and the programs' uncertainty there."""
-    return [
-        compared_uncertainty(measure, uncertainty, answers[: exit + 1]) for exit, uncertainty in enumerate(by_program)
-    ]
-
-
-def question_case(
+def make_case(
     programs: Programs,
-    example: QAExample,
+    example: Example,
     tokenizer: WordPieceTokenizer,
-    qa: QAOptions,
+    context: AnswerContext,
     speeds: Mapping[str, Sequence[float]],
 ) -> Case:
-    """One question through every exit, in all its windows."""
-    windows = make_windows(
-        tokenizer, example.question, example.passage, qa.window, qa.stride, qa.max_question, qa.allow_no_answer
-    )
-    vectors = [run_window(programs, window.ids, window.answer_mask) for window in windows]
-    answers = [exit_answer(windows, vectors, example.passage, exit, qa) for exit in range(len(programs.segments))]
-    unsure = uncertainties(
-        programs.uncertainty, [outcome.answer for outcome, _ in answers], [uncertainty for _, uncertainty in answers]
-    )
-    outcomes = {name: answers[exit_taken(unsure, each)][0] for name, each in speeds.items()}
-    return Case(question=example.question, passage=example.passage, windows=vectors, outcomes=outcomes)
+    """One example through every exit, with all its inputs, and its answer at every speed."""
+    task = get_task(programs.task)
+    inputs = task.encode(example, tokenizer, context.options)
+    windows = [run_window(programs, model_input.ids, model_input.answer_mask) for model_input in inputs]
+    fields, answers, by_program = [], [], []
+    for exit in range(len(programs.segments)):
+        logits = [exit_logits(task, window, exit) for window in windows]
+        decoded = task.decode(example, inputs, logits, context)
+        fields.append(task.answer_fields(decoded, context))
+        answers.append(task.answer(decoded, context))
+        by_program.append(windows[task.decisive_input(inputs, logits, context)].exits[exit].uncertainty)
+    uncertainty = [
+        compared_uncertainty(programs.uncertainty, value, answers[: exit + 1]) for exit, value in enumerate(by_program)
+    ]
+    outcomes = {}
+    for name, thresholds in speeds.items():
+        exit = exit_taken(uncertainty, thresholds)
+        outcomes[name] = Outcome(exit=exit, **rounded_fields(fields[exit]))
+    return Case(**task.request_fields(example), windows=windows, outcomes=outcomes)
 
 
-def exit_answer(
-    windows: Sequence[QAWindow], vectors: Sequence[WindowVector], passage: str, exit: int, qa: QAOptions
-) -> tuple[Outcome, float]:
-    """What is answered at an exit, where all windows are at the same depth, and the programs' uncertainty of the question there."""
-    outputs = [vector.exits[exit].outputs for vector in vectors]
-    logits = [(np.array(each["start_logits"]), np.array(each["end_logits"])) for each in outputs]
-    best = [best_span(*pair, window.answer_mask, qa.max_answer).score for pair, window in zip(logits, windows)]
-    answer = decode_answer(windows, logits, passage, qa.max_answer, qa.allow_no_answer, qa.null_threshold)
-    outcome = Outcome(exit=exit, answer=answer.text, start=answer.start, end=answer.end)
-    return outcome, question_uncertainty(best, [vector.exits[exit].uncertainty for vector in vectors])
+def exit_logits(task: AnyTask, window: WindowVector, exit: int) -> tuple[np.ndarray, ...]:
+    """What a vector says that one exit gave, as arrays in the order of the task's `exit_outputs`."""
+    return tuple(np.array(window.exits[exit].outputs[name]) for name in task.exit_outputs)
+
+
+def rounded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer's fields with its numbers rounded as the vectors' are."""
+    return {name: rounded([value])[0] if isinstance(value, float) else value for name, value in fields.items()}
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.model.encoder import Encoder, EncoderConfig, attention_bias
 from pipeline.model.heads import build_head
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 @dataclass
@@ -32,7 +33,7 @@ class ExitModel(nn.Module):
         task: "classification", "regression" or "qa".
         config: the encoder's shape.
         labels: number of classes; 1 for regression, 2 for question answering (start and end).
-        head: kind of head, a name in `pipeline.model.heads.HEADS[task]`.
+        head: kind of head, a name in `TaskDefinition.heads`.
         exit_layers: the layers (from 1) that a head follows; ascending, ending with the last layer.
 
     Attributes:
@@ -54,7 +55,7 @@ class ExitModel(nn.Module):
         self.encoder = Encoder(config)
         self.heads = nn.ModuleList(build_head(task, head, config, labels) for _ in self.exit_layers)
         self.temperatures = [1.0] * len(self.exit_layers)
-        self.uncertainty = "change" if task == "regression" else "entropy"
+        self.uncertainty = get_task(task).uncertainties[0]
         self.separator: int | None = None
 
     @property

@@ -16,6 +16,7 @@ import torch
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.heads import HEADS
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 def embedding_flops(config: EncoderConfig, length: int) -> int:
@@ -39,7 +40,7 @@ def head_flops(task: Task, kind: str, config: EncoderConfig, labels: int, length
         KeyError: the task has no head of that kind.
     """
     with torch.device("meta"):
-        return HEADS[task][kind](config, labels).flops(length)
+        return HEADS[get_task(task).head_family][kind](config, labels).flops(length)
 
 
 def model_flops(

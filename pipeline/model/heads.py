@@ -6,6 +6,7 @@ Each has a method `flops(length)`, its floating-point operations on one input as
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,30 +14,54 @@ from torch import Tensor, nn
 
 from pipeline.model.encoder import EncoderConfig, initialise
 from pipeline.names import Task
-
-HEADS: dict[str, dict[str, type]] = {"classification": {}, "qa": {}}
-HEADS["regression"] = HEADS["classification"]  # the same heads, with one output
+from pipeline.tasks import get_task
 
 
-def register(task: Task, name: str):
-    """Makes a head class known to recipes under `name`."""
+class Head(nn.Module):
+    """The base of all heads. `forward` takes hidden states and an attention bias and returns logits."""
 
-    def add(cls):
-        HEADS[task][name] = cls
-        cls.task, cls.kind = task, name
-        return cls
+    @staticmethod
+    def initialise(module: nn.Module) -> None:
+        """Initialises one module of a new head."""
+        initialise(module)
+
+    def flops(self, length: int) -> int:
+        """Returns the floating-point operations on `length` tokens."""
+        raise NotImplementedError
+
+
+HeadClass = TypeVar("HeadClass", bound=type[Head])
+
+# Head classes by family (`TaskDefinition.head_family`) and kind. A "text" head gives logits per text, a "span" head
+# per token.
+HEADS: dict[str, dict[str, Callable[[EncoderConfig, int], Head]]] = {"text": {}, "span": {}}
+
+
+def register(family: str, kind: str) -> Callable[[HeadClass], HeadClass]:
+    """Returns a decorator that adds a head class to `HEADS`, which makes `kind` known to recipes."""
+
+    def add(head_class: HeadClass) -> HeadClass:
+        HEADS[family][kind] = head_class
+        return head_class
 
     return add
 
 
-def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> nn.Module:
-    """A newly initialised head; `labels` is ignored for question answering. KeyError if the kind is unknown."""
-    head = HEADS[task][kind](config, labels)
-    head.apply(getattr(head, "initialise", initialise))
+def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> Head:
+    """Returns a newly initialised head.
+
+    Args:
+        labels: number of logits per text; "span" heads ignore it.
+
+    Raises:
+        KeyError: the task has no head of that kind.
+    """
+    head = HEADS[get_task(task).head_family][kind](config, labels)
+    head.apply(head.initialise)
     return head
 
 
-class FirstToken(nn.Module):
+class FirstToken(Head):
     """Dense layer, activation and linear layer on the first token, as BERT and DistilBERT classify."""
 
     activation: Callable[[Tensor], Tensor] = staticmethod(torch.tanh)
@@ -54,20 +79,20 @@ class FirstToken(nn.Module):
         return 2 * (self.dense.weight.numel() + self.out.weight.numel())
 
 
-@register("classification", "bert")
+@register("text", "bert")
 class BertClassifier(FirstToken):
     """The pooler (tanh) and classifier of Hugging Face's `BertForSequenceClassification`."""
 
 
-@register("classification", "distilbert")
+@register("text", "distilbert")
 class DistilBertClassifier(FirstToken):
     """The pre-classifier (ReLU) and classifier of Hugging Face's `DistilBertForSequenceClassification`."""
 
     activation = staticmethod(torch.relu)
 
 
-@register("classification", "linear")
-class LinearClassifier(nn.Module):
+@register("text", "linear")
+class LinearClassifier(Head):
     """One linear layer on the first token: the cheapest head.
 
     It is weak after early layers, where that token has gathered little.
@@ -85,8 +110,8 @@ class LinearClassifier(nn.Module):
         return 2 * self.out.weight.numel()
 
 
-@register("classification", "pooled")
-class PooledClassifier(nn.Module):
+@register("text", "pooled")
+class PooledClassifier(Head):
     """Attention pooling with learned queries over all tokens, which works after early layers too.
 
     Each query pools the hidden states with a softmax over the tokens. Each pooled state passes a narrow layer (tanh),
@@ -112,7 +137,7 @@ class PooledClassifier(nn.Module):
         return 2 * (2 * length * score + queries * self.value.weight.numel() + self.out.weight.numel())
 
 
-class NarrowAttention(nn.Module):
+class NarrowAttention(Head):
     """FastBERT's student classifier without its pooling (Liu et al. 2020, section 3.1 and figure 2).
 
     The hidden states are narrowed (tanh), attend to each other once, and pass two linear layers, the first with tanh.
@@ -160,7 +185,7 @@ class NarrowAttention(nn.Module):
         return 2 * (queries * per_query + length * per_token + 2 * queries * length * self.query.in_features)
 
 
-@register("classification", "fastbert")
+@register("text", "fastbert")
 class FastBertClassifier(NarrowAttention):
     """FastBERT's student classifier: the first token attends to all tokens and gives the logits.
 
@@ -179,8 +204,8 @@ class FastBertClassifier(NarrowAttention):
         return self.attend_flops(1, length)
 
 
-@register("qa", "linear")
-class LinearSpan(nn.Module):
+@register("span", "linear")
+class LinearSpan(Head):
     """One linear layer that gives every token a start and an end score, as Hugging Face's `...ForQuestionAnswering`."""
 
     def __init__(self, config: EncoderConfig, labels: int = 2):
@@ -195,8 +220,8 @@ class LinearSpan(nn.Module):
         return 2 * length * self.out.weight.numel()
 
 
-@register("qa", "attention")
-class AttentionSpan(nn.Module):
+@register("span", "attention")
+class AttentionSpan(Head):
     """Narrow self-attention, then a linear layer, like FastBERT's student classifier (Liu et al. 2020, section 3.1).
 
     After early layers a token has seen little of the question. The attention lets it look there, for a few per cent
@@ -224,7 +249,7 @@ class AttentionSpan(nn.Module):
         return 2 * (length * per_token + 2 * length * length * width)
 
 
-@register("qa", "fastbert")
+@register("span", "fastbert")
 class FastBertSpan(NarrowAttention):
     """FastBERT's student classifier for spans: every token gets a start and an end score."""
 

@@ -15,6 +15,7 @@ from pipeline.model.mlm import convert_mlm_head
 from pipeline.model.weights import read_json, read_weights
 from pipeline.names import Task
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 # Hugging Face's names of a layer's parts -> ours. Query, key and value are separate, because we join them to one
 # matrix.
@@ -48,7 +49,7 @@ class Pretrained:
     Attributes:
         source: the name or folder it was loaded from.
         encoder: a state dict of `Encoder`.
-        head_kind: the kind of head that this architecture has, a name in `pipeline.model.heads.HEADS[task]`.
+        head_kind: the kind of head that this architecture has, a name in `TaskDefinition.heads`.
         head: a state dict of that head; None if the checkpoint has none for the task.
         labels: the classifier's label names, in the order of its logits; empty without a classifier.
         vocab: the vocabulary file.
@@ -187,23 +188,6 @@ def convert_encoder(state: dict[str, Tensor], config: EncoderConfig, kind: str, 
     return encoder
 
 
-def convert_head(state: dict[str, Tensor], kind: str, task: Task) -> tuple[str, dict[str, Tensor] | None]:
-    """The task's head if the checkpoint has one: (head kind, its state dict or None)."""
-    if task == "qa":
-        if "qa_outputs.weight" in state:
-            return "linear", {"out.weight": state["qa_outputs.weight"], "out.bias": state["qa_outputs.bias"]}
-        return "linear", None
-    dense = "bert.pooler.dense" if kind == "bert" else "pre_classifier"
-    if "classifier.weight" in state and f"{dense}.weight" in state:
-        return kind, {
-            "dense.weight": state[f"{dense}.weight"],
-            "dense.bias": state[f"{dense}.bias"],
-            "out.weight": state["classifier.weight"],
-            "out.bias": state["classifier.bias"],
-        }
-    return kind, None
-
-
 def load_pretrained(weights: str, task: Task) -> Pretrained:
     """Reads and converts a checkpoint.
 
@@ -220,9 +204,9 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
     raw = read_json(config_file)
     config = encoder_config(raw, config_file)
     state = read_weights(folder)
-    head_kind, head = convert_head(state, raw["model_type"], task)
+    head_kind, head = get_task(task).checkpoint_head(state, raw["model_type"])
     labels: tuple[str, ...] = ()
-    if task == "classification" and head is not None:
+    if get_task(task).has_classes and head is not None:
         names = raw.get("id2label") or {}
         count = head["out.weight"].shape[0]
         labels = tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(count))

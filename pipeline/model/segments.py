@@ -12,6 +12,7 @@ from pipeline.model.encoder import Embeddings, ExportLayer, Layer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.uncertainty import MEASURES
 from pipeline.names import Task
+from pipeline.tasks import get_task
 
 
 class EmbedProgram(nn.Module):
@@ -48,6 +49,8 @@ class SegmentProgram(nn.Module):
         uncertainty: the measure, a name in `pipeline.model.uncertainty.MEASURES`.
     """
 
+    inverse_temperature: Tensor
+
     def __init__(
         self,
         task: Task,
@@ -58,7 +61,7 @@ class SegmentProgram(nn.Module):
     ):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
-        self.measure = None if task == "regression" else MEASURES[uncertainty]
+        self.measure = MEASURES[uncertainty] if get_task(task).measures_uncertainty else None
         # A buffer, because a plain number would become part of the graph. Segments that differ only in their weights
         # share one graph and are lowered once.
         self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
@@ -67,18 +70,12 @@ class SegmentProgram(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_bias)
         logits = self.head(hidden, attention_bias)
-        if self.task == "regression":
-            return hidden, logits
-        if self.task == "classification":
-            return hidden, logits, self.measure.labels(logits * self.inverse_temperature)
-        # A dot with a unit vector would do as well; unbind lowers to two slices.
-        start, end = logits.unbind(dim=-1)
-        return (
-            hidden,
-            start,
-            end,
-            self.measure.spans(start * self.inverse_temperature, end * self.inverse_temperature, answer_bias),
-        )
+        task = get_task(self.task)
+        outputs = task.split_logits(logits)
+        if self.measure is None:
+            return hidden, *outputs
+        scaled = tuple(output * self.inverse_temperature for output in outputs)
+        return hidden, *outputs, task.program_uncertainty(self.measure, scaled, answer_bias)
 
 
 class Programs(nn.Module):
@@ -110,7 +107,7 @@ class Programs(nn.Module):
     ) -> list[tuple[Tensor, ...]]:
         """Runs all segments on input_ids [batch, S]. Returns the outputs of each, in order."""
         hidden, outputs = self.embed(input_ids), []
-        extra = (answer_bias,) if self.task == "qa" else ()
+        extra = (answer_bias,) if get_task(self.task).uses_answer_mask else ()
         for segment in self.segments:
             outputs.append(segment(hidden, attention_bias, *extra))
             hidden = outputs[-1][0]

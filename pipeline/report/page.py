@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import plots
+from pipeline.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def environment() -> Environment:
         times=times,
         measure=plots.measure_name,
     )
-    made.globals["task_names"] = plots.TASK_NAMES
+    made.globals["task_names"] = {name: task.title for name, task in TASKS.items()}
     return made
 
 

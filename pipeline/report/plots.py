@@ -12,6 +12,7 @@ from pipeline.bench.documents import BenchReport
 from pipeline.exits.study_document import NamedSpeed
 from pipeline.report.results import RunResults
 from pipeline.runtime.evaluate import SpeedResult
+from pipeline.tasks import get_task
 
 # Okabe and Ito's colours: told apart with any colour vision, and by their lightness in print.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#767676"
@@ -183,7 +184,7 @@ def systems_plot(report: BenchReport) -> str:
 
 def depth_plot(results: RunResults) -> str:
     """Points: the score of every speed over its mean depth; a line at the quantized model's score at full depth."""
-    metric = HEADLINES[results.task]
+    metric = get_task(results.task).headline
     scale, unit = (1, "") if metric == "pearson" else (100, " in %")
     with drawing(5, 3.4) as (figure, axes, svg):
         scored = [(speed.mean_depth, getattr(speed, metric), speed.speed) for speed in results.evaluation.speeds]
@@ -260,9 +261,7 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
 
 
 BACKENDS = {"executorch": "ExecuTorch", "coreml": "Core ML", "executorch-coreml": "ExecuTorch, Core ML delegate"}
-TASK_NAMES = {"classification": "Text classification", "regression": "Text regression", "qa": "Question answering"}
 METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "one_minus_nmae": "1 − NMAE"}
-HEADLINES = {"classification": "accuracy", "regression": "pearson", "qa": "f1"}  # what `Score.headline` is
 MEASURE_NAMES = {
     "max_probability": "greatest probability",
     "span_entropy": "entropy over spans",

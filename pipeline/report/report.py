@@ -11,8 +11,9 @@ from pipeline.report import plots
 from pipeline.report.page import Figure, environment, megabytes, score
 from pipeline.report.results import RunResults, Score
 from pipeline.report.study_page import study_figures
-from pipeline.runtime.evaluate import METRICS, SpeedResult
+from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.workspace import write_text
+from pipeline.tasks import get_task
 
 PAGE, DATA, TEMPLATE = "report.html", "results.json", "report.html.j2"
 
@@ -55,9 +56,9 @@ def render(results: RunResults) -> str:
             lines=headline_lines(results),
             figures=figures(results),
             backends=plots.BACKENDS,
-            metrics=METRICS[results.task],
-            headline=plots.HEADLINES[results.task],
-            headline_name=plots.METRIC_NAMES[plots.HEADLINES[results.task]],
+            metrics=get_task(results.task).metrics,
+            headline=get_task(results.task).headline,
+            headline_name=plots.METRIC_NAMES[get_task(results.task).headline],
             metric=plots.METRIC_NAMES[results.study.metric],
             study=results.study,
             study_figures=study_figures(results.study),
@@ -117,7 +118,7 @@ def score_of(speed: SpeedResult) -> Score:
 
 def figures(results: RunResults) -> list[Figure]:
     """The plots, each with its content in words for those who do not see it."""
-    size, reference, headline = results.size, reference_of(results), plots.HEADLINES[results.task]
+    size, reference, headline = results.size, reference_of(results), get_task(results.task).headline
     metric = plots.METRIC_NAMES[headline]
     speeds = results.evaluation.speeds
     shipped = "; ".join(f"{plots.BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.data.examples import QAExample
 from pipeline.names import Task
-from pipeline.runtime.evaluate import METRICS
 from pipeline.support.progress import output
+from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
@@ -33,7 +32,7 @@ MEGABYTE = 1e6
 
 def quality(task: Task, score: Score | SpeedResult | None) -> list[str]:
     """What the task is measured by, as cells; empty ones without a score."""
-    return ["" if score is None else cell(getattr(score, name), ".4f") for name in METRICS[task]]
+    return ["" if score is None else cell(getattr(score, name), ".4f") for name in get_task(task).metrics]
 
 
 def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
@@ -43,7 +42,7 @@ def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """A row a speed."""
-    table = Table("speed", *METRICS[evaluation.task].values(), "mean depth", "exits", "mean ms", "p50", "p95")
+    table = Table("speed", *get_task(evaluation.task).metrics.values(), "mean depth", "exits", "mean ms", "p50", "p95")
     for result in evaluation.speeds:
         latency = result.latency_ms
         table.add_row(
@@ -276,7 +275,7 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
     """
     from pipeline.report.report import headline_lines
 
-    table = Table("", *METRICS[results.task].values(), "MB", "mean ms", "x BERT-base", "mean depth")
+    table = Table("", *get_task(results.task).metrics.values(), "MB", "mean ms", "x BERT-base", "mean depth")
     notes: dict[str, str] = {}
     for line in headline_lines(results):
         scores = quality(results.task, line.score)
@@ -300,15 +299,8 @@ def print_answers(out: Console, run: Run, bundle: Path) -> None:
     runner = Runner(Bundle.open(bundle))
     runner.prewarm()
     for example in spread(run.examples("dev"), 4):
-        if isinstance(example, QAExample):
-            result = runner.answer(example.question, example.passage, "exact")
-            said, asked = result.answer or "(no answer)", f"{example.question}"
-        elif runner.manifest.task == "regression":
-            result = runner.estimate(example.text, example.text_pair, "exact")
-            said, asked = f"{result.value:.4g}", " / ".join(text for text in (example.text, example.text_pair) if text)
-        else:
-            result = runner.classify(example.text, example.text_pair, "exact")
-            said, asked = result.label, example.text
+        result = runner.predict(example, "exact")
+        asked, said = runner.task.shown(example), runner.task.shown_answer(result)
         out.print(
             f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
         )

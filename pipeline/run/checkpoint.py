@@ -11,19 +11,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.bundle.manifest import SCORE
 from pipeline.data.examples import Example
-from pipeline.data.items import make_items
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
-from pipeline.run.engine import check_window, read_source, some_of
+from pipeline.run.engine import check_window, items_of, read_source, some_of
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import write_text
+from pipeline.tasks import TASKS, get_task
 
 LONGEST = 512  # tokens, the most that a recipe asks a program to take
 ENOUGH = 256  # texts to compare on, where the settings do not say
@@ -99,7 +98,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
     options, schemes, rounded = recipe.quantize, {}, None
     others = texts_to_round_by(recipe, examples) if options.scheme in ("int4", "mixed") else []
     if others:
-        rounded = Programs.of(round_model(model, make_items(others, tokenizer, labels, recipe), on_step))
+        rounded = Programs.of(round_model(model, items_of(others, tokenizer, labels, recipe), on_step))
     if options.scheme == "mixed":
         schemes = choose(
             programs, examples[: options.sensitivity_examples], tokenizer, labels, recipe, on_step, rounded
@@ -149,7 +148,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
         parts=report.targets[0].parts.model_dump(),
         texts=len(examples),
         rounding_texts=len(others),
-        metric=SCORE[task],
+        metric=get_task(task).speed_metric,
         parity_db=next(check.value for check in checks if check.metric == "logits_snr_db"),
         **comparison.model_dump(),
     )
@@ -157,7 +156,7 @@ def quantize_checkpoint(weights: str, settings: Sequence[str], out: Path | None,
 
 def load_with_head(weights: str) -> tuple[Pretrained, Task]:
     """A checkpoint and the task that its head is for. UserError where it has none, or one that predicts a number."""
-    for task in ("qa", "classification"):
+    for task in (name for name, definition in TASKS.items() if definition.answers_from_checkpoint):
         pretrained = load_pretrained(weights, task)
         if pretrained.head is not None:
             break
@@ -166,7 +165,7 @@ def load_with_head(weights: str) -> tuple[Pretrained, Task]:
             "has no head for classification or question answering, so there is nothing it answers; give a fine-tuned checkpoint, or a recipe",
             file=weights,
         )
-    if task == "classification" and len(pretrained.labels) == 1:
+    if get_task(task).has_classes and len(pretrained.labels) == 1:
         raise UserError(
             "has one output, a regression, and does not say its range of labels; give a recipe of that task",
             file=weights,
@@ -183,14 +182,9 @@ def recipe_for(pretrained: Pretrained, task: Task, settings: Sequence[str]) -> R
     export = raw.setdefault("export", {})
     longest = export.setdefault("max_length", min(LONGEST, pretrained.config.max_positions))
     export["coreml"] = False
-    if task == "qa" and isinstance(longest, int):
-        qa = raw.setdefault("qa", {})
-        window = qa.setdefault("window", min(384, longest))
-        if isinstance(window, int):
-            qa.setdefault("max_question", min(64, window // 4))
-            qa.setdefault("stride", min(128, window // 3))
-    elif task == "classification":
-        raw.setdefault("data", {}).setdefault("max_length", longest)
+    if isinstance(longest, int):
+        get_task(task).set_lengths(raw, longest)
+    if get_task(task).has_classes:
         raw["data"].setdefault("label_names", list(pretrained.labels))
     return check_recipe(raw, Path(pretrained.source))
 
@@ -219,7 +213,7 @@ def texts_for(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tu
     Files write a label as the checkpoint names it, or as its number. The embedded texts have labels of their own, which are left out.
     """
     examples = some_of(read_source(recipe, "dev"), recipe.data.dev_limit or ENOUGH, recipe.seed)
-    if recipe.task == "qa":
+    if not get_task(recipe.task).has_classes:
         return examples, ()
     numbers = tuple(str(at) for at in range(len(pretrained.labels)))
     if recipe.data.dev == "demo":
@@ -237,8 +231,8 @@ def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Examp
     else:
         every = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dev_limit": None})})
         texts = read_source(every, "dev")
-    if recipe.task != "qa":
-        texts, compared = ([replace(text, label=None) for text in some] for some in (texts, compared))
+    without_label = get_task(recipe.task).without_label
+    texts, compared = ([without_label(example) for example in some] for some in (texts, compared))
     held = set(compared)
     chosen = some_of([text for text in texts if text not in held], recipe.quantize.rounding_texts, recipe.seed)
     return chosen if len(chosen) >= FEWEST_TO_ROUND_BY else []

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.bundle.manifest import SCORE, Speed, read_manifest
+from pipeline.bundle.manifest import Speed, read_manifest
 from pipeline.data.corpus import corpus_digest, open_corpus, write_corpus
-from pipeline.data.demo import load_demo
-from pipeline.data.examples import Answer, ClassificationExample, Example, QAExample
+from pipeline.data.examples import Example
 from pipeline.data.files import read_examples
-from pipeline.data.items import make_items
+from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange
-from pipeline.data.splits import label_range, label_values, split_off
+from pipeline.data.splits import split_off
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import APPLE_BACKENDS
 from pipeline.recipe import Recipe
@@ -27,6 +26,7 @@ from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
 from pipeline.support.workspace import Place, Workspace, fingerprint, write_text
+from pipeline.tasks import AnyTask, Labels, get_task
 
 SPEEDS = ("exact", "balanced", "fast")  # the names that are calibrated, each with its largest loss in the recipe
 MIX = "mix.json"  # of a mixed scheme: what each matrix got, and why
@@ -183,7 +183,7 @@ class Run:
 
     def examples(self, part: str) -> list[Example]:
         """ "train", "calibration" or "dev"."""
-        return load_examples(self.path("prepare") / f"{part}.jsonl")
+        return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task))
 
     def lessons(self) -> list[Example]:
         """What student and exits learn from: the training examples, then the recipe's texts without labels."""
@@ -192,7 +192,7 @@ class Run:
     def labels(self) -> tuple[str, ...] | LabelRange:
         """Label values in the order of the logits; the labels' range for regression, ("start", "end") for question answering."""
         raw = json.loads((self.path("prepare") / "labels.json").read_text())
-        return LabelRange(**raw) if self.recipe.task == "regression" else tuple(raw)
+        return LabelRange(**raw) if isinstance(raw, dict) else tuple(raw)
 
     def tokenizer(self) -> WordPieceTokenizer:
         options = json.loads((self.path("finetune") / "tokenizer.json").read_text())
@@ -207,6 +207,11 @@ class Run:
         return json.loads((self.path(stage) / "metrics.json").read_text())
 
 
+def items_of(examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Labels, recipe: Recipe) -> list[Item]:
+    """What a model is trained on, by the recipe's task and lengths."""
+    return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)
+
+
 def save_examples(examples: Sequence[Example], path: Path) -> None:
     """One JSON object a line."""
     with open(path, "w", encoding="utf-8") as stream:
@@ -214,26 +219,18 @@ def save_examples(examples: Sequence[Example], path: Path) -> None:
             stream.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
 
 
-def load_examples(path: Path) -> list[Example]:
+def load_examples(path: Path, task: AnyTask) -> list[Example]:
     """What `save_examples` wrote."""
-    examples: list[Example] = []
     # Not splitlines(): texts may hold line separators that JSON does not escape.
     with open(path, encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            raw = json.loads(line)
-            if "question" in raw:
-                raw["answers"] = tuple(Answer(**answer) for answer in raw["answers"])
-                examples.append(QAExample(**raw))
-            else:
-                examples.append(ClassificationExample(**raw))
-    return examples
+        return [task.example_from_json(json.loads(line)) for line in stream]
 
 
 def read_source(recipe: Recipe, part: str) -> list[Example]:
     """The recipe's training or dev examples, from the embedded data, a file, or a hub set."""
     source, limit = getattr(recipe.data, part), getattr(recipe.data, f"{part}_limit")
     if source == "demo":
-        return some_of(load_demo(recipe.task)[0 if part == "train" else 1], limit, recipe.seed)
+        return some_of(get_task(recipe.task).load_demo()[0 if part == "train" else 1], limit, recipe.seed)
     data = recipe.data
     examples = read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label=data.label)
     return some_of(examples, limit, recipe.seed)
@@ -256,33 +253,8 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
     dev = read_source(recipe, "dev")
     on_step("reading the data", 2, 2)
     read_unlabelled(recipe)  # what is wrong with it is to be said now, not after the teacher's hours
-    if recipe.task == "classification":
-        labels = label_values(train)
-        unknown = sorted({example.label for example in dev} - set(labels), key=str)
-        if unknown:
-            raise UserError(
-                f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
-                file=recipe.data.dev,
-                field="data.label",
-            )
-        if recipe.data.label_names and len(recipe.data.label_names) != len(labels):
-            raise UserError(
-                f"has {len(recipe.data.label_names)} names for {len(labels)} labels ({', '.join(labels)})",
-                field="data.label_names",
-            )
-    elif recipe.task == "regression":
-        labels, _ = (
-            label_range(train),
-            label_range(dev),
-        )  # of labels that are all alike, nothing can be learned or measured
-    else:
-        labels = ("start", "end")
-        unanswered = sum(1 for example in (*train, *dev) if not example.answers)
-        if unanswered and not recipe.qa.allow_no_answer:
-            raise UserError(
-                f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
-                field="qa.allow_no_answer",
-            )
+    task = get_task(recipe.task)
+    labels = task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
     if len(train) < 2 * recipe.data.calibration:
         raise UserError(
             f"{recipe.data.calibration} of {len(train)} training examples would go to calibration, more than half; "
@@ -291,10 +263,10 @@ def prepare(run: Run, place: Place, on_step: OnStep) -> None:
             field="data.calibration",
         )
     check_calibration(recipe)
-    train, calibration = split_off(train, recipe.data.calibration, recipe.seed)
+    train, calibration = split_off(train, task.group(train), recipe.data.calibration, recipe.seed)
     for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
         save_examples(part, place.out / f"{name}.jsonl")
-    write_text(place.out / "labels.json", json.dumps(labels.model_dump() if recipe.task == "regression" else labels))
+    write_text(place.out / "labels.json", json.dumps(labels.model_dump() if isinstance(labels, LabelRange) else labels))
 
 
 def check_calibration(recipe: Recipe) -> None:
@@ -305,7 +277,7 @@ def check_calibration(recipe: Recipe) -> None:
         check_draft(recipe)
     check_ranges(recipe)
     for name in SPEEDS:
-        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task])
+        needed = examples_needed(getattr(recipe.exits, name), recipe.exits.delta, get_task(recipe.task).speed_metric)
         if recipe.data.calibration < needed:
             raise UserError(
                 f"{recipe.data.calibration} examples cannot show that the speed {name!r} loses at most {getattr(recipe.exits, name):g} with "
@@ -353,13 +325,10 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
     recipe, labels = run.recipe, run.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
     tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
-    if recipe.task == "regression":
-        teacher = build_teacher(pretrained, recipe, 1, labels)
-    else:
-        teacher = build_teacher(pretrained, recipe, len(labels))
+    teacher = build_teacher(pretrained, recipe, labels)
     check_window(recipe, teacher.config.max_positions)
     if recipe.teacher.training.epochs:
-        items = make_items(run.examples("train"), tokenizer, labels, recipe)
+        items = items_of(run.examples("train"), tokenizer, labels, recipe)
         finetune(teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if not processes.is_main():
         return
@@ -372,13 +341,8 @@ def finetune(run: Run, place: Place, on_step: OnStep) -> None:
 
 def check_window(recipe: Recipe, positions: int) -> None:
     """UserError if the recipe asks for longer inputs than the weights have positions."""
-    for field, length in (
-        (
-            "qa.window" if recipe.task == "qa" else "data.max_length",
-            recipe.qa.window if recipe.task == "qa" else recipe.data.max_length,
-        ),
-        ("export.max_length", recipe.export.max_length),
-    ):
+    longest = get_task(recipe.task).longest_input(recipe.input_options)
+    for field, length in (longest, ("export.max_length", recipe.export.max_length)):
         if length > positions:
             raise UserError(f"{length} is more than the {positions} positions of {recipe.teacher.weights}", field=field)
 
@@ -459,7 +423,7 @@ def distill(run: Run, place: Place, on_step: OnStep) -> None:
         initialise=recipe.student.initialise,
         encoder=load_encoder(run.path("pretrain")) if run.has("pretrain") else None,
     )
-    items = make_items(run.lessons(), run.tokenizer(), run.labels(), recipe)
+    items = items_of(run.lessons(), run.tokenizer(), run.labels(), recipe)
     distill(student, teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE)
     if processes.is_main():
         save_model(student, place.out)
@@ -475,7 +439,7 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
     recipe = run.recipe
     student, tokenizer, labels = run.model("distill"), run.tokenizer(), run.labels()
     if recipe.exits.training.epochs:
-        items = make_items(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
+        items = items_of(some_of(run.lessons(), recipe.exits.train_limit, recipe.seed), tokenizer, labels, recipe)
         student = self_distill(
             student, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=place.out / CURVE
         )
@@ -483,7 +447,7 @@ def exits(run: Run, place: Place, on_step: OnStep) -> None:
         return
     student.uncertainty = recipe.exits.uncertainty
     if recipe.exits.temperature_scaling:
-        report = calibrate_heads(student, make_items(draft_examples(run), tokenizer, labels, recipe), on_step)
+        report = calibrate_heads(student, items_of(draft_examples(run), tokenizer, labels, recipe), on_step)
         write_text(place.out / "temperatures.json", json.dumps(report, indent=2))
     save_model(student, place.out)
     predictions = predict(run_model, student, run.examples("dev"), tokenizer, labels, recipe, on_step)
@@ -524,7 +488,11 @@ def quantize(run: Run, place: Place, on_step: OnStep) -> None:
     calibration = predict(run_programs, programs, run.examples("calibration"), tokenizer, labels, recipe, on_step)
     speeds = {
         name: calibrate(
-            calibration, getattr(recipe.exits, name), recipe.exits.delta, SCORE[recipe.task], recipe.seed
+            calibration,
+            getattr(recipe.exits, name),
+            recipe.exits.delta,
+            get_task(recipe.task).speed_metric,
+            recipe.seed,
         ).model_dump()
         for name in SPEEDS
     }
@@ -563,7 +531,7 @@ def round_student(run: Run, on_step: OnStep):
 
     recipe = run.recipe
     texts = some_of(run.examples("train"), recipe.quantize.rounding_texts, recipe.seed)
-    items = make_items(texts, run.tokenizer(), run.labels(), recipe)
+    items = items_of(texts, run.tokenizer(), run.labels(), recipe)
     return round_model(run.model("exits"), items, on_step)
 
 
@@ -636,8 +604,8 @@ def export(run: Run, place: Place, on_step: OnStep) -> None:
         recipe=recipe,
         tokenizer_vocab=run.path("finetune") / "vocab.txt",
         lowercase=options["lowercase"],
-        label_values=run.labels() if recipe.task == "classification" else (),
-        label_range=run.labels() if recipe.task == "regression" else None,
+        label_values=() if isinstance(run.labels(), LabelRange) else run.labels(),
+        label_range=run.labels() if isinstance(run.labels(), LabelRange) else None,
         speeds={name: Speed(**speed) for name, speed in speeds.items()},
         conformance_examples=conformance_examples(run),
         provenance={
@@ -659,7 +627,7 @@ def input_gains_of(run: Run, on_step: OnStep):
     options = run.recipe.export
     if not (options.coreml and COREML_SCHEMES[options.coreml_precision].int8_inputs):
         return None
-    items = make_items(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
+    items = items_of(draft_examples(run, options.coreml_calibration), run.tokenizer(), run.labels(), run.recipe)
     return input_gains(Programs.of(run.model("exits")), items, on_step)
 
 
@@ -667,10 +635,7 @@ def conformance_examples(run: Run, count: int = 16) -> list[Example]:
     """Dev examples spread over all lengths, the shortest and the longest among them."""
     examples = run.examples("dev")
 
-    def length(example: Example) -> int:
-        return len(example.text) if isinstance(example, ClassificationExample) else len(example.passage)
-
-    examples.sort(key=length)
+    examples.sort(key=get_task(run.recipe.task).text_length)
     if len(examples) <= count:
         return examples
     return [examples[round(at * (len(examples) - 1) / (count - 1))] for at in range(count)]
@@ -695,7 +660,7 @@ def verify(run: Run, place: Place, on_step: OnStep) -> None:
         from pipeline.verify.coreml_parity import check_against_model
 
         checks += check_against_model(run.model("exits"), bundle, manifest, on_step, backend=backend)
-        if manifest.task == "classification":
+        if get_task(manifest.task).has_classes:
             checks.append(
                 check_coreml_labels(Bundle.open(bundle), run.model("exits"), run.examples("dev"), on_step, backend)
             )

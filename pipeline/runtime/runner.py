@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 from torch import Tensor
 
-from pipeline.bundle.exit_rule import COUNTED, change_uncertainty, compared_uncertainty, leaves, question_uncertainty
-from pipeline.bundle.manifest import EXIT_OUTPUTS, Program
+from pipeline.bundle.exit_rule import COUNTED, change_uncertainty, compared_uncertainty, leaves
+from pipeline.bundle.manifest import Program
 from pipeline.bundle.opening import BACKEND, Bundle, default_speed, speed_thresholds
-from pipeline.data.features import encode_text
+from pipeline.data.examples import Example
 from pipeline.data.inputs import program_inputs
-from pipeline.data.spans import DecodedAnswer, best_span, decode_answer
-from pipeline.data.windows import QAWindow, make_windows
 from pipeline.runtime.programs import MethodFile, as_tensor
 from pipeline.support.errors import UserError
+from pipeline.tasks import Walk, get_task
+from pipeline.tasks.classification import ClassificationResult
+from pipeline.tasks.qa import AnswerResult
+from pipeline.tasks.regression import RegressionResult
+
+# The name of a calibrated speed, an uncertainty threshold, or None for the bundle's default.
+Speed = Union[str, float, None]
 
 
 @dataclass(frozen=True)
@@ -25,111 +31,13 @@ class ExitOutput:
     """What one segment gave for one input of S tokens.
 
     Args:
-        logits: float32 arrays in the order of `EXIT_OUTPUTS`: ([labels],) or, for QA, (start [S], end [S]).
+        logits: float32 arrays in the order of the task's `exit_outputs`: ([labels],), or for questions (start [S], end [S]).
         uncertainty: in [0, 1], the program's, or a regression's change from the exit before; with patience the loop goes by another number,
             see `pipeline.bundle.manifest.ExitOptions`.
     """
 
     logits: tuple[np.ndarray, ...]
     uncertainty: float
-
-
-@dataclass(frozen=True)
-class Classification:
-    """A label with its way through the model.
-
-    Args:
-        label: what an app shows; `label_value` the same as the data files write it; `label_index` its place among the logits.
-        score: the label's softmax probability at the exit taken.
-        exit: the segment it left after, counted from 0: the place in `uncertainty`, and in `evaluate`'s histogram.
-        depth: how many segments ran, `exit + 1`.
-        uncertainty: what was compared with the threshold, one for each segment that ran.
-        latency_ms: tokenization, programs and decoding of this input at its real length.
-        logits: [labels] at the exit taken.
-        truncated: whether tokens beyond the bundle's `max_length` were dropped, as in training.
-    """
-
-    label: str
-    label_value: str
-    label_index: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    logits: tuple[float, ...]
-    truncated: bool
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return {
-            "label": self.label,
-            "label_value": self.label_value,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "truncated": self.truncated,
-        }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its way through the model.
-
-    Args:
-        value: what is predicted, in the unit of the data; it may lie beyond the labels that were seen in training.
-        exit, depth, uncertainty, latency_ms, truncated: see `Classification`.
-    """
-
-    value: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    truncated: bool
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return asdict(self) | {"uncertainty": list(self.uncertainty)}
-
-
-@dataclass(frozen=True)
-class AnswerResult:
-    """An answer with its way through the model.
-
-    Args:
-        answer: `passage[start:end]`; "" with start and end -1 when the answer is that there is none.
-        start, end: character positions in the passage, the end exclusive.
-        score: probability of the span in its window at the exit taken.
-        exit, depth, uncertainty, latency_ms: see `Classification`; the uncertainty is the question's, see `question_uncertainty`.
-        windows: into how many windows the passage was cut; all run to the same depth.
-    """
-
-    answer: str
-    start: int
-    end: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    windows: int
-
-    def to_json(self) -> dict:
-        """What `pocketbert predict --json` prints."""
-        return {
-            "answer": self.answer,
-            "start": self.start,
-            "end": self.end,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "windows": self.windows,
-        }
 
 
 class Runner:
@@ -156,6 +64,8 @@ class Runner:
         self._ids_dtype = next(tensor.dtype for tensor in self._embed.inputs if tensor.name == "input_ids")
         self.threads = self._files[self._embed.file].threads
         self._measure = self.manifest.uncertainty
+        self.task = get_task(self.manifest.task)
+        self._context = self.manifest.answer_context
 
     def prewarm(self) -> None:
         """Loads every method, so that no input pays for it."""
@@ -167,151 +77,69 @@ class Runner:
         """The methods that are loaded."""
         return frozenset().union(*(file.loaded for file in self._files.values()))
 
-    def classify(self, text: str, text_pair: str | None = None, speed: str | float | None = None) -> Classification:
-        """Classifies a text or a pair of texts.
+    def classify(self, text: str, text_pair: str | None = None, speed: Speed = None) -> ClassificationResult:
+        """Classifies a text or a pair of texts; see `predict`."""
+        return self._predict_as("classification", speed, text=text, text_pair=text_pair)
+
+    def estimate(self, text: str, text_pair: str | None = None, speed: Speed = None) -> RegressionResult:
+        """Predicts a number for a text or a pair of texts; see `predict`."""
+        return self._predict_as("regression", speed, text=text, text_pair=text_pair)
+
+    def answer(self, question: str, passage: str, speed: Speed = None) -> AnswerResult:
+        """Answers a question from a passage of any length; see `predict`."""
+        return self._predict_as("qa", speed, question=question, passage=passage)
+
+    def predict(self, example: Example, speed: Speed = None) -> Any:
+        """Answers one example of the bundle's task.
+
+        A passage is cut into windows that overlap. All of them run one segment, then the example's uncertainty decides whether all of them
+        run another: their scores are then of one exit and may be compared.
 
         Args:
             speed: see `speed_thresholds`; `default_speed` when absent.
-
-        Raises:
-            UserError: the text is empty, the speed unknown, or the bundle has another task.
-        """
-        self._require("classification")
-        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
-        best, probabilities = int(logits.argmax()), _softmax(logits)
-        latency_ms = (time.perf_counter() - start) * 1e3
-        return Classification(
-            label=self.manifest.labels[best],
-            label_value=self.manifest.label_values[best],
-            label_index=best,
-            score=float(probabilities[best]),
-            exit=len(uncertainty) - 1,
-            depth=len(uncertainty),
-            uncertainty=uncertainty,
-            latency_ms=latency_ms,
-            logits=tuple(logits.tolist()),
-            truncated=truncated(),
-        )
-
-    def estimate(self, text: str, text_pair: str | None = None, speed: str | float | None = None) -> Estimate:
-        """The number that a regression predicts for a text or a pair of texts.
-
-        Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
-
-        Raises:
-            UserError: the text is empty, the speed unknown, or the bundle has another task.
-        """
-        self._require("regression")
-        start, truncated, logits, uncertainty = self._read(text, text_pair, speed)
-        value = self.manifest.label_range.value(float(logits[0]))
-        latency_ms = (time.perf_counter() - start) * 1e3
-        return Estimate(
-            value=value,
-            exit=len(uncertainty) - 1,
-            depth=len(uncertainty),
-            uncertainty=uncertainty,
-            latency_ms=latency_ms,
-            truncated=truncated(),
-        )
-
-    def _read(
-        self, text: str, text_pair: str | None, speed: str | float | None
-    ) -> tuple[float, Callable[[], bool], np.ndarray, tuple[float, ...]]:
-        """Runs a text, or a pair, until an exit is sure enough.
 
         Returns:
-            when the clock started; whether the text was cut, to be asked when the clock has stopped; the logits at the exit taken; the
-            uncertainty at every exit up to it.
-        """
-        _require_texts(text, text_pair)
-        thresholds = self._thresholds(speed)
-        start = time.perf_counter()
-        ids = encode_text(self.bundle.tokenizer, text, text_pair, self.manifest.max_length).ids
-        uncertainty: list[float] = []
-        answers: list[int] = []
-        for exit, (output,) in enumerate(self.segments([ids])):
-            answers.append(int(output.logits[0].argmax()))
-            uncertainty.append(compared_uncertainty(self._measure, output.uncertainty, answers))
-            if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
-                break
-        return start, lambda: self._truncated(len(ids), text, text_pair), output.logits[0], tuple(uncertainty)
-
-    def answer(self, question: str, passage: str, speed: str | float | None = None) -> AnswerResult:
-        """Answers a question from a passage of any length.
-
-        The passage is cut into windows that overlap. All of them run one segment, then the question's uncertainty decides whether
-        all of them run another: their scores are then of one exit and may be compared.
-
-        Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
+            the task's result, for example `ClassificationResult`.
 
         Raises:
-            UserError: question or passage is empty, the speed unknown, or the bundle has another task.
+            UserError: the speed is unknown, or the example holds no text.
         """
-        self._require("qa")
-        _require_text("question", question)
-        _require_text("passage", passage)
+        task, context, tokenizer = self.task, self._context, self.bundle.tokenizer
+        task.check(example)
         thresholds = self._thresholds(speed)
-        options = self.manifest.qa
         start = time.perf_counter()
-        windows = make_windows(
-            self.bundle.tokenizer,
-            question,
-            passage,
-            options.window,
-            options.stride,
-            options.max_question,
-            options.allow_no_answer,
-        )
+        inputs = task.encode(example, tokenizer, context.options)
         uncertainty: list[float] = []
-        answers: list[DecodedAnswer] = []  # of every exit where its answer counts, else of none
-        for exit, outputs in enumerate(self.segments([w.ids for w in windows], [w.answer_mask for w in windows])):
+        answers: list[Hashable] = []  # for the measures that compare an exit's answer with those before it
+        decoded = None
+        for exit, outputs in enumerate(self.segments([i.ids for i in inputs], [i.answer_mask for i in inputs])):
+            logits = [output.logits for output in outputs]
             if self._measure in COUNTED:
-                answers.append(self._decode(windows, outputs, passage))
-            by_program = self._question_uncertainty(windows, outputs)
-            uncertainty.append(compared_uncertainty(self._measure, by_program, [answer.text for answer in answers]))
+                decoded = task.decode(example, inputs, logits, context)
+                answers.append(task.answer(decoded, context))
+            by_program = outputs[task.decisive_input(inputs, logits, context)].uncertainty
+            uncertainty.append(compared_uncertainty(self._measure, by_program, answers))
             if leaves(uncertainty[-1], thresholds[exit], exit, self.manifest.segments):
                 break
-        decoded = answers[-1] if answers else self._decode(windows, outputs, passage)
-        latency_ms = (time.perf_counter() - start) * 1e3
-        return AnswerResult(
-            answer=decoded.text,
-            start=decoded.start,
-            end=decoded.end,
-            score=decoded.probability,
-            exit=exit,
-            depth=exit + 1,
-            uncertainty=tuple(uncertainty),
-            latency_ms=latency_ms,
-            windows=len(windows),
-        )
+        if decoded is None:
+            decoded = task.decode(example, inputs, logits, context)
+        walk = Walk(tuple(uncertainty), (time.perf_counter() - start) * 1e3)
+        return task.result(example, inputs, decoded, logits, walk, tokenizer, context)
 
-    def _question_uncertainty(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput]) -> float:
-        """The programs' uncertainty of a question at one exit; `outputs` are its windows'."""
-        if len(windows) == 1:  # nothing to choose among; its best span is looked for once, by the decoder
-            return outputs[0].uncertainty
-        longest = self.manifest.qa.max_answer
-        best = [
-            best_span(*output.logits, window.answer_mask, longest).score for window, output in zip(windows, outputs)
-        ]
-        return question_uncertainty(best, [output.uncertainty for output in outputs])
-
-    def _decode(self, windows: Sequence[QAWindow], outputs: Sequence[ExitOutput], passage: str) -> DecodedAnswer:
-        """The answer at one exit."""
-        options, logits = self.manifest.qa, [output.logits for output in outputs]
-        return decode_answer(
-            windows, logits, passage, options.max_answer, options.allow_no_answer, options.null_threshold
-        )
+    def _predict_as(self, name: str, speed: Speed, **request: str | None) -> Any:
+        """`predict`, for a bundle of that task. UserError for one of another."""
+        if self.manifest.task != name:
+            raise UserError(f"this bundle {self.task.verb}; give it {self.task.needs}", file=self.bundle.path)
+        return self.predict(self.task.example_from_request(**request), speed)
 
     def segments(
-        self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray] | None = None
+        self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray | None] | None = None
     ) -> Iterator[list[ExitOutput]]:
         """Runs inputs side by side, one segment each time the iterator is asked: whoever stops asking has left at an exit.
 
         Args:
             inputs: ids, [S] each, S may differ.
-            answer_masks: for QA, bool, [S] each.
+            answer_masks: bool, [S] each, or None for tasks without an answer mask.
 
         Yields:
             after each segment the exits' outputs, one per input.
@@ -321,7 +149,7 @@ class Runner:
         ]
         for tensors in known:
             tensors["hidden"] = self._run(self._embed, tensors)["hidden"]
-        names = EXIT_OUTPUTS[self.manifest.task]
+        names = self.task.exit_outputs
         shares: list[list[float]] = [[] for _ in known]  # what a regression's exits so far have predicted
         for program in self._segments:
             exits = []
@@ -362,36 +190,5 @@ class Runner:
         outputs = self._load(program).run(program.method, [tensors[tensor.name] for tensor in program.inputs])
         return {tensor.name: output for tensor, output in zip(program.outputs, outputs)}
 
-    def _require(self, task: str) -> None:
-        if self.manifest.task != task:
-            needed = "a question and a passage" if self.manifest.task == "qa" else "a text"
-            does = {"classification": "classifies", "regression": "predicts a number", "qa": "answers questions"}[
-                self.manifest.task
-            ]
-            raise UserError(f"this bundle {does}; give it {needed}", file=self.bundle.path)
-
-    def _thresholds(self, speed: str | float | None) -> list[float]:
+    def _thresholds(self, speed: Speed) -> list[float]:
         return speed_thresholds(self.manifest, default_speed(self.manifest) if speed is None else speed)
-
-    def _truncated(self, length: int, text: str, text_pair: str | None) -> bool:
-        """Whether an input of `length` tokens would have more if nothing were cut from it."""
-        if length < self.manifest.max_length:
-            return False
-        pieces = sum(len(self.bundle.tokenizer.encode(part)) for part in (text, text_pair) if part is not None)
-        return pieces + (2 if text_pair is None else 3) > length
-
-
-def _require_texts(text: str, text_pair: str | None) -> None:
-    _require_text("text", text)
-    if text_pair is not None:
-        _require_text("text_pair", text_pair)
-
-
-def _require_text(field: str, text: str) -> None:
-    if not text.strip():
-        raise UserError("is empty; give it some words", field=field)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    return exponentials / exponentials.sum()

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.names import Backend, Task
+from pipeline.names import Backend
 
 if TYPE_CHECKING:
     from pipeline.verify.neural_engine import EngineWarning
     from pipeline.verify.on_mac import MacReport
 
-# What a regression's noise is held against, as shares of the label range: the deviation of labels spread evenly over it. Its predictions'
-# own size says nothing, a 0 is an answer like any other.
-LABEL_DEVIATION = 12**-0.5
 # No noise at all, or nothing but noise: finite, since JSON has no infinity.
 MOST_DB = 300.0
 
@@ -53,11 +50,6 @@ def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = (), mac
         "warnings": [warning.to_json() for warning in warnings],
         **({} if mac is None else {"mac": mac.to_json()}),
     }
-
-
-def signal_level(task: Task) -> float | None:
-    """The `level` for `signal_to_noise_db` of a task's logits."""
-    return LABEL_DEVIATION if task == "regression" else None
 
 
 def signal_to_noise_db(reference: np.ndarray, value: np.ndarray, level: float | None = None) -> float:

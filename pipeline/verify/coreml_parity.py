@@ -18,15 +18,15 @@ import torch
 
 from pipeline.bundle.conformance import Conformance, WindowVector
 from pipeline.bundle.exit_rule import change_uncertainty
-from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, Program, Tensor
+from pipeline.bundle.manifest import Manifest, Program, Tensor
 from pipeline.data.inputs import MASKED
-from pipeline.data.spans import best_span
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
+from pipeline.tasks import get_task
+from pipeline.verify.checks import Check, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import Run, check_fingerprints
 from pipeline.verify.evaluator.delegate import DelegateFile, load_delegate_file
 from pipeline.verify.evaluator.evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
@@ -298,7 +298,8 @@ def check_segment(
     outputs: list[dict[str, np.ndarray]],
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
-    names, level, floors = EXIT_OUTPUTS[manifest.task], signal_level(manifest.task), floors_of(program)
+    task, floors = get_task(manifest.task), floors_of(program)
+    names, level = task.exit_outputs, task.signal_level
     expected = [
         [np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows
     ]
@@ -327,19 +328,11 @@ def check_segment(
 def same_answer(
     manifest: Manifest, window: WindowVector, expected: list[np.ndarray], got: list[np.ndarray], slack: float
 ) -> bool:
-    """Whether the answer of `got`, a label or a span, is the best of `expected` or scores no more than `slack` below it there.
-
-    A regression's number is the same up to `slack`.
-    """
+    """Whether the answer of `got` is the best of `expected` or scores no more than `slack` below it there."""
     if not all(np.isfinite(each).all() for each in got):
         return False
-    if manifest.task == "regression":
-        return abs(float(expected[0][0]) - float(got[0][0])) <= slack
-    if manifest.task == "classification":
-        return float(expected[0].max() - expected[0][int(np.argmax(got[0]))]) <= slack
-    mask = np.asarray(window.answer_mask, dtype=bool)
-    best, span = (best_span(*logits, mask, manifest.qa.max_answer) for logits in (expected, got))
-    return best.score - float(expected[0][span.start_token] + expected[1][span.end_token]) <= slack
+    mask = None if window.answer_mask is None else np.asarray(window.answer_mask, dtype=bool)
+    return get_task(manifest.task).same_best(mask, tuple(expected), tuple(got), slack, manifest.answer_context)
 
 
 def at_least(program: Program, metric: str, value: float, floor: float) -> Check:
@@ -387,7 +380,7 @@ def check_against_model(
             for precision, floor in floors_of(program).module_db.items():
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
                 checks += check_program(
-                    program, f"{length}_{precision}", steps, outputs, floor, signal_level(manifest.task)
+                    program, f"{length}_{precision}", steps, outputs, floor, get_task(manifest.task).signal_level
                 )
             done += 1
             on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
@@ -412,7 +405,7 @@ def reference_run(
     inputs = padded_inputs(ids.tolist(), mask.tolist(), length, manifest.tokenizer.pad_id)
     hidden = reference.embed(torch.from_numpy(inputs["input_ids"]))
     steps = [Step(size, inputs, [hidden.numpy()])]
-    extra = [torch.from_numpy(inputs["answer_bias"])] if reference.task == "qa" else []
+    extra = [torch.from_numpy(inputs["answer_bias"])] if get_task(reference.task).uses_answer_mask else []
     for segment in reference.segments:
         outputs = segment(hidden, torch.from_numpy(inputs["attention_bias"]), *extra)
         steps.append(Step(size, {**inputs, "hidden": hidden.numpy()}, [each.numpy() for each in outputs]))

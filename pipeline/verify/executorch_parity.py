@@ -8,21 +8,24 @@ as a whole (noise far below the signal), one by one (within the tolerance that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken, question_uncertainty
-from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, QAOptions
+from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken
+from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
-from pipeline.data.features import encode_text
-from pipeline.data.spans import best_span, decode_answer, null_score
-from pipeline.data.windows import QAWindow, make_windows
+from pipeline.data.examples import Example
+from pipeline.export.vectors import exit_logits
 from pipeline.runtime.runner import ExitOutput, Runner
 from pipeline.support.progress import OnStep, silent
-from pipeline.verify.checks import Check, signal_level, signal_to_noise_db
+from pipeline.tasks import AnswerContext, AnyTask, get_task
+from pipeline.tasks.types import Logits, ModelInput
+from pipeline.verify.checks import Check, signal_to_noise_db
 
 # Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,
 # int8 56, 42, 37, 33, 33, 32 (a logit of 1 is off by 0.1 at most, an uncertainty by 0.03). Segments in the wrong order give less than 0.
@@ -57,7 +60,7 @@ def check_executorch(
     bundle = Bundle.open(bundle_path, check_files=False)
     runner = Runner(bundle)
     runner.prewarm()
-    names = EXIT_OUTPUTS[manifest.task]
+    names = get_task(manifest.task).exit_outputs
     measured = [_Measured() for _ in range(manifest.segments)]
     token_agreement, outcome_agreement = [], []
     for done, case in enumerate(conformance.cases, start=1):
@@ -68,13 +71,13 @@ def check_executorch(
             for one, got, vector in zip(measured, outputs, window.exits):
                 one.add(got, [vector.outputs[name] for name in names], vector.uncertainty, conformance)
         for speed, expected in case.outcomes.items():
-            outcome_agreement.append(AGREES[manifest.task](runner, case, speed, expected, conformance))
+            outcome_agreement.append(outcome_agrees(runner, case, speed, expected, conformance))
         on_step("ExecuTorch against the model", done, len(conformance.cases))
     checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
     for segment, one in enumerate(measured):
         name = f"segment_{segment}"
         floor = SNR_FLOOR_DB.get(manifest.program(name, BACKEND).precision, SNR_FLOOR_INT8_DB)
-        checks.append(_check(name, "logits_snr_db", one.snr_db(signal_level(manifest.task)), floor))
+        checks.append(_check(name, "logits_snr_db", one.snr_db(get_task(manifest.task).signal_level), floor))
         checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
     checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
     return checks
@@ -110,143 +113,95 @@ def _share(agreements: Sequence[bool]) -> float:
     return float(np.mean(agreements)) if len(agreements) else 0.0
 
 
-def _windows(bundle: Bundle, case: Case) -> list[QAWindow]:
-    options = bundle.manifest.qa
-    return make_windows(
-        bundle.tokenizer,
-        case.question,
-        case.passage,
-        options.window,
-        options.stride,
-        options.max_question,
-        options.allow_no_answer,
-    )
+def _example(bundle: Bundle, case: Case) -> Example:
+    """The example that a case was made from."""
+    return get_task(bundle.manifest.task).example_from_request(case.text, case.text_pair, case.question, case.passage)
 
 
 def _ids(bundle: Bundle, case: Case) -> list[list[int]]:
     """The ids of the case's texts by the bundle's tokenizer, a list for each window."""
-    if bundle.manifest.task == "qa":
-        return [window.ids.tolist() for window in _windows(bundle, case)]
-    return [encode_text(bundle.tokenizer, case.text, case.text_pair, bundle.manifest.max_length).ids.tolist()]
+    options = bundle.manifest.answer_context.options
+    inputs = get_task(bundle.manifest.task).encode(_example(bundle, case), bundle.tokenizer, options)
+    return [model_input.ids.tolist() for model_input in inputs]
 
 
-def _label_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
-    got = runner.classify(case.text, case.text_pair, speed)
-    exits, labels = case.windows[0].exits, runner.manifest.labels
-    if got.exit == expected.exit and got.label == expected.label:
+def outcome_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
+    """Whether the bundle's programs give the expected outcome, or one that the tolerances cannot tell from it.
+
+    The exit taken may differ where the vectors' uncertainty is within its tolerance of the threshold, the answer where it scores as well
+    as the vectors' best within the tolerance of logits.
+    """
+    manifest, context, task = runner.manifest, runner.manifest.answer_context, runner.task
+    example = _example(runner.bundle, case)
+    actual = runner.predict(example, speed)
+    fields = [name for name, value in expected if name != "exit" and value is not None]
+    if actual.exit == expected.exit and all(getattr(actual, name) == getattr(expected, name) for name in fields):
         return True
-    if runner.manifest.uncertainty in COUNTED:
-        outputs = runner.run_all(np.array(case.windows[0].input_ids))
-        own = [labels[int(output.logits[0].argmax())] for output in outputs]
-        vectors = [labels[int(np.argmax(exit.outputs["logits"]))] for exit in exits]
-        own_uncertainty, uncertainty = [output.uncertainty for output in outputs], [exit.uncertainty for exit in exits]
-        for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
-            if (
-                not _counted_took(outcome.exit, answers, by_program, runner.manifest, speed)
-                or answers[outcome.exit] != outcome.label
-            ):
+    inputs = task.encode(example, runner.bundle.tokenizer, context.options)
+    vectors = [[exit_logits(task, window, exit) for window in case.windows] for exit in range(manifest.segments)]
+    stated = _Exits.read(
+        task, example, inputs, vectors, [[e.uncertainty for e in w.exits] for w in case.windows], context
+    )
+    compared: list[tuple[int, Any]]
+    if manifest.uncertainty in COUNTED:
+        outputs = list(runner.segments([i.ids for i in inputs], [i.answer_mask for i in inputs]))
+        logits = [[output.logits for output in exit] for exit in outputs]
+        by_window = [[exit[index].uncertainty for exit in outputs] for index in range(len(inputs))]
+        own = _Exits.read(task, example, inputs, logits, by_window, context)
+        for outcome, exits in ((actual, own), (expected, stated)):
+            if not _counted_took(outcome.exit, exits.keys, exits.uncertainty, manifest, speed):
                 return False
-        if not _near(own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance):
+        if any(getattr(expected, name) != getattr(stated.answers[expected.exit], name) for name in fields):
             return False
-        compared = list(enumerate(own[: got.exit + 1]))
+        if not _near(own.uncertainty[: actual.exit + 1], stated.uncertainty, manifest, conformance):
+            return False
+        compared = [*enumerate(own.answers[: actual.exit]), (actual.exit, actual)]
     else:
-        if not _exit_open(
-            [exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance
-        ):
+        if not _exit_open(stated.uncertainty, actual.exit, expected.exit, manifest, speed, conformance):
             return False
-        compared = [(got.exit, got.label), (expected.exit, expected.label)]
-    for exit, label in compared:
-        logits = dict(zip(labels, exits[exit].outputs["logits"]))
-        if max(logits.values()) - logits.get(label, -np.inf) > 2 * conformance.tolerance:
-            return False
-    return True
-
-
-def _value_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
-    got = runner.estimate(case.text, case.text_pair, speed)
-    exits, label_range = case.windows[0].exits, runner.manifest.label_range
-    if not _exit_open(
-        [exit.uncertainty for exit in exits], got.exit, expected.exit, runner.manifest, speed, conformance
-    ):
-        return False
+        compared = [(actual.exit, actual), (expected.exit, expected)]
     return all(
-        abs(label_range.share(outcome.value) - exits[outcome.exit].outputs["logits"][0]) <= conformance.tolerance
-        for outcome in (got, expected)
+        task.is_as_good(example, inputs, vectors[exit], answer, context, conformance.tolerance)
+        for exit, answer in compared
     )
 
 
-def _answer_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
-    got = runner.answer(case.question, case.passage, speed)
-    if got.exit == expected.exit and (got.answer, got.start, got.end) == (
-        expected.answer,
-        expected.start,
-        expected.end,
-    ):
-        return True
-    options, windows = runner.manifest.qa, _windows(runner.bundle, case)
-    logits = [  # [exits][windows] of (start, end)
-        [
-            (np.array(vector.exits[exit].outputs["start_logits"]), np.array(vector.exits[exit].outputs["end_logits"]))
-            for vector in case.windows
-        ]
-        for exit in range(runner.manifest.segments)
-    ]
+@dataclass(frozen=True)
+class _Exits:
+    """What every exit says to one example.
 
-    def of_question(logits: Sequence[Sequence[tuple]], by_window: Sequence[Sequence[float]]) -> list[float]:
-        best = [
-            [best_span(*pair, w.answer_mask, options.max_answer).score for w, pair in zip(windows, pairs)]
-            for pairs in logits
-        ]
-        return [question_uncertainty(*each) for each in zip(best, by_window)]
+    Attributes:
+        answers: as outcomes.
+        keys: the same in the form that patience compares.
+        uncertainty: of the decisive window, as programs give it.
+    """
 
-    uncertainty = of_question(
-        logits, list(zip(*([exit.uncertainty for exit in vector.exits] for vector in case.windows)))
-    )
-    if runner.manifest.uncertainty in COUNTED:
-        outputs = list(runner.segments([window.ids for window in windows], [window.answer_mask for window in windows]))
-        own_logits = [[output.logits for output in each] for each in outputs]
-        own = _exit_answers(windows, own_logits, case.passage, options)
-        own_uncertainty = of_question(own_logits, [[output.uncertainty for output in each] for each in outputs])
-        vectors = _exit_answers(windows, logits, case.passage, options)
-        for outcome, answers, by_program in ((got, own, own_uncertainty), (expected, vectors, uncertainty)):
-            if not _counted_took(
-                outcome.exit, [answer.answer for answer in answers], by_program, runner.manifest, speed
-            ):
-                return False
-        if expected != vectors[expected.exit] or not _near(
-            own_uncertainty[: got.exit + 1], uncertainty, runner.manifest, conformance
-        ):
-            return False
-        compared = [*own[: got.exit], got]
-    else:
-        if not _exit_open(uncertainty, got.exit, expected.exit, runner.manifest, speed, conformance):
-            return False
-        compared = [got, expected]
-    return all(
-        _answer_open(windows, logits[outcome.exit], outcome.start, outcome.end, options, conformance.tolerance)
-        and outcome.answer == case.passage[max(outcome.start, 0) : max(outcome.end, 0)]
-        for outcome in compared
-    )
+    answers: list[Outcome]
+    keys: list[Hashable]
+    uncertainty: list[float]
 
-
-AGREES = {"classification": _label_agrees, "regression": _value_agrees, "qa": _answer_agrees}
-
-
-def _exit_answers(
-    windows: Sequence[QAWindow], logits: Sequence[Sequence[tuple]], passage: str, options: QAOptions
-) -> list[Outcome]:
-    """The answer at every exit; logits: [exits][windows] of (start, end)."""
-    answers = []
-    for exit, pairs in enumerate(logits):
-        got = decode_answer(
-            windows, pairs, passage, options.max_answer, options.allow_no_answer, options.null_threshold
-        )
-        answers.append(Outcome(exit=exit, answer=got.text, start=got.start, end=got.end))
-    return answers
+    @classmethod
+    def read(
+        cls,
+        task: AnyTask,
+        example: Example,
+        inputs: Sequence[ModelInput],
+        logits: Sequence[Sequence[Logits]],
+        uncertainty: Sequence[Sequence[float]],
+        context: AnswerContext,
+    ) -> _Exits:
+        """Args: logits: [exits][windows]; uncertainty: [windows][exits]."""
+        exits = cls([], [], [])
+        for exit, windows in enumerate(logits):
+            decoded = task.decode(example, inputs, windows, context)
+            exits.answers.append(Outcome(exit=exit, **task.answer_fields(decoded, context)))
+            exits.keys.append(task.answer(decoded, context))
+            exits.uncertainty.append(uncertainty[task.decisive_input(inputs, windows, context)][exit])
+        return exits
 
 
 def _counted_took(
-    exit: int, answers: Sequence[str], by_program: Sequence[float], manifest: Manifest, speed: str
+    exit: int, answers: Sequence[Hashable], by_program: Sequence[float], manifest: Manifest, speed: str
 ) -> bool:
     """Whether the rule, given the answer and the programs' uncertainty at every exit, takes this one."""
     uncertainty = [
@@ -259,39 +214,6 @@ def _near(own: Sequence[float], vectors: Sequence[float], manifest: Manifest, co
     """Whether the programs' uncertainties up to an exit are the vectors', where they count at all."""
     differences = (abs(one - other) for one, other in zip(own, vectors))
     return manifest.uncertainty == "patience" or max(differences) <= conformance.uncertainty_tolerance
-
-
-def _answer_open(
-    windows: Sequence[QAWindow],
-    logits: Sequence[tuple[np.ndarray, np.ndarray]],
-    start: int,
-    end: int,
-    options: QAOptions,
-    tolerance: float,
-) -> bool:
-    """Whether the characters `start` to `end` (-1: no answer) are the vectors' answer, or too close to it to be told apart."""
-    # Two scores are compared, each the sum of two logits, each of which may be off by the tolerance.
-    slack = 4 * tolerance
-    top = max(best_span(*pair, window.answer_mask, options.max_answer).score for window, pair in zip(windows, logits))
-    over_null = (
-        top + options.null_threshold - min(null_score(*pair) for pair in logits) if options.allow_no_answer else np.inf
-    )
-    if start < 0:
-        return over_null <= slack
-    return over_null >= -slack and _span_score(windows, logits, start, end) >= top - slack
-
-
-def _span_score(
-    windows: Sequence[QAWindow], logits: Sequence[tuple[np.ndarray, np.ndarray]], start: int, end: int
-) -> float:
-    """The best score of the characters `start` to `end`; -inf where no window has tokens that start and end there."""
-    scores = [-np.inf]
-    for window, (start_logits, end_logits) in zip(windows, logits):
-        starts = start_logits[window.answer_mask & (window.offsets[:, 0] == start)]
-        ends = end_logits[window.answer_mask & (window.offsets[:, 1] == end)]
-        if len(starts) and len(ends):
-            scores.append(float(starts.max() + ends.max()))
-    return max(scores)
 
 
 def _exit_open(

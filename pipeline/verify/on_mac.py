@@ -24,7 +24,8 @@ from pipeline.names import APPLE_BACKENDS, Backend, Task
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.checks import MOST_DB, Check, signal_level, signal_to_noise_db
+from pipeline.tasks import get_task
+from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import has_int8_inputs
 from pipeline.verify.coreml_parity import FLOORS, finite, runner
 from pipeline.verify.evaluator.delegate import load_delegate_file
@@ -212,7 +213,7 @@ def compare(
                 Check(program.name, program.backend, metric, least, UNCERTAINTY_FLOOR, least >= UNCERTAINTY_FLOOR)
             )
         else:
-            ratios[name] = signal_to_noise_db(right, value, signal_level(task) if name == "logits" else None)
+            ratios[name] = signal_to_noise_db(right, value, get_task(task).signal_level if name == "logits" else None)
     worst = min(ratios, key=ratios.__getitem__)
     floor = floor_of(program)
     passed = ratios[worst] >= floor

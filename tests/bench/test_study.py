@@ -9,12 +9,17 @@ import pytest
 from pipeline.bench.study import costs_of, recipe_of, run_bundle, study_bundle
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
-from pipeline.data.items import classification_items, question_windows
 from pipeline.exits.study_document import Study
 from pipeline.model.flops import model_flops
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
+
+
+def encoded(bundle: Bundle, examples):
+    """The inputs of each example."""
+    return get_task(bundle.manifest.task).encode_all(examples, bundle.tokenizer, bundle.manifest.answer_context.options)
 
 
 @pytest.fixture(scope="module", params=["classification", "qa"])
@@ -76,19 +81,9 @@ def test_programs_run_once_for_each_input(tiny, monkeypatch):
     )
     bundle = Bundle.open(tiny.path)
     study_bundle(bundle, tiny.examples, 4)
-    recipe = recipe_of(bundle.manifest)
-    if bundle.manifest.task == "classification":
-        inputs = [
-            len(item.ids)
-            for item in classification_items(tiny.examples[:4], bundle.tokenizer, bundle.manifest.label_values, 64)
-        ]
-    else:
-        inputs = [
-            len(window)
-            for example in tiny.examples[:4]
-            for window in question_windows(example, bundle.tokenizer, recipe)
-        ]
-        assert len(inputs) > 4
+    groups = encoded(bundle, tiny.examples[:4])
+    inputs = [len(model_input.ids) for group in groups for model_input in group]
+    assert bundle.manifest.task == "classification" or len(inputs) > 4
     assert sorted(ran) == sorted(inputs)
 
 
@@ -113,7 +108,7 @@ def test_all_windows_of_a_question_cost(tiny_qa):
     shape = bundle.manifest.model
     config = EncoderConfig(hidden_size=shape.hidden_size, layers=2, heads=4, intermediate_size=shape.intermediate_size)
     for row, example in enumerate(tiny_qa.examples):
-        windows = question_windows(example, bundle.tokenizer, recipe)
+        (windows,) = encoded(bundle, [example])
         expected = sum(model_flops(config, shape.head, "qa", 2, len(window), 1, (1, 2)) for window in windows)
         assert costs.flops[row, 0] == pytest.approx(expected)
         assert costs.length[row] == len(bundle.tokenizer.encode(example.passage).ids)
@@ -143,13 +138,12 @@ def test_outputs_are_the_runners(tiny):
     bundle = Bundle.open(tiny.path)
     runner = Runner(bundle)
     if tiny.manifest.task == "classification":
-        (item,) = classification_items(tiny.examples[:1], bundle.tokenizer, bundle.manifest.label_values, 64)
+        ((item,),) = encoded(bundle, tiny.examples[:1])
         (output,) = run_bundle(runner, [item])
         said = runner.classify(tiny.examples[0].text, tiny.examples[0].text_pair, "0")
         assert output.logits[-1].tolist() == list(said.logits) and tuple(output.uncertainty) == said.uncertainty
     else:
-        recipe = recipe_of(bundle.manifest)
-        asked = ((example, question_windows(example, bundle.tokenizer, recipe)) for example in tiny.examples)
+        asked = zip(tiny.examples, encoded(bundle, tiny.examples))
         question, (window,) = next((example, windows) for example, windows in asked if len(windows) == 1)
         (output,) = run_bundle(runner, [window])
         assert tuple(output.uncertainty) == runner.answer(question.question, question.passage, "0").uncertainty

@@ -11,15 +11,16 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from pipeline.data.demo import classification, load_demo, qa
+from pipeline.data.demo import classification, qa
 from pipeline.data.squad_metric import f1
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 SPLITS = ("train", "dev")
 _DIGEST = """
 import hashlib
-from pipeline.data.demo import load_demo
-print(hashlib.sha256(repr([load_demo(task) for task in ("classification", "qa")]).encode()).hexdigest())
+from pipeline.tasks import get_task
+print(hashlib.sha256(repr([get_task(task).load_demo() for task in ("classification", "qa")]).encode()).hexdigest())
 """
 
 
@@ -39,13 +40,13 @@ def _words(text: str) -> list[str]:
 
 @pytest.mark.parametrize("task, train_size, dev_size", [("classification", 2400, 400), ("qa", 1200, 200)])
 def test_load_demo_gives_the_promised_numbers(task, train_size, dev_size):
-    train, dev = load_demo(task)
+    train, dev = get_task(task).load_demo()
     assert (len(train), len(dev)) == (train_size, dev_size)
 
 
-def test_load_demo_refuses_other_tasks():
-    with pytest.raises(UserError, match="demo: .*translation.*name a file"):
-        load_demo("translation")
+def test_a_task_without_demo_data_says_so():
+    with pytest.raises(UserError, match="demo: .*regression.*name a file"):
+        get_task("regression").load_demo()
 
 
 def test_every_process_gets_the_same_examples():

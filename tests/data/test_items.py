@@ -5,29 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.examples import Answer, ClassificationExample, QAExample
-from pipeline.data.items import (
-    UNLABELLED,
-    Item,
-    classification_items,
-    collate,
-    make_items,
-    plan_batches,
-    qa_items,
-    sorted_batches,
-)
-from pipeline.data.labels import LabelRange
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.recipe import Recipe
-from pipeline.support.errors import UserError
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "river", "is", "long", "and", "wide", "who", "knows", "?"]
-ID = {word: at for at, word in enumerate(WORDS)}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> WordPieceTokenizer:
-    return WordPieceTokenizer(WORDS)
+from pipeline.data.items import UNLABELLED, Item, collate, plan_batches, sorted_batches
 
 
 @pytest.fixture(scope="module")
@@ -120,74 +98,3 @@ def test_collate_keeps_answer_masks_and_marks_rows_without_a_target():
     assert collate([item(5, target=None), item(6, target=(1,))]).targets.tolist() == [[UNLABELLED], [1]]
     assert np.isnan(collate([item(5, target=None), item(6, target=(np.float32(0.5),))]).targets[0, 0])
     assert collate([item(5, target=None), item(6, target=None)]).targets is None
-
-
-# Items
-
-
-def test_a_label_is_its_place_among_the_labels(tokenizer):
-    examples = [
-        ClassificationExample("the river", None, "wet"),
-        ClassificationExample("long", "wide ?", "dry"),
-        ClassificationExample("is"),
-    ]
-    items = classification_items(examples, tokenizer, ["dry", "wet"], max_length=16)
-    assert [item.target for item in items] == [(1,), (0,), None]
-    assert items[0].ids.tolist() == [ID["[CLS]"], ID["the"], ID["river"], ID["[SEP]"]]
-    assert items[1].type_ids.tolist() == [0, 0, 0, 1, 1, 1]
-    assert all(item.answer_mask is None for item in items)
-
-
-def test_an_unknown_label_is_named(tokenizer):
-    with pytest.raises(UserError, match="data.label: label 'damp' is not one of the training data's: dry, wet"):
-        classification_items([ClassificationExample("the", None, "damp")], tokenizer, ["dry", "wet"], 16)
-
-
-def test_a_number_is_its_share_of_the_label_range(tokenizer):
-    recipe = Recipe.model_validate({"name": "test", "task": "regression", "exits": {"uncertainty": "change"}})
-    examples = [
-        ClassificationExample("the river", "is long", 4.2),
-        ClassificationExample("long", None, 9.0),
-        ClassificationExample("is"),
-    ]
-    items = make_items(examples, tokenizer, LabelRange(minimum=-1, maximum=7), recipe)
-    assert [item.target for item in items] == [(pytest.approx(0.65),), (pytest.approx(1.25),), None]
-    targets = collate(items[:2]).targets
-    assert targets.dtype == np.float32 and targets.shape == (2, 1) and targets[0, 0] == np.float32(0.65)
-
-
-PASSAGE = "the river is long and the river is wide " * 8
-
-
-def qa_recipe(allow_no_answer: bool) -> Recipe:
-    qa = {"window": 32, "stride": 4, "max_question": 8, "allow_no_answer": allow_no_answer}
-    return Recipe.model_validate({"name": "test", "task": "qa", "qa": qa})
-
-
-@pytest.fixture(scope="module")
-def question() -> QAExample:
-    return QAExample("1", "who knows ?", PASSAGE, (Answer("wide", PASSAGE.index("wide")),))
-
-
-def test_windows_that_miss_the_answer_teach_only_where_no_answer_is_one(tokenizer, question):
-    without = qa_items([question], tokenizer, qa_recipe(False))
-    allowed = qa_items([question], tokenizer, qa_recipe(True))
-    assert len(without) == 1 and len(allowed) > 2
-    start, end = without[0].target
-    assert start == end and without[0].ids[start] == ID["wide"] and without[0].answer_mask[start]
-    assert allowed[0].target == (start, end)
-    assert {item.target for item in allowed[1:]} == {(0, 0)} and all(item.answer_mask[0] for item in allowed)
-    assert not without[0].answer_mask[0]
-
-
-def test_questions_without_an_answer(tokenizer):
-    example = QAExample("1", "who knows ?", "the river is long", ())
-    assert qa_items([example], tokenizer, qa_recipe(False)) == []
-    assert [item.target for item in qa_items([example], tokenizer, qa_recipe(True))] == [(0, 0)]
-
-
-def test_make_items_goes_by_the_recipes_task(tokenizer, question):
-    assert make_items([question], tokenizer, ("start", "end"), qa_recipe(False))[0].answer_mask is not None
-    recipe = Recipe.model_validate({"name": "test", "task": "classification", "data": {"max_length": 8}})
-    (item,) = make_items([ClassificationExample(PASSAGE, None, "a")], tokenizer, ["a"], recipe)
-    assert len(item.ids) == 8 and item.answer_mask is None

@@ -10,12 +10,12 @@ from pipeline.data.items import UNLABELLED
 from pipeline.distill.losses import (
     attention_loss,
     cosine_loss,
-    distributions,
     hard_loss,
     mlm_loss,
     soft_loss,
     soft_target_loss,
 )
+from pipeline.tasks import get_task
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def test_qa_losses_and_gradients_ignore_tokens_outside_the_answer_mask(qa):
 
 def test_qa_distributions_sum_to_one_over_the_mask(qa):
     student, _, mask, _ = qa
-    for scores in distributions("qa", student, mask):
+    for scores in get_task("qa").distributions(student, mask):
         probabilities = torch.softmax(scores, dim=-1)
         assert (probabilities[~mask] == 0).all()
         torch.testing.assert_close((probabilities * mask).sum(-1), torch.ones(2))

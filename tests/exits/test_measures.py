@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from pipeline.exits.measures import LABEL_MEASURES, change, label_measures, patience, span_positions, window_measures
+from pipeline.exits.measures import change, patience
 from pipeline.model.uncertainty import MEASURES, answer_bias
 from pipeline.names import Uncertainty
+from pipeline.tasks.measures import LABEL_MEASURES, label_measures, span_positions, window_measures
 
 IN_PROGRAM = ("entropy", "max_probability", "margin")
 

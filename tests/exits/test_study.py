@@ -193,7 +193,7 @@ def test_question_answering_scores_f1_and_ranks_by_exact_match():
     f1 = np.array([[0.5, 1.0], [0.0, 0.8], [1.0, 1.0]])
     exact = (f1 == 1).astype(float)
     uncertainty = np.array([[0.2, 0.1], [0.9, 0.5], [0.1, 0.1]])
-    predictions = Predictions(f1, exact, uncertainty, [["a", "b"], ["c", "d"], ["e", "f"]], measures={})
+    predictions = Predictions(f1, exact, uncertainty, [["a", "b"], ["c", "d"], ["e", "f"]], task="qa")
     result = study(predictions, Costs(np.array([1, 2, 3]), np.ones((3, 2))), (3, 6), "entropy", {})
     assert (result.task, result.metric) == ("qa", "f1")
     assert [exit.score for exit in result.exits] == pytest.approx([0.5, 2.8 / 3], abs=1e-6)

@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.model.encoder import Embeddings, EncoderConfig, ExportLayer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.flops import embedding_flops, head_flops, layer_flops, model_flops
-from pipeline.model.heads import HEADS, build_head
+from pipeline.model.heads import build_head
 from pipeline.model.segments import Programs
+from pipeline.tasks import TASKS
 
 MINILM = EncoderConfig(hidden_size=384, intermediate_size=1536)
 BERT = EncoderConfig()
-KINDS = [(task, kind) for task in HEADS for kind in HEADS[task]]
+KINDS = [(task, kind) for task in TASKS for kind in TASKS[task].heads]
 
 
 def count_with_torch(function, *inputs) -> int:

@@ -10,15 +10,16 @@ import torch
 
 from pipeline.model.encoder import Encoder, EncoderConfig, attention_bias
 from pipeline.model.exit_model import ExitModel
-from pipeline.model.heads import HEADS, build_head
+from pipeline.model.heads import build_head
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias, normalised_entropy, span_uncertainty
+from pipeline.tasks import get_task
 
 CONFIG = EncoderConfig(
     vocab_size=200, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64, layer_norm_eps=1e-6
 )
 # Regression uses classification's heads.
-KINDS = [(task, kind) for task in ("classification", "qa") for kind in HEADS[task]]
+KINDS = [(task, kind) for task in ("classification", "qa") for kind in get_task(task).heads]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -90,7 +90,7 @@ def test_fine_tuned_logits_equal_hugging_faces(tmp_path, name, task, labels, tok
     pretrained = load_pretrained(str(save(theirs, tmp_path)), task)
     recipe = make_recipe(task)
     recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"token_types": token_types})})
-    ours = build_teacher(pretrained, recipe, labels).eval()
+    ours = build_teacher(pretrained, recipe, tuple("012"[:labels])).eval()
     ids = torch.randint(5, VOCAB, (3, 20), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(20) < torch.tensor([20, 4, 11])[:, None]).float()
     logits = ours(ids, mask).logits[-1]
@@ -109,7 +109,7 @@ def test_a_fine_tuned_regression_head_predicts_shares_of_the_label_range(tmp_pat
     recipe = make_recipe("classification").model_copy(update={"task": "regression"})
     label_range = LabelRange(minimum=-1, maximum=4)
     pretrained = load_pretrained(str(save(theirs, tmp_path)), "regression")
-    ours = build_teacher(pretrained, recipe, 1, label_range).eval()
+    ours = build_teacher(pretrained, recipe, label_range).eval()
     ids = torch.randint(5, VOCAB, (3, 20), generator=torch.Generator().manual_seed(0))
     shares = ours(ids, torch.ones(3, 20)).logits[-1]
     torch.testing.assert_close(label_range.value(shares), theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
@@ -126,10 +126,10 @@ def test_label_names_are_read_with_the_classifier(tmp_path):
 
 def test_zero_epochs_without_a_fitting_head_are_refused(tmp_path, folder):
     with pytest.raises(UserError, match="teacher.training.epochs.*needs a qa head for 2 labels and has none"):
-        build_teacher(load_pretrained(str(folder), "qa"), make_recipe("qa"), 2)
+        build_teacher(load_pretrained(str(folder), "qa"), make_recipe("qa"), ("start", "end"))
     three = save(build_model("BertForSequenceClassification", num_labels=3), tmp_path / "three")
     with pytest.raises(UserError, match="for 2 labels and has one for 3 labels"):
-        build_teacher(load_pretrained(str(three), "classification"), make_recipe("classification"), 2)
+        build_teacher(load_pretrained(str(three), "classification"), make_recipe("classification"), ("0", "1"))
 
 
 def same_encoder(first, second) -> bool:

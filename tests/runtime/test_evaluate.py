@@ -59,14 +59,14 @@ def test_a_classifier_is_counted_right(classifier, tiny_classifier):
 
 def test_latency_is_summed_up_over_the_runs_of_its_own_speed(classifier, tiny_classifier, monkeypatch):
     clock = {"0": iter(range(1, 100)), "fast": iter(range(1000, 1100))}
-    original = Runner.classify
+    original = Runner.predict
     order = []
 
-    def timed(self, text, text_pair=None, speed=None):
+    def timed(self, example, speed=None):
         order.append(speed)
-        return replace(original(self, text, text_pair, speed), latency_ms=float(next(clock[speed])))
+        return replace(original(self, example, speed), latency_ms=float(next(clock[speed])))
 
-    monkeypatch.setattr(Runner, "classify", timed)
+    monkeypatch.setattr(Runner, "predict", timed)
     full, fast = evaluate(classifier, tiny_classifier.examples, ["0", "fast"], limit=20).speeds
     warm_up = len(order) - 40
     assert warm_up > 0 and order[:warm_up] == ["0"] * warm_up

@@ -16,7 +16,9 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
-from pipeline.verify.agreement import CLOSE, FLOOR, check_agreement, check_coreml_labels
+from pipeline.tasks import get_task
+from pipeline.tasks.regression import SAME_SHARE
+from pipeline.verify.agreement import check_agreement, check_coreml_labels
 
 
 def logits_of_the_programs(tiny) -> list[torch.Tensor]:
@@ -37,7 +39,7 @@ def test_the_bundle_answers_as_the_programs_do(tiny_classifier):
     check = check_agreement(
         Bundle.open(tiny_classifier.path), tiny_classifier.examples, labels_of_the_programs(tiny_classifier)
     )
-    assert check.value == 1.0 and check.passed and check.floor == FLOOR["classification"]
+    assert check.value == 1.0 and check.passed and check.floor == get_task("classification").agreement_floor
 
 
 def test_one_other_answer_in_a_few_fails(tiny_classifier):
@@ -52,7 +54,12 @@ def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
     bundle = Bundle.open(tiny_regressor.path)
     expected = [-2 + 8 * float(each) for each in logits_of_the_programs(tiny_regressor)]
     check = check_agreement(bundle, tiny_regressor.examples, expected)
-    assert 0.1 < 8 * CLOSE < 0.3 and check.value == 1.0 and check.passed and check.floor == FLOOR["regression"]
+    assert (
+        0.1 < 8 * SAME_SHARE < 0.3
+        and check.value == 1.0
+        and check.passed
+        and check.floor == get_task("regression").agreement_floor
+    )
     expected[3] += 0.3
     check = check_agreement(bundle, tiny_regressor.examples, expected)
     assert check.value == 1 - 1 / len(expected) and not check.passed

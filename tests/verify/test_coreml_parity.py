@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.bundle.conformance import Case, Conformance, ExitVector, WindowVector
-from pipeline.bundle.manifest import EXIT_OUTPUTS, ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
+from pipeline.bundle.manifest import ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.data.items import Item
 from pipeline.export import coreml
 from pipeline.export.coreml import export_coreml, sources, structure_of
@@ -20,6 +20,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
 from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
 from pipeline.verify.evaluator.evaluator import WEIGHTS_FOLDER
@@ -41,7 +42,7 @@ def vectors(model: ExitModel) -> Conformance:
         outputs = programs(inputs["input_ids"], inputs["attention_bias"], inputs["answer_bias"])
         exits = []
         for _, *numbers in outputs:
-            logits = {name: value.flatten().tolist() for name, value in zip(EXIT_OUTPUTS[model.task], numbers)}
+            logits = {name: value.flatten().tolist() for name, value in zip(get_task(model.task).exit_outputs, numbers)}
             if model.task == "regression":
                 unsure = abs(logits["logits"][0] - exits[-1].outputs["logits"][0]) if exits else 1.0
             else:

@@ -12,6 +12,7 @@ from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.pretrained import DISTILBERT_LAYER, DISTILBERT_QKV, fold_token_types
 from pipeline.support.quiet import import_quietly, quiet_logging
+from pipeline.tasks import get_task
 
 
 class PlainModel(nn.Module):
@@ -53,7 +54,7 @@ class PlainModel(nn.Module):
         """input_ids, attention_mask: [1, length] integers. Returns (logits [1, labels],), or (start, end), [1, length] each."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         logits = self.head(hidden, attention_bias(attention_mask))
-        return logits.unbind(dim=-1) if self.task == "qa" else (logits,)
+        return get_task(self.task).split_logits(logits)
 
 
 def hugging_face_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

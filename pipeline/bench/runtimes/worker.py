@@ -27,9 +27,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.bundle.manifest import EXIT_OUTPUTS, Manifest, Program, read_manifest
+from pipeline.bundle.manifest import Manifest, Program, read_manifest
 from pipeline.runtime.programs import MethodFile, binding
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 
 METHOD = "forward"  # of a file that is no bundle
 # A core that has waited for its turn is up to 2.4 times slower for its first 20 ms, and weights that others' turns have put out of the caches come
@@ -81,7 +82,7 @@ class BundlePrograms:
         """A run over `depth` segments on `length` random ids; all of the inputs that are not computed on the way are made here."""
         embed, *segments = self.programs
         fixed = [self.inputs(program, length) for program in (embed, *segments[:depth])]
-        answers = len(EXIT_OUTPUTS[self.manifest.task])
+        answers = len(get_task(self.manifest.task).exit_outputs)
 
         def run() -> list[Tensor]:
             outputs = self.file.run(embed.method, fixed[0])
@@ -118,11 +119,11 @@ class Monolithic:
         self.file.load(METHOD)
 
     def prepare(self, length: int, depth: int) -> Run:
-        task = self.manifest.task
+        task = get_task(self.manifest.task)
         inputs = [random_ids(self.manifest.model.vocab_size, length), torch.zeros(1, 1, length)]
-        if task == "qa":
+        if task.uses_answer_mask:
             inputs.append(torch.zeros(1, length))
-        answers, unsure = len(EXIT_OUTPUTS[task]), 0 if task == "regression" else 1
+        answers, unsure = len(task.exit_outputs), int(task.measures_uncertainty)
 
         def run() -> list[Tensor]:
             outputs = self.file.run(METHOD, inputs)

@@ -86,7 +86,7 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     programs = export_executorch_coreml(model, folder, recipe)
     vectors = make_vectors(
         Programs.of(model), Programs.of(model), examples, tokenizer,
-        max_length=48, labels=manifest.labels, qa=manifest.qa, thresholds={},
+        context=manifest.answer_context, thresholds={},
     )  # fmt: skip
     vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs)})
     (folder / "conformance.json").write_text(vectors.model_dump_json(exclude_none=True), encoding="utf-8")
