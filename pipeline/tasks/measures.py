@@ -105,7 +105,7 @@ def window_measures(
 ) -> dict[str, np.ndarray]:
     """Computes all measures for the exits of one window.
 
-    A question takes those of its best window (`pipeline.bundle.exit_rule.question_uncertainty`).
+    A question takes those of its best window, see `QuestionAnswering.decisive_input`.
 
     Args:
         start_logits, end_logits: [exits, length].
