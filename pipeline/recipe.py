@@ -6,10 +6,11 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import schemes
 from pipeline.data.options import InputOptions, QuestionOptions
 from pipeline.names import Task, Uncertainty
 from pipeline.support.errors import UserError
@@ -22,8 +23,18 @@ else:
 
 
 FEWEST_TO_ROUND_BY = 16  # texts; of fewer, the matrices' inputs say little of those in other texts
-# The oldest target of Core ML weights that need one; iOS 16 reads the others.
-COREML_TARGETS = {"int8-a8": "iOS17", "int4": "iOS18", "palette4": "iOS18", "palette6": "iOS18", "mixed": "iOS18"}
+
+
+def one_of(names: Sequence[str]) -> AfterValidator:
+    """Returns a validator that accepts some names, with pydantic's message for all others."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            *others, last = (f"'{known}'" for known in names)
+            raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -179,13 +190,11 @@ class Exits(Section):
 
 
 class Quantize(Section):
-    scheme: Literal["fp32", "fp16", "int8-weight-only", "int8", "int8-a16", "int4", "mixed"] = Field(
-        "int8",
-        description="of linear layers; int8-a16 keeps 16 bits of their inputs, and takes up to twice as long; int8-weight-only keeps them whole; "
-        "mixed gives each matrix int4, int8 or fp32, by its sensitivity, to meet a budget",
+    scheme: Annotated[str, one_of(schemes.LINEAR_SCHEMES)] = Field(
+        schemes.DEFAULT, description=f"of linear layers; {schemes.summaries(schemes.LINEAR_SCHEMES)}"
     )
-    embeddings: Literal["fp32", "fp16", "int8", "int4", "mixed"] = Field(
-        "int8",
+    embeddings: Annotated[str, one_of(schemes.WORD_TABLE_SCHEMES)] = Field(
+        schemes.DEFAULT,
         description="of the word table, with positions in float16 but for fp32; mixed, only with that scheme, lets the budget decide about it, too",
     )
     budget_mb: float | None = Field(
@@ -217,13 +226,10 @@ class Export(Section):
     )
     max_length: int = Field(512, ge=16, le=512)
     coreml_buckets: list[int] = Field([32, 128], min_length=1)
-    coreml_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
-    coreml_precision: Literal[
-        "fp16", "int8", "int8-a8", "int4", "palette4", "palette6", "palette4-per-tensor", "palette6-per-tensor", "mixed"
-    ] = Field(
-        "int8",
-        description="of the weights; int8-a8 has int8 inputs of the layers' matrices, too; int4 in blocks of 32 inputs; palettes hold 16 or 64 values, "
-        "by k-means, for 16 output channels or the whole matrix; mixed is what quantize.scheme=mixed found",
+    coreml_target: schemes.AppleSystem = "iOS18"
+    coreml_precision: Annotated[str, one_of(schemes.COREML_SCHEMES)] = Field(
+        schemes.DEFAULT,
+        description=f"of the weights, mixed as quantize.scheme=mixed found; {schemes.summaries(schemes.COREML_SCHEMES)}",
     )
     coreml_calibration: int = Field(
         256,
@@ -314,36 +320,34 @@ class Recipe(Section):
                 "distill: every weight is 0, nothing is left to learn; set one above 0, or distill.training.epochs to 0"
             )
         mix, budgets = self.quantize, (self.quantize.budget_mb, self.quantize.budget_points)
-        if mix.scheme == "mixed" and budgets == (None, None):
+        by_matrix, table_in_mix = (schemes.SCHEMES[name].by_matrix for name in (mix.scheme, mix.embeddings))
+        if by_matrix and budgets == (None, None):
             raise ValueError(
-                "quantize.scheme: mixed needs a budget to meet; set quantize.budget_mb or quantize.budget_points"
+                f"quantize.scheme: {mix.scheme} needs a budget to meet; set quantize.budget_mb or quantize.budget_points"
             )
-        if mix.scheme != "mixed" and (budgets != (None, None) or mix.embeddings == "mixed"):
-            wrong = (
-                "embeddings"
-                if mix.embeddings == "mixed"
-                else "budget_mb"
-                if mix.budget_mb is not None
-                else "budget_points"
-            )
+        if not by_matrix and (budgets != (None, None) or table_in_mix):
+            wrong = "embeddings" if table_in_mix else "budget_mb" if mix.budget_mb is not None else "budget_points"
             raise ValueError(
                 f"quantize.{wrong}: is for the scheme mixed, this one is {mix.scheme}; set quantize.scheme to mixed"
             )
-        needed, target = COREML_TARGETS.get(self.export.coreml_precision, "iOS16"), self.export.coreml_target
-        if target < needed:
-            weights = self.export.coreml_precision
-            instead = f"{weights}-per-tensor" if weights.startswith("palette") else "int8"
+        precision, system = self.export.coreml_precision, self.export.coreml_target
+        coreml = schemes.coreml_weights(precision)
+        if not coreml.runs_on(system):
+            needed = coreml.minimum_system
             raise ValueError(
-                f"export.coreml_precision: {weights} needs {needed}, export.coreml_target is {target}; set that to {needed}, or take {instead}"
+                f"export.coreml_precision: {precision} needs {needed}, export.coreml_target is {system}; "
+                f"set that to {needed}, or take {coreml.alternative}"
             )
-        if self.export.coreml_precision == "mixed" and mix.scheme != "mixed":
+        follows_mix = schemes.SCHEMES[precision].by_matrix
+        if follows_mix and not by_matrix:
             raise ValueError(
-                f"export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is {mix.scheme}; set that to mixed, or take int8"
+                f"export.coreml_precision: {precision} is what quantize.scheme=mixed found, and that is {mix.scheme}; "
+                f"set that to mixed, or take {coreml.alternative}"
             )
-        if self.export.executorch_coreml and self.export.coreml_precision in ("int8-a8", "mixed"):
-            weights = self.export.coreml_precision
+        if self.export.executorch_coreml and (coreml.int8_inputs or follows_mix):
             raise ValueError(
-                f"export.executorch_coreml: computes in float16 and has no {weights}; set it to false, or take another export.coreml_precision"
+                f"export.executorch_coreml: computes in float16 and has no {precision}; "
+                "set it to false, or take another export.coreml_precision"
             )
         _, longest = task.longest_input(self.input_options)
         if longest > self.export.max_length:

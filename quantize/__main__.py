@@ -1,4 +1,4 @@
-"""`python -m quantize TARGET ...` is `pocketbert quantize TARGET ...`."""
+"""Runs `pocketbert quantize TARGET ...` as `python -m quantize TARGET ...`."""
 
 import sys
 

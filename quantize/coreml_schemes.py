@@ -7,6 +7,7 @@ package's is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,15 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantize.int4 import GROUP, scales_of, steps_of, stored
-
-TARGETS = ("iOS16", "iOS17", "iOS18")  # oldest first
+from pipeline.schemes import INT4_GROUP, coreml_weights, packed_bytes, palette_count
+from quantize.int4 import scales_of, steps_of, stored
 
 # Weights of so many values or fewer stay float16: biases, norms and the last layers of heads, which are under 0.1 % of a model. The same
 # number is coremltools' `weight_threshold`.
 SMALLEST = 2048
-PALETTE_OUTPUTS = 16  # at most so many outputs share a palette
-FEWEST_IN_GROUP = 4  # of fewer, the palettes would take up what they save; then all outputs share one
 
 LLOYD_STEPS = 30
 QUANTILES = 512  # whose distances say where it starts
@@ -44,7 +42,7 @@ class Affine:
 
     @property
     def bytes(self) -> int:
-        return bytes_of(self.data.size, self.bits) + self.scale.nbytes
+        return packed_bytes(self.data.size, self.bits) + self.scale.nbytes
 
     def dense(self) -> np.ndarray:
         """The weight as Core ML computes with it, in float32."""
@@ -69,7 +67,7 @@ class Palette:
 
     @property
     def bytes(self) -> int:
-        return bytes_of(self.indices.size, self.bits) + self.table.nbytes
+        return packed_bytes(self.indices.size, self.bits) + self.table.nbytes
 
     def dense(self) -> np.ndarray:
         """The weight as Core ML computes with it, in float32."""
@@ -81,32 +79,6 @@ class Palette:
 Compressed = Affine | Palette
 
 
-@dataclass(frozen=True)
-class CoreMLScheme:
-    """How a program's matrices are stored.
-
-    Args:
-        summary: one line for people.
-        target: the oldest system that runs it, a name in `TARGETS`.
-        stored: bytes that a matrix [outputs, inputs, ...] of that shape takes in a package.
-        compress: makes the stored form of a matrix in float32; None leaves it float16.
-        int8_inputs: whether the layers' matrices have int8 inputs, see `quantize.int8_inputs`.
-        by_matrix: whether matrices have schemes of their own, see `OF_MATRIX`; this one is then that of all others.
-    """
-
-    summary: str
-    target: str
-    stored: Callable[[tuple[int, ...]], int]
-    compress: Callable[[Tensor], Compressed] | None = None
-    int8_inputs: bool = False
-    by_matrix: bool = False
-
-
-def bytes_of(values: int, bits: int) -> int:
-    """What so many packed integers take."""
-    return -(-values * bits // 8)
-
-
 def int8_rows(weight: Tensor) -> Affine:
     """int8 from -127 to 127 with a scale for each output (a row of an embedding table)."""
     peak = weight.flatten(1).abs().amax(dim=1).view(-1, *[1] * (weight.ndim - 1))
@@ -116,14 +88,14 @@ def int8_rows(weight: Tensor) -> Affine:
 
 
 def int4_blocks(weight: Tensor) -> Affine:
-    """Integers from -7 to 7 with a scale for every `GROUP` inputs of an output; int8 where the inputs are no multiple of that."""
+    """Integers from -7 to 7 with a scale for every `INT4_GROUP` inputs of an output; int8 where the inputs are no multiple of that."""
     outputs, inputs, *kernel = weight.shape
-    if inputs % GROUP:
+    if inputs % INT4_GROUP:
         return int8_rows(weight)
-    groups = weight.reshape(outputs, inputs // GROUP, -1)  # [outputs, groups, GROUP * kernel]
+    groups = weight.reshape(outputs, inputs // INT4_GROUP, -1)  # [outputs, groups, INT4_GROUP * kernel]
     scale = scales_of(groups, torch.float16)
     data = steps_of(groups, scale).to(torch.int8).reshape(weight.shape)
-    return Affine(data.numpy(), scale.reshape(outputs, inputs // GROUP, *[1] * len(kernel)).numpy(), 4)
+    return Affine(data.numpy(), scale.reshape(outputs, inputs // INT4_GROUP, *[1] * len(kernel)).numpy(), 4)
 
 
 def palette(weight: Tensor, bits: int, groups: int) -> Palette:
@@ -174,79 +146,46 @@ def edges_of(values: Tensor, centres: Tensor) -> Tensor:
     return torch.nn.functional.pad(torch.nn.functional.pad(edges, (1, 0)), (0, 1), value=values.shape[1])
 
 
-def groups_of(outputs: int) -> int:
-    """How many palettes a matrix of so many outputs has: one for every `PALETTE_OUTPUTS` of them, or for fewer where those divide it."""
-    sizes = [size for size in range(FEWEST_IN_GROUP, PALETTE_OUTPUTS + 1) if outputs % size == 0]
-    return outputs // max(sizes, default=outputs)
+def palette_of(bits: int, per_tensor: bool = False) -> Callable[[Tensor], Palette]:
+    """Returns the function that makes a weight's `Palette` with tables of 2 ** bits values."""
+    return lambda weight: palette(weight, bits, 1 if per_tensor else palette_count(weight.shape[0]))
 
 
-def int8_bytes(shape: tuple[int, ...]) -> int:
-    return values_of(shape) + 2 * shape[0]
-
-
-def int4_bytes(shape: tuple[int, ...]) -> int:
-    if shape[1] % GROUP:
-        return int8_bytes(shape)
-    return bytes_of(values_of(shape), 4) + 2 * shape[0] * (shape[1] // GROUP)
-
-
-def palettized(summary: str, bits: int, per_tensor: bool = False) -> CoreMLScheme:
-    """A scheme with palettes of 2 ** bits values."""
-
-    def groups(shape: tuple[int, ...]) -> int:
-        return 1 if per_tensor else groups_of(shape[0])
-
-    return CoreMLScheme(
-        summary,
-        "iOS16" if per_tensor else "iOS18",
-        lambda shape: bytes_of(values_of(shape), bits) + 2 * groups(shape) * (1 << bits),
-        lambda weight: palette(weight, bits, groups(tuple(weight.shape))),
-    )
-
-
-COREML_SCHEMES: dict[str, CoreMLScheme] = {
-    "fp16": CoreMLScheme("weights in float16", "iOS16", lambda shape: 2 * values_of(shape)),
-    "int8": CoreMLScheme("int8 weights with a scale per output channel", "iOS16", int8_bytes, int8_rows),
-    "int8-a8": CoreMLScheme(
-        "int8 weights, and int8 inputs of the layers' matrices", "iOS17", int8_bytes, int8_rows, int8_inputs=True
-    ),
-    "int4": CoreMLScheme(f"int4 weights with a scale per block of {GROUP} inputs", "iOS18", int4_bytes, int4_blocks),
-    "palette4": palettized(f"16 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 4),
-    "palette6": palettized(f"64 values for at most {PALETTE_OUTPUTS} output channels, by k-means", 6),
-    "palette4-per-tensor": palettized("16 values for a matrix, by k-means", 4, per_tensor=True),
-    "palette6-per-tensor": palettized("64 values for a matrix, by k-means", 6, per_tensor=True),
-    "mixed": CoreMLScheme(
-        "each matrix as the mix of `quantize.mixed` has it", "iOS18", lambda shape: 2 * values_of(shape), by_matrix=True
-    ),
+# Makes the stored form of a float32 matrix; None leaves it a float. A mix names the scheme of each matrix that it compresses.
+COREML_ARITHMETIC: dict[str, Callable[[Tensor], Compressed] | None] = {
+    "fp32": None,
+    "fp16": None,
+    "int8": int8_rows,
+    "int8-a8": int8_rows,
+    "int4": int4_blocks,
+    "palette4": palette_of(4),
+    "palette6": palette_of(6),
+    "palette4-per-tensor": palette_of(4, per_tensor=True),
+    "palette6-per-tensor": palette_of(6, per_tensor=True),
+    "mixed": None,
 }
-# What a matrix has here that `quantize.schemes` has for ExecuTorch, of those that a mix may hold: as many bits; a package has no float32.
-OF_MATRIX = {"fp32": "fp16", "fp16": "fp16", "int8": "int8", "int4": "int4"}
-
-
-def values_of(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape))
 
 
 def is_compressed(shape: tuple[int, ...]) -> bool:
     """Whether a weight of that shape is stored in a scheme's way: a matrix, or a convolution's, of more than `SMALLEST` values."""
-    return len(shape) >= 2 and shape[0] > 1 and values_of(shape) > SMALLEST
+    return len(shape) >= 2 and shape[0] > 1 and math.prod(shape) > SMALLEST
 
 
 @torch.no_grad()
 def compress(weight: Tensor, scheme: str) -> Compressed | np.ndarray:
-    """The form in which a program of a scheme has a weight: compressed, or an array in float16 ("fp32", for tests, in float32).
+    """Returns a weight as a program of a scheme stores it: compressed, or an array in the scheme's float type.
 
     Args:
         weight: float32, any shape.
-        scheme: a name in `COREML_SCHEMES`, or "fp32".
+        scheme: a name in `COREML_ARITHMETIC`.
     """
-    if scheme == "fp32":
+    if coreml_weights(scheme).float_bytes == 4:
         return weight.numpy()
     half = weight.to(torch.float16)
-    with_scheme = COREML_SCHEMES[scheme].compress
-    if with_scheme is None or not is_compressed(tuple(weight.shape)):
+    compress_matrix = COREML_ARITHMETIC[scheme]
+    if compress_matrix is None or not is_compressed(tuple(weight.shape)):
         return half.numpy()
-    return with_scheme(half.float())
+    return compress_matrix(half.float())
 
 
 def decompressed(value: Compressed | np.ndarray) -> np.ndarray:
@@ -255,7 +194,6 @@ def decompressed(value: Compressed | np.ndarray) -> np.ndarray:
 
 
 def stored_bytes(shape: tuple[int, ...], scheme: str) -> int:
-    """What a weight of that shape takes in a package of a scheme, alignment aside."""
-    if scheme == "fp32":
-        return 4 * values_of(shape)
-    return COREML_SCHEMES[scheme].stored(shape) if is_compressed(shape) else 2 * values_of(shape)
+    """Returns the bytes of a weight in a package of a scheme, without alignment."""
+    weights = coreml_weights(scheme)
+    return weights.stored_bytes(shape) if is_compressed(shape) else weights.float_bytes * math.prod(shape)

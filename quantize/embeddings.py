@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantize.int4 import GROUP
+from pipeline.schemes import INT4_GROUP
 
 
 class HalfEmbedding(nn.Module):
@@ -40,25 +40,25 @@ class Int8Embedding(nn.Module):
 
 
 class Int4Embedding(nn.Module):
-    """An embedding table as integers from -8 to 7, two to a byte, with a float16 scale for every `GROUP` values of a row.
+    """An embedding table as integers from -8 to 7, two to a byte, with a float16 scale for every `INT4_GROUP` values of a row.
 
     A byte holds a value of the row's first half in its low four bits and one of the second half in its high four, so that unpacking is
     one concatenation. It is arithmetic on floats, which are exact here: delegates have no shifts.
 
     Args:
-        weight: [vocabulary, hidden_size], the latter a multiple of `GROUP`.
+        weight: [vocabulary, hidden_size], the latter a multiple of `INT4_GROUP`.
     """
 
     def __init__(self, weight: Tensor):
         super().__init__()
         rows, width = weight.shape
-        groups = weight.view(rows, width // GROUP, GROUP)
+        groups = weight.view(rows, width // INT4_GROUP, INT4_GROUP)
         # Of float16, the smallest normal number, for a group of zeros. Values are rounded to the scale as it is stored.
         scale = (groups.abs().amax(dim=-1) / 7.5).clamp(min=torch.finfo(torch.float16).tiny).to(torch.float16)
         steps = torch.round(groups / scale.unsqueeze(-1).to(weight.dtype)).clamp(-8, 7) + 8
         low, high = steps.view(rows, width).chunk(2, dim=1)
         self.register_buffer("table", (low + 16 * high).to(torch.uint8))  # [vocabulary, hidden_size / 2]
-        self.register_buffer("scale", scale)  # [vocabulary, hidden_size / GROUP]
+        self.register_buffer("scale", scale)  # [vocabulary, hidden_size / INT4_GROUP]
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: [batch, length] integers. Returns [batch, length, hidden_size] float32."""
@@ -66,4 +66,4 @@ class Int4Embedding(nn.Module):
         high = torch.floor(pairs / 16)
         steps = torch.cat([pairs - 16 * high, high], dim=-1) - 8
         scale = F.embedding(ids, self.scale).to(torch.float32)
-        return (steps.view(*ids.shape, -1, GROUP) * scale.unsqueeze(-1)).view(*ids.shape, -1)
+        return (steps.view(*ids.shape, -1, INT4_GROUP) * scale.unsqueeze(-1)).view(*ids.shape, -1)

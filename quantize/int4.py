@@ -1,11 +1,10 @@
-"""Weights in four bits: whole steps from -7 to 7 of a scale that `GROUP` inputs of an output share. Both targets' `int4` are these."""
+"""Weights in four bits: whole steps from -7 to 7 of a scale that `INT4_GROUP` inputs of an output share. Both targets' `int4` are these."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-GROUP = 32  # inputs that share a scale
 MOST = 7  # steps to either side; -8 is left out, so that a group and its negative are rounded alike
 # Scales that are tried for every group, as shares of the one whose last step is the group's largest value: with 15 steps a little clipping costs
 # less than coarse steps. Those above 1 are there for weights that are whole steps already, of which the last may be unused: they stay as they are.

@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.schemes import MIX_CHOICES, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRIX
+from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from quantize.schemes import EMBEDDINGS_MATRIX, apply_schemes
+from quantize.schemes import apply_schemes
 from quantize.sensitivity import Sensitivity, measure_sensitivity, shapes_of, stored
 from quantize.size import executorch_parts
 
-# What a matrix may have beside float32. int8-a16 is not among them: it costs time and no bytes, and no budget here sees time.
-CHOICES = ("int8", "int4")
 MEGABYTE = 1e6
 
 
-class Mix(BaseModel):
+class Mix(Document):
     """What was chosen, and what it comes to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schemes: dict[str, str] = Field(description="of every matrix, the word table among them")
     bytes: int = Field(
@@ -51,9 +49,9 @@ def greedy_path(choices: Mapping[str, Mapping[str, Choice]]) -> list[tuple[str, 
     A matrix may take a scheme on the way and a smaller one later, or go to the smaller at once where that is as cheap per byte.
 
     Args:
-        choices: of every matrix by scheme, "fp32" among them.
+        choices: of every matrix by scheme, `UNQUANTIZED` among them.
     """
-    current = dict.fromkeys(choices, "fp32")
+    current = dict.fromkeys(choices, UNQUANTIZED)
     path = []
     while True:
         moves = []
@@ -100,20 +98,22 @@ def choose(
             "needs labelled texts to measure a loss on; give labels, or quantize.budget_mb",
             field="quantize.budget_points",
         )
-    sensitivity, judge = measure_sensitivity(programs, examples, tokenizer, labels, recipe, CHOICES, on_step, rounded)
-    full = executorch_parts(programs, "fp32", "fp32").total
+    sensitivity, judge = measure_sensitivity(
+        programs, examples, tokenizer, labels, recipe, MIX_CHOICES, on_step, rounded
+    )
+    full = executorch_parts(programs, UNQUANTIZED, UNQUANTIZED).total
     choices = choices_of(sensitivity, programs)
     fixed = {}
-    if options.embeddings != "mixed":
-        fixed = {EMBEDDINGS_MATRIX: options.embeddings}
-        choices.pop(EMBEDDINGS_MATRIX)
+    if not SCHEMES[options.embeddings].by_matrix:
+        fixed = {WORD_TABLE_MATRIX: options.embeddings}
+        choices.pop(WORD_TABLE_MATRIX)
     path = greedy_path(choices)
 
     def mix_at(steps: int) -> dict[str, str]:
-        return {**fixed, **dict.fromkeys(choices, "fp32"), **dict(path[:steps])}
+        return {**fixed, **dict.fromkeys(choices, UNQUANTIZED), **dict(path[:steps])}
 
     sizes = [
-        executorch_parts(programs, mix_at(steps), mix_at(steps)[EMBEDDINGS_MATRIX]).total
+        executorch_parts(programs, mix_at(steps), mix_at(steps)[WORD_TABLE_MATRIX]).total
         for steps in range(len(path) + 1)
     ]
     steps = 0
@@ -156,7 +156,7 @@ def choices_of(sensitivity: Sensitivity, programs: Programs) -> dict[str, dict[s
     """What each matrix may have: float32, and what was measured."""
     choices = {}
     for matrix, shape in shapes_of(programs).items():
-        choices[matrix] = {"fp32": Choice(stored(matrix, "fp32", shape), 0.0)}
+        choices[matrix] = {UNQUANTIZED: Choice(stored(matrix, UNQUANTIZED, shape), 0.0)}
         choices[matrix].update(
             (entry.scheme, Choice(entry.bytes, entry.divergence)) for entry in sensitivity.of(matrix).values()
         )

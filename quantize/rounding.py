@@ -22,9 +22,10 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.model.uncertainty import answer_bias
 from pipeline.recipe import FEWEST_TO_ROUND_BY
+from pipeline.schemes import INT4_GROUP, SCHEMES
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from quantize.int4 import GROUP, scales_of, steps_of
+from quantize.int4 import scales_of, steps_of
 from quantize.schemes import named_linears
 
 # Added to the diagonal of the second moments, as a share of its mean: the paper's 1 %. A tenth and ten times of it differ by less than texts do.
@@ -61,7 +62,7 @@ def with_rounded(model: ExitModel, rounded: ExitModel, schemes: Mapping[str, str
     """A copy of a model whose int4 matrices are those of `rounded`; `schemes` of each by its name in `named_linears`, of more if need be."""
     mixed = copy.deepcopy(model)
     for name in named_linears(Programs.of(model)):
-        if schemes.get(name) == "int4":
+        if name in schemes and SCHEMES[schemes[name]].rounded_by_texts:
             linear_of(mixed, name).weight.copy_(linear_of(rounded, name).weight)
     return mixed
 
@@ -74,7 +75,7 @@ def linear_of(model: ExitModel, name: str) -> nn.Linear:
 
 def second_moments(programs: Programs, items: Sequence[Item], on_step: OnStep = silent) -> dict[str, Tensor]:
     """The mean product of any two input channels, [inputs, inputs] float32, of every matrix whose inputs make whole groups, by name."""
-    linears = {name: linear for name, linear in named_linears(programs).items() if linear.in_features % GROUP == 0}
+    linears = {name: linear for name, linear in named_linears(programs).items() if linear.in_features % INT4_GROUP == 0}
     moments = {name: torch.zeros(linear.in_features, linear.in_features) for name, linear in linears.items()}
     tokens = sum(len(item.ids) for item in items)
 
@@ -105,7 +106,7 @@ def round_to_moments(weight: Tensor, moments: Tensor) -> Tensor:
     group's scales are chosen when its turn comes, and its columns are adjusted one by one, all later groups once for the whole group.
 
     Args:
-        weight: [outputs, inputs] float32, inputs a multiple of `GROUP`.
+        weight: [outputs, inputs] float32, inputs a multiple of `INT4_GROUP`.
         moments: [inputs, inputs].
 
     Returns:
@@ -118,11 +119,11 @@ def round_to_moments(weight: Tensor, moments: Tensor) -> Tensor:
     # Row i of the upper factor of the inverse: how errors of input i go to the later inputs, when all before are settled.
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     rounded = torch.empty_like(left)
-    for start in range(0, weight.shape[1], GROUP):
-        end = start + GROUP
+    for start in range(0, weight.shape[1], INT4_GROUP):
+        end = start + INT4_GROUP
         group, errors = left[:, start:end].clone(), torch.empty_like(left[:, start:end])
         scales = scales_of(group.float(), SCALES, importance[start:end])
-        for at in range(GROUP):
+        for at in range(INT4_GROUP):
             column = group[:, at, None]
             rounded[:, start + at, None] = steps_of(column, scales) * scales
             errors[:, at, None] = (column - rounded[:, start + at, None]) / factor[start + at, start + at]

@@ -15,11 +15,12 @@ from pipeline.exits.predictions import predict, run_programs
 from pipeline.model.segments import Programs
 from pipeline.names import Metric, Task
 from pipeline.recipe import Recipe
+from pipeline.schemes import MIX_CHOICES, SCHEMES, WORD_TABLE_MATRIX, linear_layers, word_table
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
-from quantize.schemes import EMBEDDINGS, EMBEDDINGS_MATRIX, SCHEMES, apply_schemes, named_linears
+from quantize.schemes import LINEAR_ARITHMETIC, WORD_TABLE_ARITHMETIC, apply_schemes, check_known, named_linears
 
 FEWEST = 16  # examples; on fewer, what one text says would decide about a matrix
 
@@ -142,7 +143,7 @@ def measure_sensitivity(
     tokenizer: WordPieceTokenizer,
     labels: Sequence[str] | LabelRange,
     recipe: Recipe,
-    schemes: Sequence[str] = ("int8", "int4"),
+    schemes: Sequence[str] = MIX_CHOICES,
     on_step: OnStep = silent,
     rounded: Programs | None = None,
 ) -> tuple[Sensitivity, Judge]:
@@ -160,8 +161,7 @@ def measure_sensitivity(
         UserError: an unknown scheme, or too few examples.
     """
     for scheme in schemes:
-        if scheme not in SCHEMES:
-            raise UserError(f"{scheme!r} is no scheme; take one of {', '.join(SCHEMES)}", field="--schemes")
+        check_known(scheme, LINEAR_ARITHMETIC, "no scheme", "--schemes")
     judge = Judge(programs, examples, tokenizer, labels, recipe)
     shapes = shapes_of(programs)
     pairs = [(matrix, scheme) for matrix in shapes for scheme in schemes if fits(matrix, scheme, shapes[matrix][1])]
@@ -192,16 +192,17 @@ def shapes_of(programs: Programs) -> dict[str, tuple[int, int]]:
     matrices = {name: linear.weight for name, linear in named_linears(programs).items()}
     return {
         name: tuple(weight.shape)
-        for name, weight in (*matrices.items(), (EMBEDDINGS_MATRIX, programs.embed.embeddings.word.weight))
+        for name, weight in (*matrices.items(), (WORD_TABLE_MATRIX, programs.embed.embeddings.word.weight))
     }
 
 
 def fits(matrix: str, scheme: str, width: int) -> bool:
     """Whether a matrix so wide can have the scheme."""
-    registry = EMBEDDINGS if matrix == EMBEDDINGS_MATRIX else SCHEMES
-    return scheme in registry and width % registry[scheme].group == 0
+    arithmetic = WORD_TABLE_ARITHMETIC if matrix == WORD_TABLE_MATRIX else LINEAR_ARITHMETIC
+    return scheme in arithmetic and width % SCHEMES[scheme].group == 0
 
 
 def stored(matrix: str, scheme: str, shape: tuple[int, int]) -> int:
     """The bytes that a matrix takes in a program."""
-    return (EMBEDDINGS if matrix == EMBEDDINGS_MATRIX else SCHEMES)[scheme].stored(*shape)
+    target = word_table(scheme) if matrix == WORD_TABLE_MATRIX else linear_layers(scheme)
+    return target.stored_bytes(*shape)

@@ -17,10 +17,18 @@ from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import Backend
+from pipeline.schemes import (
+    SCHEMES,
+    UnknownSchemeError,
+    coreml_counterpart,
+    float16_bytes,
+    linear_layers,
+    word_table,
+)
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
-from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, stored_bytes
-from quantize.schemes import EMBEDDINGS, SCHEMES, named_linears
+from quantize.coreml_schemes import stored_bytes
+from quantize.schemes import named_linears
 
 # What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
 TARGET_BYTES = 207_000_000
@@ -142,9 +150,12 @@ def size_of(bundle: str | Path) -> SizeReport:
         if backend not in backends:
             continue
         size = sum(file.bytes for file in files if owner[file.path] == backend)
-        programs = (
-            executorch_stored(model, manifest) if backend == "executorch" else coreml_parts(model, manifest, backend)
-        )
+        try:
+            programs = stored_parts(model, manifest, backend)
+        except UnknownSchemeError as error:
+            raise UserError(
+                f"{error}; export the bundle again", file=bundle / MANIFEST_FILE, field=f"{backend} programs"
+            ) from None
         programs += Parts(overhead=size - programs.total)
         parts += programs
         shipped = programs + shared
@@ -197,27 +208,28 @@ def scheme_of(manifest: Manifest, backend: str) -> str:
 def model_of(manifest: Manifest, file: Path) -> ExitModel:
     """A model of the manifest's shape on the meta device: shapes without memory.
 
-    The manifest has no entry for the number of positions; the number of parameters tells it, as all else is known.
-
     Raises:
-        UserError: no number of positions gives as many parameters.
+        UserError: no model has this shape, or a model of this shape has another number of parameters.
     """
     shape = manifest.model
     labels = manifest.head_outputs
     try:
-        one = build_meta(manifest.task, shape, labels, 1)
+        model = build_meta(manifest.task, shape, labels, shape.max_positions or 1)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"is no shape of a model ({error}); export the bundle again", file=file, field="model"
         ) from None
-    missing = shape.parameters - parameter_count(one)
-    if missing < 0 or missing % shape.hidden_size:
+    missing = shape.parameters - parameter_count(model)
+    if shape.max_positions is None and missing > 0 and missing % shape.hidden_size == 0:
+        # A bundle of minor version 0 does not say how many positions there are, but all else is known.
+        return build_meta(manifest.task, shape, labels, 1 + missing // shape.hidden_size)
+    if missing:
         raise UserError(
             f"{shape.parameters} parameters do not go with the shape beside it; export the bundle again",
             file=file,
             field="model.parameters",
         )
-    return build_meta(manifest.task, shape, labels, 1 + missing // shape.hidden_size)
+    return model
 
 
 def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> ExitModel:
@@ -258,8 +270,10 @@ def bert_base_parts() -> Parts:
 # What a target stores.
 
 
-def executorch_stored(model: ExitModel, manifest: Manifest) -> Parts:
-    """The bytes of a bundle's ExecuTorch programs, by its manifest's schemes. KeyError for one that this version does not know."""
+def stored_parts(model: ExitModel, manifest: Manifest, backend: Backend) -> Parts:
+    """Returns the bytes of a target's weights. Raises UnknownSchemeError for a scheme that this version does not know."""
+    if backend != "executorch":
+        return coreml_parts(model, manifest, backend)
     with torch.device("meta"):
         programs = Programs.of(model)
     return executorch_parts(programs, manifest.matrix_schemes or manifest.scheme, manifest.embeddings_scheme)
@@ -269,10 +283,14 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
     """Weights as `apply_scheme` with the same arguments leaves them in an ExecuTorch program; the programs may be on the meta device."""
     linears = named_linears(programs)
     schemes = dict.fromkeys(linears, scheme) if isinstance(scheme, str) else scheme
-    stored = {id(linear.weight): SCHEMES[schemes[name]].stored for name, linear in linears.items() if name in schemes}
-    stored[id(programs.embed.embeddings.word.weight)] = EMBEDDINGS[embeddings].stored
-    if EMBEDDINGS[embeddings].replacement is not None:
-        stored[id(programs.embed.embeddings.position.weight)] = EMBEDDINGS["fp16"].stored
+    stored = {
+        id(linear.weight): linear_layers(schemes[name]).stored_bytes
+        for name, linear in linears.items()
+        if name in schemes
+    }
+    stored[id(programs.embed.embeddings.word.weight)] = word_table(embeddings).stored_bytes
+    if word_table(embeddings).float16_positions:
+        stored[id(programs.embed.embeddings.position.weight)] = float16_bytes
 
     def bytes_of(modules: Iterable[nn.Module]) -> int:
         weights = [weight for module in modules for weight in module.parameters()]
@@ -295,9 +313,8 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
     """
 
     def stored(weight: nn.Parameter, precision: str, rows: int, matrix: str = "") -> int:
-        scheme = COREML_SCHEMES.get(precision)
-        if scheme is not None and scheme.by_matrix and matrix in manifest.matrix_schemes:
-            precision = OF_MATRIX[manifest.matrix_schemes[matrix]]
+        if precision in SCHEMES and SCHEMES[precision].by_matrix and matrix in manifest.matrix_schemes:
+            precision = coreml_counterpart(manifest.matrix_schemes[matrix])
         return stored_bytes((rows, *weight.shape[1:]), precision)
 
     def packages(name: str) -> int:

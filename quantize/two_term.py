@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.schemes import INT8_TERM_ENDS
+
 # The coarse term's steps, an eighth, reach from -16 to just below 16: hidden states after a layer norm lie within, and the few values that
 # do not are left to the fine term. Powers of two, so that every multiple is exact, and so is the scale that a kernel finds for them.
 STEP = 2.0**-3
 LOWEST, HIGHEST = -128 * STEP, 127 * STEP
-# Inputs that every layer gets on top, of weight 0: they hold the grid's ends, so that whatever the token, its range is the grid's.
-GRID_ENDS = 2
 # Floats of this size are a STEP apart: adding it rounds to whole steps, in plain additions that every delegate computes alike.
 ROUNDER = 1.5 * 2.0**23 * STEP
 
@@ -30,13 +30,13 @@ class TwoTermLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.linear = nn.Linear(linear.in_features + GRID_ENDS, linear.out_features)
+        self.linear = nn.Linear(linear.in_features + INT8_TERM_ENDS, linear.out_features)
         with torch.no_grad():
-            self.linear.weight.copy_(F.pad(linear.weight, (0, GRID_ENDS)))
+            self.linear.weight.copy_(F.pad(linear.weight, (0, INT8_TERM_ENDS)))
             self.linear.bias.copy_(linear.bias / 2)  # is added twice
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs: [..., in_features]. Returns [..., out_features]."""
         coarse = ((inputs + ROUNDER) - ROUNDER).clamp(LOWEST, HIGHEST)
-        fine = F.pad(inputs - coarse, (0, GRID_ENDS))
+        fine = F.pad(inputs - coarse, (0, INT8_TERM_ENDS))
         return self.linear(F.pad(F.pad(coarse, (0, 1), value=LOWEST), (0, 1), value=HIGHEST)) + self.linear(fine)

@@ -1,10 +1,10 @@
-"""Tiny bundles of every task, exported once a session for every folder's tests."""
+"""Tiny bundles of every task for all tests, exported once per session."""
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported: on tiny models a second thread only waits for the first, and for whatever else the machine does.
+# Set before torch is imported. On tiny models a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random  # noqa: E402
@@ -40,7 +40,7 @@ VOCABULARY = [
 
 @dataclass(frozen=True)
 class TinyBundle:
-    """A bundle, with the eager programs that it was exported from and examples of its task, labelled by chance."""
+    """A bundle, the PyTorch programs that it was exported from, and randomly labelled examples of its task."""
 
     path: Path
     manifest: Manifest
@@ -57,11 +57,13 @@ def tiny_vocab(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_classifier(tmp_path_factory, tiny_vocab) -> TinyBundle:
-    """int8, 2 layers and exits, 3 labels whose names differ from their values, inputs of 4 to 60 tokens."""
+    """An int8 bundle with 2 layers and exits, 3 labels whose names differ from their values, and short texts."""
     words = Words(1)
     examples = [
-        ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, words.pick("0", "1", "2"))
-        for at in range(24)
+        ClassificationExample(
+            words.text(1, 30), words.text(1, 8) if index % 3 == 0 else None, words.pick("0", "1", "2")
+        )
+        for index in range(24)
     ]
     recipe = Recipe.model_validate(
         {
@@ -76,12 +78,12 @@ def tiny_classifier(tmp_path_factory, tiny_vocab) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def tiny_regressor(tmp_path_factory, tiny_vocab) -> TinyBundle:
-    """int8, 4 layers and exits, labels from -2 to 6, inputs of 4 to 60 tokens."""
+    """An int8 bundle with 4 layers and exits, labels from -2 to 6, and short texts."""
     words = Words(4)
     labels = [-2.0, 6.0, *(round(words.random.uniform(-2, 6), 2) for _ in range(22))]
     examples = [
-        ClassificationExample(words.text(1, 30), words.text(1, 8) if at % 3 == 0 else None, label)
-        for at, label in enumerate(labels)
+        ClassificationExample(words.text(1, 30), words.text(1, 8) if index % 3 == 0 else None, label)
+        for index, label in enumerate(labels)
     ]
     recipe = Recipe.model_validate(
         {
@@ -105,14 +107,15 @@ def tiny_regressor(tmp_path_factory, tiny_vocab) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def tiny_qa(tmp_path_factory, tiny_vocab) -> TinyBundle:
-    """int8, 2 layers and exits, windows of 48 tokens that share 12; passages of one to about six windows; no answer is an answer."""
+    """An int8 bundle with 2 layers and exits, and passages of one to about six windows. Some have no answer."""
     words = Words(2)
     examples = []
-    for at in range(10):
+    for index in range(10):
         passage = words.text(5, 100)
         start = passage.index(" ") + 1
         answer = passage[start:].split(" ")[0]
-        examples.append(QAExample(str(at), words.text(2, 5), passage, (Answer(answer, start),) if at % 4 else ()))
+        answers = (Answer(answer, start),) if index % 4 else ()
+        examples.append(QAExample(str(index), words.text(2, 5), passage, answers))
     recipe = Recipe.model_validate(
         {
             "name": "tiny-qa",
@@ -126,36 +129,38 @@ def tiny_qa(tmp_path_factory, tiny_vocab) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def patient_classifier(tmp_path_factory, tiny_classifier) -> TinyBundle:
-    """`tiny_classifier` with its two segments run twice, four exits, by patience: "once" leaves at the first answer that is repeated."""
-    return patient(tiny_classifier, tmp_path_factory.mktemp("patient-classifier") / "bundle", tiny_classifier.examples)
+    """`tiny_classifier` by patience, its two segments run twice. "once" leaves when an answer is first repeated."""
+    folder = tmp_path_factory.mktemp("patient-classifier") / "bundle"
+    return with_answer_measure(tiny_classifier, folder, tiny_classifier.examples)
 
 
 @pytest.fixture(scope="session")
 def patient_qa(tmp_path_factory, tiny_qa) -> TinyBundle:
-    """The same of `tiny_qa`, with passages so short that exits with random weights agree at times, and two of several windows."""
+    """`tiny_qa` by patience, run twice in the same way. Most passages are so short that random exits agree at times."""
     words = Words(3)
-    short = [QAExample(str(at), words.text(2, 5), words.text(1, 1 + at % 2), ()) for at in range(24)]
-    return patient(tiny_qa, tmp_path_factory.mktemp("patient-qa") / "bundle", [*short, *tiny_qa.examples[:2]])
+    short = [QAExample(str(index), words.text(2, 5), words.text(1, 1 + index % 2), ()) for index in range(24)]
+    folder = tmp_path_factory.mktemp("patient-qa") / "bundle"
+    return with_answer_measure(tiny_qa, folder, [*short, *tiny_qa.examples[:2]])
 
 
 @pytest.fixture(scope="session")
 def agreeing_classifier(tmp_path_factory, tiny_classifier) -> TinyBundle:
     """`patient_classifier` by agreement."""
-    return patient(
-        tiny_classifier,
-        tmp_path_factory.mktemp("agreeing-classifier") / "bundle",
-        tiny_classifier.examples,
-        "agreement",
-    )
+    folder = tmp_path_factory.mktemp("agreeing-classifier") / "bundle"
+    return with_answer_measure(tiny_classifier, folder, tiny_classifier.examples, "agreement")
 
 
 @pytest.fixture(scope="session")
 def agreeing_qa(tmp_path_factory, tiny_qa, patient_qa) -> TinyBundle:
     """`patient_qa` by agreement."""
-    return patient(tiny_qa, tmp_path_factory.mktemp("agreeing-qa") / "bundle", patient_qa.examples, "agreement")
+    folder = tmp_path_factory.mktemp("agreeing-qa") / "bundle"
+    return with_answer_measure(tiny_qa, folder, patient_qa.examples, "agreement")
 
 
-def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: str = "patience") -> TinyBundle:
+def with_answer_measure(
+    tiny: TinyBundle, folder: Path, examples: list[Example], measure: str = "patience"
+) -> TinyBundle:
+    """Copies a bundle of two segments into one that runs them twice, and that compares the answers of its exits."""
     from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
     from pipeline.bundle.exit_rule import patience_threshold
     from pipeline.bundle.manifest import MANIFEST_FILE, ExitOptions, describe_files
@@ -165,7 +170,7 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
     programs = Programs(
         tiny.programs.task, tiny.programs.embed, [*tiny.programs.segments, *tiny.programs.segments], measure
     ).eval()
-    again = [
+    deeper_programs = [
         program.model_copy(update={"name": f"segment_{2 + int(program.name[-1])}"})
         for program in tiny.manifest.programs[1:]
     ]
@@ -179,7 +184,7 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
         programs, programs, examples, tokenizer,
         context=tiny.manifest.answer_context, thresholds=thresholds,
     )  # fmt: skip
-    # Twice as deep, so int8 differs by more than in the bundle that the tolerances are from.
+    # The copy is twice as deep as the bundle that the tolerances were measured on, so int8 differs by more.
     shallow = Conformance.model_validate_json((tiny.path / CONFORMANCE_FILE).read_bytes())
     tolerances = {"tolerance": 2 * shallow.tolerance, "uncertainty_tolerance": 2 * shallow.uncertainty_tolerance}
     (folder / CONFORMANCE_FILE).write_text(
@@ -188,7 +193,7 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
     manifest = tiny.manifest.model_copy(
         update={
             "model": tiny.manifest.model.model_copy(update={"exit_layers": [1, 2, 3, 4], "layers": 4}),
-            "programs": [*tiny.manifest.programs, *again],
+            "programs": [*tiny.manifest.programs, *deeper_programs],
             "exits": ExitOptions(uncertainty=measure),
             "speeds": speeds,
             "files": describe_files(folder),
@@ -199,15 +204,15 @@ def patient(tiny: TinyBundle, folder: Path, examples: list[Example], measure: st
 
 
 class Words:
-    """Seeded nonsense."""
+    """Makes nonsense words from a seed."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
 
-    def text(self, fewest: int, most: int) -> str:
+    def text(self, min_words: int, max_words: int) -> str:
         words = [
             "".join(self.random.choices(SYLLABLES, k=self.random.randint(1, 2)))
-            for _ in range(self.random.randint(fewest, most))
+            for _ in range(self.random.randint(min_words, max_words))
         ]
         return " ".join(words) + "."
 
@@ -224,11 +229,11 @@ def build(
     vocab: Path,
     label_range: LabelRange | None = None,
 ) -> TinyBundle:
-    from pipeline.export.bundle import write_bundle
+    from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, write_bundle
     from quantize.schemes import apply_scheme
 
     torch.manual_seed(0)
-    layers = 4 if recipe.task == "regression" else 2  # change takes two exits, and a choice a third
+    layers = 4 if recipe.task == "regression" else 2  # change compares two exits, so a choice needs a third
     config = EncoderConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=64,
@@ -238,13 +243,12 @@ def build(
         max_positions=recipe.export.max_length,
     )
     model = ExitModel(recipe.task, config, labels, recipe.head, range(1, layers + 1))
-    with (
-        torch.no_grad()
-    ):  # BERT's initialisation is all but undecided; these weights have opinions, which differ from text to text
+    with torch.no_grad():
+        # BERT's initial weights give every text nearly the same logits. Larger ones tell texts apart.
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
-        if label_range is not None:  # predictions within the range, or nearly
+        if label_range is not None:  # keeps the predictions near the range
             for head in model.heads:
                 head.out.weight.mul_(0.1)
                 head.out.bias.fill_(0.5)
@@ -252,13 +256,10 @@ def build(
     speed = {"metric": get_task(recipe.task).speed_metric, "value": 0.5, "value_full_depth": 0.5, "examples": 10}
     manifest = write_bundle(
         folder,
-        model=model,
-        quantized=quantized,
-        recipe=recipe,
-        tokenizer_vocab=vocab,
-        lowercase=True,
-        label_values=label_values,
-        label_range=label_range,
+        recipe,
+        BundleSource(model, quantized),
+        TokenizerFiles(vocab, lowercase=True),
+        Labels(label_values, label_range),
         speeds={
             "exact": Speed(
                 thresholds=[THRESHOLD[recipe.task]] * (layers - 1) + [0.0],
@@ -276,5 +277,5 @@ def build(
     return TinyBundle(folder, manifest, quantized, examples)
 
 
-# Of the speed "exact": about half of the examples leave at the first exit, of a regression's at the second.
+# At the speed "exact" about half of the examples leave at the first exit; a regression's leave at the second.
 THRESHOLD = {"classification": 0.93, "regression": 0.1, "qa": 0.9}

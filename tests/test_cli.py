@@ -1,4 +1,4 @@
-"""What a user sees: one clear line for every mistake, JSON alone on stdout where it was asked for."""
+"""What a user sees: one clear line for every mistake, and nothing but JSON on stdout with --json."""
 
 import json
 import os
@@ -13,12 +13,12 @@ ROWS = [("good film", "1"), ("bad film", "0")] * 60
 
 
 def command(monkeypatch, capsys, *arguments):
-    """Runs `pocketbert ARGUMENTS` in this process. Returns (exit code, stdout, stderr)."""
+    """Runs `pocketbert ARGUMENTS` in this process. Returns exit code, stdout and stderr."""
     monkeypatch.setattr("sys.argv", ["pocketbert", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr()
-    return stopped.value.code or 0, said.out, said.err
+    printed = capsys.readouterr()
+    return stopped.value.code or 0, printed.out, printed.err
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def pocketbert(monkeypatch, capsys):
 
 
 def refused(result, *parts):
-    """Asserts one line on stderr that holds all parts, no traceback, a non-zero exit."""
+    """Asserts that the command failed with one line on stderr, which holds all parts, and without a traceback."""
     code, out, err = result
-    # Progress precedes the error; the error itself is the last line and the only one that says so.
+    # Progress comes first. The error is the last line, and the only one that starts so.
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and err.rstrip().endswith(lines[0]), err
     assert "Traceback" not in out + err
@@ -46,18 +46,19 @@ def write_tsv(path, rows, header="sentence\tlabel"):
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(
-        'name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n[exits]\nexact = 0.1\nbalanced = 0.1\nfast = 0.1\n'
+        'name = "t"\ntask = "classification"\n[data]\ncalibration = 50\n[teacher]\nweights = "minilm"\n'
+        "[exits]\nexact = 0.1\nbalanced = 0.1\nfast = 0.1\n"
     )
     return path
 
 
 @pytest.fixture
 def good(tmp_path):
-    return write_tsv(tmp_path / "good.tsv", [(f"{text} {at}", label) for at, (text, label) in enumerate(ROWS)])
+    return write_tsv(tmp_path / "good.tsv", [(f"{text} {number}", label) for number, (text, label) in enumerate(ROWS)])
 
 
 class TestData:
-    """`run` stops in its first stage, and leaves no stage folder behind."""
+    """The first stage refuses malformed data and leaves no folder behind."""
 
     @pytest.fixture
     def prepare(self, pocketbert, recipe, good, tmp_path):
@@ -85,7 +86,7 @@ class TestData:
         refused(prepare(train=path), "columns.tsv", "review_body")
 
     def test_one_label(self, prepare, tmp_path):
-        path = write_tsv(tmp_path / "one.tsv", [(f"text {at}", "1") for at in range(150)])
+        path = write_tsv(tmp_path / "one.tsv", [(f"text {number}", "1") for number in range(150)])
         refused(prepare(train=path, dev=path), "label")
 
     def test_empty_text(self, prepare, tmp_path):
@@ -104,7 +105,7 @@ class TestData:
     def test_too_few_for_calibration(self, prepare):
         refused(prepare("data.calibration=100"), "data.calibration", "more than half")
 
-    def test_too_few_to_show_what_a_speed_promises(self, prepare):
+    def test_too_few_to_guarantee_a_speed(self, prepare):
         result = prepare("exits.exact=0.1", "exits.balanced=0.05")
         refused(result, "data.calibration", "'balanced'", "at least 57")
         refused(
@@ -125,7 +126,8 @@ class TestData:
 
     def test_unanswerable_questions_need_to_be_allowed(self, prepare, tmp_path):
         questions = [
-            {"id": str(at), "question": f"Who is {at}?", "answers": [], "is_impossible": True} for at in range(3)
+            {"id": str(number), "question": f"Who is {number}?", "answers": [], "is_impossible": True}
+            for number in range(3)
         ]
         path = tmp_path / "squad.json"
         path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Alice met Bob.", "qas": questions}]}]}))
@@ -255,12 +257,12 @@ class TestJson:
             for example in tiny_qa.examples
         ]
         paragraphs = [
-            {"context": example.passage, "qas": [asked]} for example, asked in zip(tiny_qa.examples, questions)
+            {"context": example.passage, "qas": [question]} for example, question in zip(tiny_qa.examples, questions)
         ]
         data = tmp_path / "squad.json"
         data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
         code, out, _ = pocketbert("study", tiny_qa.path, data)
-        assert code == 0 and all(said in out for said in ("F1", "exact", "span_probability", "patience", "AUROC"))
+        assert code == 0 and all(word in out for word in ("F1", "exact", "span_probability", "patience", "AUROC"))
         refused(pocketbert("study", tiny_qa.path, tmp_path / "none.json"), "none.json")
 
     def test_size_and_verify(self, pocketbert, tiny_classifier):
@@ -276,7 +278,7 @@ class TestJson:
         assert code == 0 and any("ExecuTorch" in finding["what"] for finding in json.loads(out))
 
 
-def test_a_regressions_commands(pocketbert, tiny_regressor, tmp_path):
+def test_the_commands_work_for_a_regression(pocketbert, tiny_regressor, tmp_path):
     rows = [(example.text, str(example.label)) for example in tiny_regressor.examples]
     data = write_tsv(tmp_path / "dev.tsv", rows, header="sentence\tscore")
     code, out, _ = pocketbert("predict", tiny_regressor.path, "--text", rows[0][0], "--speed", "0")
@@ -311,8 +313,9 @@ def test_bench_refuses_what_it_cannot_measure(pocketbert, tiny_classifier, tmp_p
 
 def test_help_names_every_command(pocketbert):
     _, out, _ = pocketbert("--help")
-    for verb in "run pretrain ablate finetune distill exits quantize export verify bench report predict evaluate study size doctor".split():
-        assert verb in out
+    stages = "run pretrain ablate finetune distill exits quantize sensitivity export report"
+    for command in f"{stages} verify bench predict evaluate study size doctor".split():
+        assert f"\n  {command} " in out
 
 
 def test_shipped_recipes_are_valid():

@@ -1,4 +1,4 @@
-"""Programs to compare with, kept from one benchmark to the next: they take long to make and are the same each time."""
+"""Keeps programs that take long to make and are the same in every benchmark of a user."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from pipeline.support.errors import UserError
 from pipeline.support.workspace import is_full_disk
 
 CACHE_VARIABLE = "POCKETBERT_CACHE"
+EXPORTING_FOLDERS = ("pipeline/model", "pipeline/export", "quantize")
 
 
 def cache_folder() -> Path:
-    """Where programs are kept that take long to make and are the same for all benchmarks of a user."""
+    """Returns the user's cache folder: `POCKETBERT_CACHE`, or `~/.cache/pocketbert`."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pocketbert").expanduser()
 
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """What identifies the code that makes programs of a model: those of another version of it are others."""
+    """Returns a digest of the code that turns a model into programs, since another version makes other programs."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for folder in ("pipeline/model", "pipeline/export", "quantize"):
+    for folder in EXPORTING_FOLDERS:
         for path in sorted((root / folder).glob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def kept(name: str, build: Callable[[Path], None]) -> Path:
-    """A file or folder of the cache, made on first use; it is there whole or not at all.
+def cached_path(name: str, build: Callable[[Path], None]) -> Path:
+    """Returns a file or folder in the cache, and makes it on the first call. It is there completely or not at all.
 
     Args:
-        name: below the cache folder; says all that the contents depend on.
-        build: makes the file or folder at the path that it is given. Lowering draws random numbers; those of the caller are not touched.
+        name: path below the cache folder; it has to contain everything that the contents depend on.
+        build: makes the file or folder at a given path. It may draw random numbers; the caller's generator is not
+            changed.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -49,7 +51,7 @@ def kept(name: str, build: Callable[[Path], None]) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Two benchmarks may make the same at once: each makes its own.
+        # Two benchmarks may make the same program at once. Each makes its own copy.
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".partial"))
     except OSError as error:
         raise unwritable(error, path.parent) from None
@@ -58,7 +60,7 @@ def kept(name: str, build: Callable[[Path], None]) -> Path:
             build(scratch / path.name)
         os.replace(scratch / path.name, path)
     except Exception as error:
-        if path.is_dir():  # the other benchmark was first, and a folder is not replaced
+        if path.is_dir():  # the other benchmark was first, and `os.replace` does not replace a folder
             return path
         if isinstance(error, OSError) or is_full_disk(error):
             raise unwritable(error, path.parent) from None
@@ -69,9 +71,11 @@ def kept(name: str, build: Callable[[Path], None]) -> Path:
 
 
 def unwritable(error: Exception, folder: Path) -> UserError:
+    """Returns the error for a cache folder that cannot be written."""
     full = is_full_disk(error) or getattr(error, "errno", None) == errno.EDQUOT
+    reason = "the disk is full" if full else getattr(error, "strerror", None) or error
     return UserError(
-        f"what is compared with cannot be kept here ({'the disk is full' if full else getattr(error, 'strerror', None) or error}); set "
-        f"{CACHE_VARIABLE} to a folder with room (BERT-base takes 500 MB, the peers of a DistilBERT 2 GB and more), or measure without it",
+        f"benchmark programs cannot be stored here ({reason}); set {CACHE_VARIABLE} to a folder with room (BERT-base "
+        "takes 500 MB, the peers of a DistilBERT 2 GB and more), or measure without them",
         file=folder,
     )

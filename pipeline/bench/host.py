@@ -1,103 +1,38 @@
-"""The benchmark on this computer: each system in a process of its own, all of them taking turns."""
+"""The benchmark on this computer: every system has its own process, and all of them take turns."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.bench.documents import BenchReport, Device, Measurement
-from pipeline.bench.protocol import WARM_UP, Timing, alternate
-from pipeline.bench.reference import reference_program
-from pipeline.bench.runtimes.peers import PEERS, Peer, Source, Weights, left_out, peer_sources
+from pipeline.bench.computer import this_computer
+from pipeline.bench.documents import BenchReport, Measurement
+from pipeline.bench.protocol import WARM_UP_ROUNDS, Timing, alternate
+from pipeline.bench.runtimes.bert_base import bert_base_program
+from pipeline.bench.runtimes.peers import StudentWeights, peer_obstacles, peer_sources
+from pipeline.bench.runtimes.system import ProgramSource, System
+from pipeline.bench.runtimes.table import PEERS
+from pipeline.bench.worker_process import WorkerProcess
 from pipeline.bundle.manifest import Manifest, ModelShape, read_manifest
-from pipeline.doctor import installed
 from pipeline.model.encoder import EncoderConfig
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from quantize.size import BERT_BASE, scheme_of
 
-REFERENCE_LENGTH = 128
+REFERENCE_LENGTH = 128  # tokens
 Reference = Literal["bert-base", "same-width", "none"]
 
 
-class WorkerProcess:
-    """`pipeline.bench.runtimes.worker` as a context: started on entering, ended on leaving, whatever happens between.
-
-    Args:
-        system: a name in `pipeline.bench.runtimes.worker.SYSTEMS`.
-        source: what it loads.
-        bundle: whose inputs it gets.
-        threads: that it runs on.
-    """
-
-    def __init__(self, system: str, source: Path, bundle: Path, threads: int):
-        self.system, self.source, self.bundle, self.threads = system, source, bundle, threads
-
-    def __enter__(self) -> WorkerProcess:
-        command = [sys.executable, "-m", "pipeline.bench.runtimes.worker", self.system, str(self.source)]
-        command += ["--bundle", str(self.bundle), "--threads", str(self.threads)]
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self._said = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            # torch's own threads have a part in PyTorch's systems alone, which set their number; idle ones would still wait in a loop.
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        return self
-
-    def ask(self, do: str, **request: int) -> dict:
-        """One request and its answer. Raises UserError where the program cannot be loaded or run."""
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
-            reason = f"killed by signal {-code}, for lack of memory perhaps" if code < 0 else last
-            raise UserError(f"the measuring process ended ({reason})", file=self.source)
-        answer = json.loads(line)
-        if "error" in answer:
-            raise UserError(answer["error"])
-        return answer
-
-    def __exit__(self, *exception) -> None:
-        with suppress(BrokenPipeError):  # closing writes what a request to a dead process has left in the buffer
-            self._process.stdin.close()
-        self._process.stdout.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._said.close()
-
-
 @dataclass(frozen=True)
-class Point:
-    """A system of the protocol: one worker at one length and depth."""
+class TimedCase:
+    """One program at one length in tokens and one depth, in the process that has loaded it."""
 
-    source: Source
+    source: ProgramSource
     worker: WorkerProcess
     length: int
     depth: int
@@ -107,9 +42,11 @@ class Point:
         return f"{self.source.system} {self.source.variant} {self.length} {self.depth}"
 
     def run(self) -> float:
+        """Runs the program once and returns its milliseconds."""
         return self.worker.ask("run", length=self.length, depth=self.depth)["ms"]
 
     def answer(self) -> np.ndarray:
+        """Returns the logits as one row of numbers."""
         return np.asarray(self.worker.ask("answer", length=self.length, depth=self.depth)["answer"])
 
 
@@ -124,28 +61,30 @@ def bench_host(
     reference_length: int = REFERENCE_LENGTH,
     reference_shape: EncoderConfig | None = None,
     weights: str | Path | None = None,
-    peers: Sequence[Peer] = PEERS,
+    peers: Sequence[System] = PEERS,
 ) -> BenchReport:
-    """Latency, load time, peak memory and size of a bundle at every length and depth, of the reference at its one length, and of peers.
+    """Measures latency, load time, peak memory and size of a bundle, of the reference, and of the bundle's peers.
 
-    Every system has the same number of threads, set in its own runtime. It may exceed the number of cores, and then measures that.
+    The bundle is measured at every length and depth, the reference at one length. Every system runs on the same number
+    of threads, set in its own runtime. If that is more than the computer has cores, the results show what it costs.
 
     Args:
-        bundle: with ExecuTorch programs.
-        lengths: in tokens; those beyond the bundle's longest are left out.
-        repeats: timed runs of each point.
-        threads: of every system.
-        reference: "bert-base" in float32 (`pipeline.bench.reference`); "same-width", as deep as BERT-base and as wide as the bundle's model, which
-            then shows what fewer layers, exits and int8 give; or "none".
-        on_step: told of exports and after each round.
-        reference_length: what the reference pads to.
-        reference_shape: for tests, another one.
-        weights: the folder of the float student that the bundle was made from, for its peers; None measures none.
-        peers: of which those that this computer has the libraries for are measured; the report says which were left out.
+        bundle: a bundle with ExecuTorch programs.
+        lengths: in tokens; lengths that the bundle does not take are skipped.
+        repeats: timed runs of each program at each length and depth.
+        threads: number of threads of every system.
+        reference: "bert-base" is BERT-base in float32 (`pipeline.bench.runtimes.bert_base`). "same-width" is as deep as
+            BERT-base and as wide as the bundle's model, so it shows what fewer layers, exits and int8 gain. "none"
+            measures no reference.
+        on_step: called during exports and after each round.
+        reference_length: the reference's inputs are padded to this many tokens.
+        reference_shape: replaces the reference's shape in tests.
+        weights: the folder of the float32 student that the bundle was made from. None measures no peers.
+        peers: candidates; those that this computer cannot run are left out, and the report says why.
 
     Raises:
-        UserError: no bundle, no ExecuTorch programs, no length that the bundle takes, weights of another model, or a program that cannot
-            be run.
+        UserError: there is no bundle, or it has no ExecuTorch programs or takes none of the lengths; the weights are of
+            another model; or a program cannot be run.
     """
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
@@ -154,129 +93,126 @@ def bench_host(
             "has no ExecuTorch programs, which this computer could run; export the bundle again", file=bundle
         )
     if repeats < 1 or threads < 1:
-        raise UserError(f"{repeats} repeats on {threads} threads cannot be measured; give at least 1 of each")
-    taken = tuple(length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length)
-    if not taken:
+        raise UserError(f"{repeats} repeats on {threads} threads measure nothing; give at least 1 of each")
+    measured_lengths = tuple(length for length in dict.fromkeys(lengths) if 2 <= length <= manifest.max_length)
+    if not measured_lengths:
         raise UserError(
             f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths"
         )
-    student = None if weights is None else Weights(Path(weights), manifest)
-    scheme = scheme_of(manifest, "executorch")
-    depths = tuple(range(1, manifest.segments + 1))
-    sources = [Source("pocketbert", bundle, manifest.name, scheme, program_bytes(manifest), taken, depths)]
+    student = None if weights is None else StudentWeights(Path(weights), manifest)
+    sources = [bundle_source(bundle, manifest, measured_lengths)]
     if reference != "none":
-        reference_shape = reference_shape or (BERT_BASE if reference == "bert-base" else as_wide(manifest.model))
-        program = reference_program(reference_length, on_step, reference_shape)
-        name = f"BERT {reference_shape.layers}x{reference_shape.hidden_size}, random weights"
-        size, full = program.stat().st_size, (reference_shape.layers,)
-        sources.append(Source("bert-base", program, name, "fp32", size, (reference_length,), full))
+        shape = reference_shape or (BERT_BASE if reference == "bert-base" else bert_base_as_wide_as(manifest.model))
+        sources.append(reference_source(shape, reference_length, on_step))
     if student is not None:
-        sources += peer_sources(student, taken, manifest.name, scheme, on_step, peers)
+        precision = scheme_of(manifest, "executorch")
+        sources += peer_sources(student, measured_lengths, manifest.name, precision, on_step, peers)
 
-    points, loaded, memory = [], {}, {}
+    cases: list[TimedCase] = []
+    loaded: dict[ProgramSource, dict[str, Any]] = {}
+    memory: dict[ProgramSource, dict[str, Any]] = {}
     with ExitStack() as processes:
         for done, source in enumerate(sources):
             on_step("loading", done, len(sources))
             worker = processes.enter_context(WorkerProcess(source.system, source.path, bundle, threads))
             loaded[source] = worker.ask("load", length=source.lengths[0], depth=source.depths[-1])
-            points += [Point(source, worker, length, depth) for length in source.lengths for depth in source.depths]
+            cases += [TimedCase(source, worker, length, depth) for length in source.lengths for depth in source.depths]
         on_step("loading", len(sources), len(sources))
-        differences = compare(points, manifest.segments)
-        # The deepest first: what a system warms up with when its turn comes is all that its other points need (`worker.Worker.run`).
-        turns = sorted(points, key=lambda point: (sources.index(point.source), -point.depth))
-        timings = alternate(turns, repeats, WARM_UP, on_step)
-        for point in points:
-            if point.source not in memory:
-                memory[point.source] = point.worker.ask("memory")
+        differences = differences_from_eager(cases, manifest.segments)
+        # The deepest case of a system runs first. Its warm-up then serves the system's other cases, too
+        # (`worker.Worker.run`).
+        turns = sorted(cases, key=lambda case: (sources.index(case.source), -case.depth))
+        timings = alternate(turns, repeats, WARM_UP_ROUNDS, on_step)
+        for case in cases:
+            if case.source not in memory:
+                memory[case.source] = case.worker.ask("memory")
 
     results = [
         Measurement(
-            system=point.source.system,
-            model=point.source.model,
-            precision=point.source.precision,
-            variant=point.source.variant,
-            length=point.length,
-            depth=point.depth,
-            median_ms=timings[point.name].median_ms,
-            p5_ms=timings[point.name].p5_ms,
-            p95_ms=timings[point.name].p95_ms,
-            load_ms=loaded[point.source]["load_ms"],
-            peak_memory_bytes=memory[point.source]["peak_bytes"],
-            baseline_memory_bytes=memory[point.source]["baseline_bytes"],
-            file_bytes=point.source.file_bytes,
-            runs=len(timings[point.name].samples),
-            difference=differences.get(point.name),
+            system=case.source.system,
+            model=case.source.model,
+            precision=case.source.precision,
+            variant=case.source.variant,
+            length=case.length,
+            depth=case.depth,
+            median_ms=timings[case.name].median_ms,
+            p5_ms=timings[case.name].p5_ms,
+            p95_ms=timings[case.name].p95_ms,
+            load_ms=loaded[case.source]["load_ms"],
+            peak_memory_bytes=memory[case.source]["peak_bytes"],
+            baseline_memory_bytes=memory[case.source]["baseline_bytes"],
+            file_bytes=case.source.file_bytes,
+            runs=len(timings[case.name].samples),
+            difference=differences.get(case.name),
         )
-        for point in winners(points, timings)
+        for case in without_slower_variants(cases, timings)
     ]
     return BenchReport(
         device=this_computer(loaded[sources[0]]["threads"]),
         results=results,
-        left_out=left_out(peers) if student is not None else {},
+        left_out=peer_obstacles(peers) if student is not None else {},
     )
 
 
-def as_wide(shape: ModelShape) -> EncoderConfig:
-    """BERT-base's depth and vocabulary in another model's width."""
+def bundle_source(bundle: Path, manifest: Manifest, lengths: tuple[int, ...]) -> ProgramSource:
+    """Describes the bundle's own programs, measured at every depth."""
+    files = {program.file for program in manifest.programs if program.backend == "executorch"}
+    return ProgramSource(
+        system="pocketbert",
+        path=bundle,
+        model=manifest.name,
+        precision=scheme_of(manifest, "executorch"),
+        file_bytes=sum(file.bytes for file in manifest.files if file.path in files),
+        lengths=lengths,
+        depths=tuple(range(1, manifest.segments + 1)),
+    )
+
+
+def reference_source(shape: EncoderConfig, length: int, on_step: OnStep) -> ProgramSource:
+    """Makes the reference's program, or finds it in the cache."""
+    path = bert_base_program(length, shape, on_step)
+    return ProgramSource(
+        system="bert-base",
+        path=path,
+        model=f"BERT {shape.layers}x{shape.hidden_size}, random weights",
+        precision="fp32",
+        file_bytes=path.stat().st_size,
+        lengths=(length,),
+        depths=(shape.layers,),
+    )
+
+
+def bert_base_as_wide_as(shape: ModelShape) -> EncoderConfig:
+    """Returns BERT-base's depth and vocabulary with the width of another model."""
     return BERT_BASE.with_(hidden_size=shape.hidden_size, heads=shape.heads, intermediate_size=shape.intermediate_size)
 
 
-def compare(points: Sequence[Point], depth: int) -> dict[str, float]:
-    """By name, how far the answers at full depth are from torch-eager's at the same length; empty if that is not measured.
+def differences_from_eager(cases: Sequence[TimedCase], full_depth: int) -> dict[str, float]:
+    """Compares the answers at full depth with those of torch-eager at the same length.
 
     Returns:
-        the largest difference of two logits as a share of the largest logit.
+        by the name of a case, the largest difference of two logits as a share of the largest logit; empty if
+        torch-eager is not measured.
     """
-    exact = {point.length: point.answer() for point in points if point.source.system == "torch-eager"}
+    eager_answers = {case.length: case.answer() for case in cases if case.source.system == "torch-eager"}
     differences = {}
-    for point in points:
-        if point.source.system != "bert-base" and point.depth == depth and point.length in exact:
-            expected = exact[point.length]
-            differences[point.name] = float(np.abs(point.answer() - expected).max() / np.abs(expected).max())
+    for case in cases:
+        if case.source.system != "bert-base" and case.depth == full_depth and case.length in eager_answers:
+            expected = eager_answers[case.length]
+            differences[case.name] = float(np.abs(case.answer() - expected).max() / np.abs(expected).max())
     return differences
 
 
-def winners(points: Sequence[Point], timings: Mapping[str, Timing]) -> list[Point]:
-    """All points but, of contending variants of one system at one length, the slower ones."""
+def without_slower_variants(cases: Sequence[TimedCase], timings: Mapping[str, Timing]) -> list[TimedCase]:
+    """Drops the slower variants at each length, of those systems that report only their fastest one."""
 
-    def is_beaten(point: Point) -> bool:
-        return point.source.contender and any(
-            other.source.contender
-            and (other.source.system, other.length) == (point.source.system, point.length)
-            and (timings[other.name].median_ms, other.name) < (timings[point.name].median_ms, point.name)
-            for other in points
+    def rank(case: TimedCase) -> tuple[float, str]:
+        return timings[case.name].median_ms, case.name
+
+    def is_slower(case: TimedCase) -> bool:
+        return case.source.fastest_only and any(
+            (other.source.system, other.length) == (case.source.system, case.length) and rank(other) < rank(case)
+            for other in cases
         )
 
-    return [point for point in points if not is_beaten(point)]
-
-
-def program_bytes(manifest: Manifest) -> int:
-    """The file with the ExecuTorch programs."""
-    names = {program.file for program in manifest.programs if program.backend == "executorch"}
-    return sum(file.bytes for file in manifest.files if file.path in names)
-
-
-def this_computer(threads: int) -> Device:
-    """What the measurements were made on."""
-    return Device(
-        kind="host",
-        system=platform.platform(),
-        processor=processor_name(),
-        cores=os.cpu_count() or 1,
-        threads=threads,
-        python=platform.python_version(),
-        torch=version("torch"),
-        executorch=version("executorch"),
-        **{name: found for name in ("onnxruntime", "ai-edge-litert") if (found := installed(name))},
-    )
-
-
-def processor_name() -> str:
-    """The processor as Linux calls it, or as Python does elsewhere; the architecture where neither knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return [case for case in cases if not is_slower(case)]

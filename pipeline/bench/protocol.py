@@ -1,4 +1,4 @@
-"""The timing protocol: systems take turns, so that a machine that slows down slows all of them alike."""
+"""The timing protocol: all cases take turns, so that a machine that slows down slows all of them alike."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ import numpy as np
 
 from pipeline.support.progress import OnStep, silent
 
-WARM_UP = 2  # rounds: the first run of a program allocates, the second finds its memory
+WARM_UP_ROUNDS = 2  # the first run of a program allocates its memory, and the second finds it
 
 
-class System(Protocol):
-    """Something to time. `run` does the work once and returns its milliseconds, by a clock that is close to the work."""
+class Timeable(Protocol):
+    """Something to time."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Tells it from the others."""
 
-    def run(self) -> float: ...
+    def run(self) -> float:
+        """Does the work once and returns its milliseconds, measured by a clock close to the work."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The timed runs of one system, in milliseconds."""
+    """The timed runs of one case.
+
+    Attributes:
+        median_ms, p5_ms, p95_ms: percentiles in milliseconds, interpolated linearly between neighbours.
+        samples: milliseconds of every run.
+    """
 
     median_ms: float
     p5_ms: float
@@ -32,38 +40,39 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
-        """Median, 5th and 95th percentile (linear between neighbours) of at least one sample."""
+        """Returns the percentiles of at least one sample."""
         low, middle, high = (float(value) for value in np.percentile(samples, (5, 50, 95)))
         return cls(middle, low, high, tuple(samples))
 
 
 def alternate(
-    systems: Sequence[System], repeats: int, warmup: int = WARM_UP, on_step: OnStep = silent
+    cases: Sequence[Timeable], repeats: int, warm_up_rounds: int = WARM_UP_ROUNDS, on_step: OnStep = silent
 ) -> dict[str, Timing]:
-    """Times systems in rounds, each once a round: A B C A B C ...
+    """Times all cases in rounds; a round runs each case once: A B C A B C ...
 
     Args:
-        systems: with names that differ.
-        repeats: timed rounds, at least 1.
-        warmup: rounds before them that are not counted.
-        on_step: told after each round.
+        cases: with distinct names.
+        repeats: number of timed rounds, at least 1.
+        warm_up_rounds: number of rounds before them that are not counted.
+        on_step: called after each round.
 
     Returns:
-        the timing of each system by its name, in the order given.
+        the timings by name, in the order of `cases`.
 
     Raises:
-        ValueError: two systems of one name, or no repeats.
+        ValueError: two cases have the same name, or `repeats` is less than 1.
     """
-    names = [system.name for system in systems]
+    names = [case.name for case in cases]
     if len(set(names)) != len(names):
-        raise ValueError(f"two systems have one name: {names}")
+        raise ValueError(f"two cases have the same name: {names}")
     if repeats < 1:
-        raise ValueError(f"{repeats} repeats measure nothing")
+        raise ValueError(f"{repeats} repeats measure nothing; give at least 1")
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(warmup + repeats):
-        for system in systems:
-            milliseconds = system.run()
-            if turn >= warmup:
-                samples[system.name].append(milliseconds)
-        on_step("timing in turns", turn + 1, warmup + repeats)
-    return {name: Timing.of(taken) for name, taken in samples.items()}
+    rounds = warm_up_rounds + repeats
+    for index in range(rounds):
+        for case in cases:
+            milliseconds = case.run()
+            if index >= warm_up_rounds:
+                samples[case.name].append(milliseconds)
+        on_step("timing in turns", index + 1, rounds)
+    return {name: Timing.of(case_samples) for name, case_samples in samples.items()}

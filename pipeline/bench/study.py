@@ -1,4 +1,4 @@
-"""A bundle's own programs at full depth over labelled examples, once: what the study of its exits is computed from."""
+"""Runs a bundle's programs to full depth over labelled examples once, and studies its exits from their answers."""
 
 from __future__ import annotations
 
@@ -32,50 +32,50 @@ def study_bundle(
     threads: int | None = None,
     source: str | Path | None = None,
 ) -> Study:
-    """Runs every example through the bundle's ExecuTorch programs to full depth, and studies what its exits said on the way.
+    """Runs every example through the bundle's ExecuTorch programs to full depth and studies the answers of all exits.
 
     Args:
-        examples, limit, on_progress, threads, source: see `evaluate`.
+        examples, limit, on_progress, threads, source: as in `evaluate`.
 
     Raises:
-        UserError: as `evaluate`.
+        UserError: as in `evaluate`.
     """
     manifest = bundle.manifest
     examples = checked_examples(examples, limit, source)
     targets = get_task(manifest.task).targets(examples, manifest.answer_context, source)
-    recipe = recipe_of(manifest)
+    recipe = bundle_recipe(manifest)
     runner = Runner(bundle, threads)
     labels = manifest.label_range or tuple(manifest.label_values)
-    predictions = predict(run_bundle, runner, examples, bundle.tokenizer, labels, recipe, on_progress, targets)
+    predictions = predict(run_to_full_depth, runner, examples, bundle.tokenizer, labels, recipe, on_progress, targets)
     return study(
         predictions,
-        costs_of(bundle, examples, recipe),
+        example_costs(bundle, examples, recipe),
         manifest.model.exit_layers,
         recipe.exits.uncertainty,
         manifest.speeds,
     )
 
 
-def run_bundle(runner: Runner, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
-    """All exits of a bundle, input by input at its real length; takes the place of `run_programs` in `predict`."""
+def run_to_full_depth(runner: Runner, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
+    """Returns the outputs of all exits for each input at its own length. `predict` calls it like `run_programs`."""
     temperatures = runner.manifest.exits.temperatures or None
     results = []
-    for at, item in enumerate(items):
+    for index, item in enumerate(items):
         outputs = runner.run_all(item.ids, item.answer_mask)
         logits = [
             output.logits[0] if len(output.logits) == 1 else np.stack(output.logits, axis=-1) for output in outputs
         ]
-        results.append(
-            ExitOutputs(np.stack(logits), np.array([output.uncertainty for output in outputs]), temperatures)
-        )
-        on_step("running to full depth", at + 1, len(items))
+        uncertainty = np.array([output.uncertainty for output in outputs])
+        results.append(ExitOutputs(np.stack(logits), uncertainty, temperatures))
+        on_step("running to full depth", index + 1, len(items))
     return results
 
 
-def recipe_of(manifest: Manifest) -> Recipe:
-    """The parts of a recipe that say how a bundle's inputs are made and its answers read."""
+def bundle_recipe(manifest: Manifest) -> Recipe:
+    """Returns a recipe with those parts that decide how the bundle's inputs are encoded and its answers decoded."""
     qa = QA() if manifest.qa is None else QA(**manifest.qa.model_dump(exclude={"null_threshold"}))
     return Recipe.model_construct(
+        name=manifest.name,
         task=manifest.task,
         data=Data.model_construct(max_length=manifest.max_length),
         qa=qa,
@@ -83,8 +83,11 @@ def recipe_of(manifest: Manifest) -> Recipe:
     )
 
 
-def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Costs:
-    """Lengths and operations of the examples; a question's windows count together, its length is the passage's."""
+def example_costs(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Costs:
+    """Returns the length and the operations of each example.
+
+    The operations of a question are those of all its windows. Its length is that of its passage.
+    """
     shape, name = bundle.manifest.model, bundle.manifest.task
     config = EncoderConfig(
         vocab_size=shape.vocab_size,
@@ -92,7 +95,7 @@ def costs_of(bundle: Bundle, examples: Sequence[Example], recipe: Recipe) -> Cos
         layers=shape.layers,
         heads=shape.heads,
         intermediate_size=shape.intermediate_size,
-        max_positions=bundle.manifest.max_length,
+        max_positions=shape.max_positions or bundle.manifest.max_length,
     )
     labels = bundle.manifest.head_outputs
 

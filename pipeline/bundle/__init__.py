@@ -1,1 +1,1 @@
-"""The bundle: its manifest, its conformance vectors, the exit rule, and opening one with every check."""
+"""Reads bundles: the manifest, the conformance vectors, the exit rule, and the checks when a bundle is opened."""

@@ -1,37 +1,46 @@
-"""The conformance vectors of a bundle: texts with the ids, outputs and answers that every runtime must reproduce."""
+"""The conformance vectors of a bundle: inputs, with the ids, outputs and answers that every runtime must reproduce."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
 
-from pipeline.bundle.manifest import Strict
+from pipeline.bundle.fields import BundleDocument, read_document
 from pipeline.names import Backend, Task
+from pipeline.support.document import Document
 
 CONFORMANCE_FILE = "conformance.json"
 
 
-class ExitVector(Strict):
-    """What one segment gave for one window: each output but the hidden states, flat, and the uncertainty.
+class ExitVector(Document):
+    """What one segment returned for one window.
 
-    It is the program's `uncertainty`, or by change what a runner computes from these outputs and those of the exit before. Outcomes follow
-    from it, by patience and agreement together with the exits' answers, which the outputs give.
+    Attributes:
+        outputs: the values of each output by name, flat. The hidden states are left out.
+        uncertainty: the program's `uncertainty`. A regression's programs have none, so there it is the change that a
+            runner computes from this exit's logit and the one before. Outcomes by patience and agreement also need the
+            answers, which follow from `outputs`.
     """
 
     outputs: dict[str, list[float]]
     uncertainty: float
 
 
-class WindowVector(Strict):
-    """One input of the programs; only a question may have several windows, and only for questions there is an `answer_mask`."""
+class WindowVector(Document):
+    """One input of the programs. Only a question may have several, and only a question's has an `answer_mask`."""
 
     input_ids: list[int]
     answer_mask: list[int] | None = None
     exits: list[ExitVector]
 
 
-class Outcome(Strict):
-    """The answer at one speed: `exit` counts segments from 0. A label for classification, a number in the data's unit for regression;
-    text and character positions for QA.
+class Outcome(Document):
+    """The answer at one speed.
+
+    Attributes:
+        exit: the segment that the input left after, counted from 0.
+        label: for classification.
+        value: for regression, in the data's unit.
+        answer, start, end: for question answering; `start` and `end` are positions in the passage, in code points.
     """
 
     exit: int
@@ -42,8 +51,8 @@ class Outcome(Strict):
     end: int | None = None
 
 
-class Case(Strict):
-    """One input, `text` (and `text_pair`) or `question` and `passage`."""
+class Case(Document):
+    """One example: `text` with or without a `text_pair`, or `question` and `passage`. `outcomes` are by speed."""
 
     text: str | None = None
     text_pair: str | None = None
@@ -53,10 +62,13 @@ class Case(Strict):
     outcomes: dict[str, Outcome]
 
 
-class ProgramVector(Strict):
-    """A fingerprint for each output of one program that Core ML computes, at one length, see `pipeline.export.fingerprints`. Runners pass over it.
+class ProgramVector(Document):
+    """The fingerprint of a Core ML program at one length (`pipeline.export.fingerprints`). Runners skip it.
 
-    Where activations are int8, `outputs` are with int8's range and without its steps, `rounded_outputs` with both; that is not there for other programs.
+    Attributes:
+        outputs: the fingerprint of each output. Where the program rounds activations to int8, with int8's range but
+            without rounding.
+        rounded_outputs: the same with rounding; None for other programs.
     """
 
     program: str
@@ -66,15 +78,26 @@ class ProgramVector(Strict):
     rounded_outputs: dict[str, list[float]] | None = None
 
 
-class Conformance(Strict):
-    """The file `conformance.json`. `tolerance` is the largest |difference| of a logit, `uncertainty_tolerance` of an uncertainty.
+class Conformance(BundleDocument):
+    """The file `conformance.json` in the bundle's folder.
 
-    `programs` is not there in bundles without Core ML programs, and in those written by early versions.
+    Attributes:
+        tolerance: the largest difference that is allowed in a logit.
+        uncertainty_tolerance: the largest difference that is allowed in an uncertainty.
+        programs: absent in bundles without Core ML programs, and in those that early versions wrote.
     """
 
-    format_version: Literal[1] = 1
     task: Task
     tolerance: float
     uncertainty_tolerance: float
     cases: list[Case]
     programs: list[ProgramVector] | None = None
+
+
+def read_conformance(bundle: str | Path) -> Conformance:
+    """Reads the conformance vectors of a bundle.
+
+    Raises:
+        UserError: naming the file and the field, where the file is missing or does not fit the format.
+    """
+    return read_document(Path(bundle) / CONFORMANCE_FILE, Conformance)

@@ -1,52 +1,53 @@
-"""The manifest: what a bundle says of itself. All runtimes read it; `export` writes it; its JSON schema is generated from here."""
+"""The manifest of a bundle: its fields, its JSON schema, and its reader. docs/bundle-format.md is the specification."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pipeline.bundle.fields import BundleDocument, read_document
+from pipeline.bundle.requirements import Requirements, minor_of
 from pipeline.data.labels import LabelRange
 from pipeline.data.options import InputOptions, QuestionOptions
 from pipeline.names import Backend, Metric, Task, Uncertainty
 from pipeline.support.digests import sha256_of
+from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.tasks import AnswerContext, get_task
 
-FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 
-class Strict(BaseModel):
-    """Unknown fields are refused: a reader must not pass over what it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tensor(Strict):
-    """One input or output. A dimension is a number, or "length" for the number of tokens."""
+class TensorSpec(Document):
+    """The name, the type and the shape of one input or output of a program."""
 
     name: str
-    dtype: Literal["int32", "int64", "float32", "float16"]
-    shape: list[int | Literal["length"]]
+    # Not a list of the types there are: a reader skips outputs that it does not know, whatever their type.
+    dtype: str = Field(description='"int32", "int64", "float32" or "float16".')
+    shape: list[int | Literal["length"]] = Field(description='A dimension; "length" stands for the number of tokens.')
 
 
-class File(Strict):
-    """A file of the bundle; `path` is relative to the bundle, with forward slashes."""
+class File(Document):
+    """A file of the bundle. `path` is relative to the bundle's folder, with forward slashes."""
 
     path: str
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Program(Strict):
-    """One program: `embed` or `segment_k`, for one backend.
+class Program(Document):
+    """One program, `embed` or `segment_K`, for one backend.
 
-    `file` names an entry of `files`; for a package that is a folder, the folder. `method` is the method in a `.pte` or the function in
-    an `.mlpackage`. `lengths` are the bucket sizes of a program with fixed shapes; null means any length from 2 to `max_length`. A method takes
-    and gives its tensors in the order of `inputs` and `outputs`.
+    Attributes:
+        file: the `path` of an entry in the manifest's `files`. For a package, which is a folder, the path of that
+            folder.
+        method: the method in a `.pte`, or the function in an `.mlpackage`.
+        precision: how the weights are stored, the name of a scheme.
+        inputs, outputs: the tensors in the order in which the method takes and returns them.
+        lengths: the numbers of tokens that a program with fixed shapes takes. Null means any length from 2 to the
+            manifest's `max_length`.
     """
 
     name: str
@@ -54,13 +55,13 @@ class Program(Strict):
     file: str
     method: str
     precision: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
     lengths: list[int] | None = None
 
 
-class Tokenizer(Strict):
-    """WordPiece: its vocabulary file, its options, its special ids."""
+class Tokenizer(Document):
+    """The WordPiece tokenizer: its vocabulary file, its options and the ids of its special tokens."""
 
     kind: Literal["wordpiece"] = "wordpiece"
     vocab_file: str = "vocab.txt"
@@ -72,8 +73,8 @@ class Tokenizer(Strict):
     sep_id: int
 
 
-class QAOptions(Strict):
-    """How a passage is cut into windows and a span is chosen; lengths in tokens."""
+class QAOptions(Document):
+    """How a passage is cut into windows, and how an answer is chosen. Lengths are in tokens."""
 
     window: int
     stride: int
@@ -83,26 +84,31 @@ class QAOptions(Strict):
     null_threshold: float = 0.0
 
 
-class ExitOptions(Strict):
-    """What a runner compares with a threshold: the programs' `uncertainty`, with "patience", "agreement" and "change" a number of its own.
+class ExitOptions(Document):
+    """The measure of uncertainty that a runner compares with the thresholds (`pipeline.bundle.exit_rule`).
 
-    Patience is 1 / (1 + n) where the n exits just before gave the same answer (label, or text of the answer), 1 at the first exit. The
-    programs' `uncertainty` is the entropy then. Agreement is that entropy times patience. Change is |z - y|, at most 1, where y and z are the logits of the exit before and of this
-    one, 1 at the first exit; a regression's programs have no output `uncertainty`.
-
-    `temperatures` are what each exit's logits are divided by, within its program, before the uncertainty (not the answer) is computed
-    from them; empty where all are 1.
+    Attributes:
+        uncertainty: the measure. The programs compute "entropy", "max_probability" and "margin". The runner computes
+            "patience", "agreement" and "change" from the answers of successive exits.
+        temperatures: one number per exit. Its program divides the logits by it before it computes the uncertainty; the
+            answer does not change. Empty where all are 1.
     """
 
     uncertainty: Uncertainty = "entropy"
     temperatures: list[float] = Field(default_factory=list)
 
 
-class Speed(Strict):
-    """A named speed: a threshold for each exit, and what it gave on the calibration split.
+class Speed(Document):
+    """A named speed: one threshold per exit, and what the speed did on the calibration split.
 
-    A sample leaves segment k when its uncertainty is below `thresholds[k]`; the last entry is not used. `metric` is a fraction of 1, see
-    `Metric`. `max_loss` (with probability at least 1 - `delta`) bounds what is lost against full depth; null when not guaranteed.
+    Attributes:
+        thresholds: an input leaves after segment k when its uncertainty is below `thresholds[k]`. The last entry is
+            not used.
+        metric: the score that `value` and `value_full_depth` are in, a fraction of 1.
+        mean_depth: the mean number of segments that ran.
+        examples: the number of calibration examples.
+        max_loss: with probability 1 - `delta`, the speed loses at most this much of the score at full depth. Null
+            where nothing is guaranteed.
     """
 
     thresholds: list[float]
@@ -115,61 +121,70 @@ class Speed(Strict):
     delta: float | None = None
 
 
-class ModelShape(Strict):
-    """The student's shape, for reports and size accounting."""
+class ModelShape(Document):
+    """The shape of the student, for reports and size accounting."""
 
     layers: int
     hidden_size: int
     heads: int
     intermediate_size: int
     vocab_size: int
+    max_positions: int | None = Field(
+        None, ge=1, description="The rows of the position table; null in bundles of minor version 0."
+    )
     parameters: int
     exit_layers: list[int]
     head: str
 
 
-class Manifest(Strict):
-    """The whole manifest, `manifest.json` in the bundle's root."""
+class Manifest(BundleDocument):
+    """The file `manifest.json` in the bundle's folder."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_minor: int = Field(0, ge=0, description="Counts the additions to the format. A reader accepts any number.")
     name: str
     task: Task
     labels: list[str] = Field(default_factory=list, description="What an app shows, in the order of the logits.")
-    label_values: list[str] = Field(default_factory=list, description="The same as the data files write them.")
+    label_values: list[str] = Field(
+        default_factory=list, description="The same labels as the data files write them, in the same order."
+    )
     max_length: int = Field(description="The longest input in tokens, special tokens included.")
     model: ModelShape
     tokenizer: Tokenizer
     label_range: LabelRange | None = Field(
-        None, description="Regression only: from the programs' numbers to the data's unit."
+        None, description="Regression only: converts the programs' numbers to the data's unit."
     )
     qa: QAOptions | None = None
     scheme: str
     embeddings_scheme: str
     matrix_schemes: dict[str, str] = Field(
         default_factory=dict,
-        description="Of a mixed scheme, that of each matrix by its name; a reader need not know it to run the programs.",
+        description="The scheme of each matrix by its name, where the scheme is mixed; not needed to run the programs.",
     )
     programs: list[Program]
+    requires: dict[str, Requirements] = Field(
+        default_factory=dict, description="The oldest versions that run the programs of a backend, by backend."
+    )
     exits: ExitOptions = ExitOptions()
     speeds: dict[str, Speed]
     files: list[File]
     provenance: dict[str, str] = Field(
-        description="Where weights and data came from, and the versions of the tools that wrote this."
+        description="Where weights and data came from, and the versions of the tools that wrote the bundle."
     )
 
     @model_serializer(mode="wrap")
-    def without_empty_mix(self, serialize) -> dict:
-        """`matrix_schemes` is written where there are any: readers that do not know the field read every other bundle."""
-        raw = serialize(self)
-        return raw if self.matrix_schemes else {name: value for name, value in raw.items() if name != "matrix_schemes"}
+    def without_empty_matrix_schemes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes `matrix_schemes` only where the scheme is mixed."""
+        raw: dict[str, Any] = serialize(self)
+        return {name: value for name, value in raw.items() if name != "matrix_schemes" or value}
 
     @property
     def segments(self) -> int:
+        """The number of segments, which is the number of exits."""
         return len(self.model.exit_layers)
 
     @property
     def head_outputs(self) -> int:
-        """How many numbers a head gives for an input; for question answering, for a token."""
+        """How many numbers an exit head returns for an input; for question answering, for a token."""
         return get_task(self.task).head_outputs(len(self.labels))
 
     @property
@@ -185,21 +200,68 @@ class Manifest(Strict):
         """The measure that the thresholds of the speeds are for."""
         return self.exits.uncertainty
 
+    @property
+    def qa_options(self) -> QAOptions:
+        """`qa` of a bundle that answers questions, which `Bundle.open` has made sure of."""
+        if self.qa is None:
+            raise ValueError(f"the bundle {self.name} does not answer questions")
+        return self.qa
+
+    @property
+    def regression_range(self) -> LabelRange:
+        """`label_range` of a regression, which `Bundle.open` has made sure of."""
+        if self.label_range is None:
+            raise ValueError(f"the bundle {self.name} is not a regression")
+        return self.label_range
+
     def program(self, name: str, backend: str = "executorch") -> Program:
-        """The program of that name for that backend; KeyError if there is none."""
+        """Returns the program of that name for that backend. KeyError if there is none."""
         for program in self.programs:
             if program.name == name and program.backend == backend:
                 return program
         raise KeyError(f"{backend} program {name}")
 
+    def required_executorch(self, backend: Backend) -> str | None:
+        """Returns the oldest ExecuTorch that runs a backend's programs, or None where the bundle does not say.
 
-def json_schema() -> dict:
-    """The manifest's JSON schema (draft 2020-12), for readers in other languages."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+        Bundles of minor version 0 have no `requires`. They name the version that wrote their programs, and older ones
+        do not run them.
+        """
+        if backend in self.requires:
+            return self.requires[backend].executorch
+        writer = self.provenance.get("executorch")
+        return None if writer is None else minor_of(writer)
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the manifest's JSON schema (draft 2020-12), for readers in other languages.
+
+    It accepts what a reader accepts: unknown fields at every level, and programs of unknown backends whatever they
+    look like.
+    """
+    schema = _open(Manifest.model_json_schema())
+    unknown = {"type": "string", "not": {"enum": list(get_args(Backend))}}
+    programs = schema["properties"]["programs"]
+    programs["items"] = {
+        "anyOf": [
+            programs["items"],
+            {"type": "object", "properties": {"backend": unknown}, "required": ["backend"]},
+        ]
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _open(schema: Any) -> Any:
+    """Leaves out every `additionalProperties: false`."""
+    if isinstance(schema, dict):
+        return {
+            key: _open(value) for key, value in schema.items() if not (key == "additionalProperties" and value is False)
+        }
+    return [_open(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def describe_files(folder: Path) -> list[File]:
-    """Every file below `folder` but the manifest, in the order of their paths."""
+    """Describes every file below `folder` except the manifest, in the order of their paths."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
     return [
         File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
@@ -208,38 +270,19 @@ def describe_files(folder: Path) -> list[File]:
 
 
 def read_manifest(bundle: str | Path, check_files: bool = True) -> Manifest:
-    """Reads and checks a bundle's manifest, and with `check_files` that every file is there, whole and unaltered.
+    """Reads and checks the manifest of a bundle.
+
+    Args:
+        bundle: the bundle's folder.
+        check_files: whether to compare every file with the size and the checksum in the manifest.
 
     Raises:
-        UserError: naming the file and the field, for anything that does not fit.
+        UserError: naming the file and the field, for a manifest that cannot be read or a file that does not fit it.
     """
     bundle = Path(bundle)
-    path = bundle / MANIFEST_FILE
     if not bundle.is_dir():
         raise UserError("is not a bundle folder; give the folder that `pocketbert run` wrote (OUT/bundle)", file=bundle)
-    try:
-        raw = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            "is missing; this folder is not a bundle, or the bundle is not whole: export it again", file=path
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
-        raise UserError(f"is not JSON ({error}); the bundle was cut or altered: export it again", file=path) from None
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"format {version!r} is not known to this version, which reads format {FORMAT_VERSION}; export the bundle again",
-            file=path,
-            field="format_version",
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{first['msg']}; the bundle was altered: export it again", file=path, field=field) from None
+    manifest = read_document(bundle / MANIFEST_FILE, Manifest)
     if check_files:
         for entry in manifest.files:
             check_file(bundle, entry)
@@ -247,7 +290,7 @@ def read_manifest(bundle: str | Path, check_files: bool = True) -> Manifest:
 
 
 def check_file(bundle: Path, entry: File) -> None:
-    """Raises UserError unless the file is there with the manifest's size and checksum."""
+    """Raises UserError unless the file is there with the size and the checksum in the manifest."""
     path = bundle / entry.path
     if not path.is_file():
         raise UserError("is missing from the bundle; export or download it again", file=path)
@@ -259,4 +302,4 @@ def check_file(bundle: Path, entry: File) -> None:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if digest != entry.sha256:
-        raise UserError("does not have the checksum that the manifest gives; export or download it again", file=path)
+        raise UserError("does not have the checksum in the manifest; export or download it again", file=path)

@@ -1,22 +1,27 @@
-"""A bundle opened for reading: its manifest and its tokenizer, checked so that a runner can rely on both."""
+"""Opens a bundle: reads its manifest and its tokenizer, and checks that they fit each other and this runner."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
 from pipeline.bundle.exit_rule import FULL_DEPTH
-from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, Program, Tensor, read_manifest
+from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, Program, TensorSpec, read_manifest
 from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.names import Backend
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
 
-BACKEND = "executorch"
+BACKEND: Backend = "executorch"
 DEFAULT_SPEED = "exact"
-FULL_SPEED = "full"  # every segment, whatever the uncertainty; the name that the conformance vectors use, too
+FULL_SPEED = "full"  # runs every segment, whatever the uncertainty; the conformance vectors use the name too
 
-_DTYPES = {"input_ids": ("int64", "int32")}  # everything else is float32
+_DTYPES = {"input_ids": ("int64", "int32")}  # every other tensor is float32
+
+Shape = Sequence[Union[int, str]]
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,17 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, check_files: bool = True) -> Bundle:
-        """Reads and checks a bundle; loads no program.
+        """Reads and checks a bundle. Loads no program.
 
         Args:
             path: the bundle's folder.
-            check_files: compare every file with the manifest's size and SHA-256. Without it a missing program is found on loading.
+            check_files: whether to compare every file with its size and SHA-256 in the manifest. Without that, a
+                missing program is only found when it is loaded.
 
         Raises:
-            UserError: naming file and field, where the folder is no bundle, its format is unknown, a file is missing or altered, the
-                vocabulary does not fit, or a program has an input, an output, a type or a shape that this runner does not know.
+            UserError: naming the file and the field. The folder is not a bundle, its format is unknown, a file is
+                missing or altered, the vocabulary does not fit, or a program has an input, a type or a shape that this
+                runner does not know.
         """
         path = Path(path)
         manifest = read_manifest(path, check_files)
@@ -50,14 +57,16 @@ class Bundle:
 
 
 def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
-    """The uncertainty threshold of every exit.
+    """Returns the uncertainty threshold of every exit.
 
     Args:
-        speed: the name of a calibrated speed, "full" for every segment, or a number that is the threshold of every exit: an input leaves after the first
-            segment whose uncertainty is below it. 0 is full depth, anything above 1 the first exit (FastBERT's "speed").
+        manifest: the manifest of the bundle.
+        speed: the name of a calibrated speed, "full" for every segment, or one threshold for all exits. An input leaves
+            after the first segment whose uncertainty is below its threshold. So 0 means full depth, and anything above
+            1 the first exit (the "speed" of FastBERT, Liu et al. 2020).
 
     Raises:
-        UserError: the name is unknown, or the number negative or not finite.
+        UserError: the name is unknown, or the number is negative or not finite.
     """
     if isinstance(speed, str) and speed in manifest.speeds:
         return list(manifest.speeds[speed].thresholds)
@@ -70,18 +79,19 @@ def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
     except ValueError:
         raise UserError(f"{speed!r} is not known; {way_out}", field="speed") from None
     if not math.isfinite(threshold) or threshold < 0:
-        raise UserError(f"{speed} is no threshold; {way_out}", field="speed")
+        raise UserError(f"{speed} is not a threshold; {way_out}", field="speed")
     return [threshold] * manifest.segments
 
 
 def default_speed(manifest: Manifest) -> str:
-    """The speed where none is asked for: "exact" where it was calibrated, else full depth."""
+    """Returns the speed to use when none is given: "exact" where it was calibrated, else full depth."""
     return DEFAULT_SPEED if DEFAULT_SPEED in manifest.speeds else FULL_SPEED
 
 
 def _check_tokenizer(bundle: Path, manifest: Manifest, tokenizer: WordPieceTokenizer) -> None:
-    said, vocab = manifest.tokenizer, bundle / manifest.tokenizer.vocab_file
-    for field, size in (("tokenizer.vocab_size", said.vocab_size), ("model.vocab_size", manifest.model.vocab_size)):
+    expected, vocab = manifest.tokenizer, bundle / manifest.tokenizer.vocab_file
+    sizes = {"tokenizer.vocab_size": expected.vocab_size, "model.vocab_size": manifest.model.vocab_size}
+    for field, size in sizes.items():
         if tokenizer.vocab_size != size:
             raise UserError(
                 f"holds {tokenizer.vocab_size} tokens, the manifest's {field} says {size}; "
@@ -89,9 +99,10 @@ def _check_tokenizer(bundle: Path, manifest: Manifest, tokenizer: WordPieceToken
                 file=vocab,
             )
     for name in ("pad_id", "unk_id", "cls_id", "sep_id"):
-        if getattr(tokenizer, name) != getattr(said, name):
+        actual_id, expected_id = getattr(tokenizer, name), getattr(expected, name)
+        if actual_id != expected_id:
             raise UserError(
-                f"puts it at {getattr(tokenizer, name)}, the manifest at {getattr(said, name)}; "
+                f"has the token at {actual_id}, the manifest says {expected_id}; "
                 "the vocabulary belongs to another bundle: export it again",
                 file=vocab,
                 field=f"tokenizer.{name}",
@@ -99,7 +110,7 @@ def _check_tokenizer(bundle: Path, manifest: Manifest, tokenizer: WordPieceToken
 
 
 def _check_options(file: Path, manifest: Manifest) -> None:
-    """What the manifest's types cannot say: that its parts agree with each other."""
+    """Checks what the manifest's types cannot express: that its parts agree with each other."""
     task = get_task(manifest.task)
     if problem := task.manifest_problem(manifest.answer_context):
         field, message = problem
@@ -120,7 +131,8 @@ def _check_options(file: Path, manifest: Manifest) -> None:
         )
     if len(manifest.exits.temperatures) not in (0, manifest.segments):
         raise UserError(
-            f"{len(manifest.exits.temperatures)} temperatures for {manifest.segments} segments; export the bundle again",
+            f"{len(manifest.exits.temperatures)} temperatures for {manifest.segments} segments; "
+            "export the bundle again",
             file=file,
             field="exits.temperatures",
         )
@@ -134,36 +146,31 @@ def _check_options(file: Path, manifest: Manifest) -> None:
 
 
 def _check_programs(file: Path, manifest: Manifest) -> None:
-    """That `embed` and all segments are there for ExecuTorch, with inputs and outputs that this runner knows how to give and take."""
-    hidden = [1, "length", manifest.model.hidden_size]
-    known_inputs = {"hidden": hidden, "attention_bias": [1, 1, "length"]}
+    """Checks that ExecuTorch has `embed` and every segment, with tensors that this runner can give and read."""
+    hidden: Shape = (1, "length", manifest.model.hidden_size)
+    known_inputs: dict[str, Shape] = {"hidden": hidden, "attention_bias": (1, 1, "length")}
     task = get_task(manifest.task)
     if task.uses_answer_mask:
-        known_inputs["answer_bias"] = [1, "length"]
-    known_outputs = {
+        known_inputs["answer_bias"] = (1, "length")
+    known_outputs: dict[str, Shape] = {
         "hidden": hidden,
         **task.output_shapes(len(manifest.labels)),
-        "uncertainty": [1],
+        "uncertainty": (1,),
     }
     last = manifest.segments - 1
-    _check_program(
-        file, manifest, "embed", {"input_ids": [1, "length"]}, {"hidden": hidden}, "input_ids", required=("hidden",)
-    )
-    for segment in range(manifest.segments):
+    embed = _runnable_program(file, manifest, "embed")
+    _check_inputs(file, embed, {"input_ids": (1, "length")}, "input_ids")
+    _check_outputs(file, embed, {"hidden": hidden}, ("hidden",))
+    for index in range(manifest.segments):
         uncertainty = ("uncertainty",) if task.measures_uncertainty else ()
-        required = (*task.exit_outputs, *uncertainty, *(() if segment == last else ("hidden",)))
-        _check_program(file, manifest, f"segment_{segment}", known_inputs, known_outputs, "hidden", required)
+        next_input = () if index == last else ("hidden",)
+        segment = _runnable_program(file, manifest, f"segment_{index}")
+        _check_inputs(file, segment, known_inputs, "hidden")
+        _check_outputs(file, segment, known_outputs, (*task.exit_outputs, *uncertainty, *next_input))
 
 
-def _check_program(
-    file: Path,
-    manifest: Manifest,
-    name: str,
-    known_inputs: dict[str, list],
-    known_outputs: dict[str, list],
-    required_input: str,
-    required: tuple[str, ...],
-) -> None:
+def _runnable_program(file: Path, manifest: Manifest, name: str) -> Program:
+    """Returns the program of that name that this runner runs. UserError unless it takes any length and has a file."""
     try:
         program = manifest.program(name, BACKEND)
     except KeyError:
@@ -182,31 +189,41 @@ def _check_program(
             file=file,
             field=f"programs.{name}.file",
         )
-    _check_tensors(file, program, "inputs", program.inputs, known_inputs)
-    _check_tensors(file, program, "outputs", program.outputs, known_outputs)
-    for side, tensors, needed in (
-        ("inputs", program.inputs, (required_input,)),
-        ("outputs", program.outputs, required),
-    ):
-        missing = set(needed) - {tensor.name for tensor in tensors}
-        if missing:
-            raise UserError(
-                f"has no {', '.join(sorted(missing))}; export the bundle again",
-                file=file,
-                field=f"programs.{name}.{side}",
-            )
+    return program
 
 
-def _check_tensors(file: Path, program: Program, side: str, tensors: list[Tensor], known: dict[str, list]) -> None:
-    for tensor in tensors:
-        field = f"programs.{program.name}.{side}.{tensor.name}"
+def _check_inputs(file: Path, program: Program, known: Mapping[str, Shape], required: str) -> None:
+    """Checks every input: an input that the runner does not know cannot be given."""
+    for tensor in program.inputs:
         if tensor.name not in known:
             raise UserError(
-                f"this runner knows only {', '.join(known)}; update pocketbert, or export again", file=file, field=field
+                f"this runner knows only {', '.join(known)}; update pocketbert, or export again",
+                file=file,
+                field=f"programs.{program.name}.inputs.{tensor.name}",
             )
-        if tensor.shape != known[tensor.name]:
+    _check_tensors(file, program, "inputs", program.inputs, known, (required,))
+
+
+def _check_outputs(file: Path, program: Program, known: Mapping[str, Shape], required: Sequence[str]) -> None:
+    """Checks the outputs that the runner knows. It skips others, which later versions may add."""
+    tensors = [tensor for tensor in program.outputs if tensor.name in known]
+    _check_tensors(file, program, "outputs", tensors, known, required)
+
+
+def _check_tensors(
+    file: Path,
+    program: Program,
+    side: str,
+    tensors: Sequence[TensorSpec],
+    known: Mapping[str, Shape],
+    required: Sequence[str],
+) -> None:
+    """Checks that the required tensors are there, and that all have the known shapes and types."""
+    for tensor in tensors:
+        field = f"programs.{program.name}.{side}.{tensor.name}"
+        if tuple(tensor.shape) != tuple(known[tensor.name]):
             raise UserError(
-                f"shape {tensor.shape} where {known[tensor.name]} is known; update pocketbert, or export again",
+                f"shape {tensor.shape} where {list(known[tensor.name])} is known; update pocketbert, or export again",
                 file=file,
                 field=field,
             )
@@ -217,3 +234,10 @@ def _check_tensors(file: Path, program: Program, side: str, tensors: list[Tensor
                 file=file,
                 field=field,
             )
+    missing = set(required) - {tensor.name for tensor in tensors}
+    if missing:
+        raise UserError(
+            f"has no {', '.join(sorted(missing))}; export the bundle again",
+            file=file,
+            field=f"programs.{program.name}.{side}",
+        )

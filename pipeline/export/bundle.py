@@ -6,13 +6,15 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
 
 from pipeline import __version__
-from pipeline.bundle.conformance import CONFORMANCE_FILE
+from pipeline.bundle.conformance import CONFORMANCE_FILE, ProgramVector
+from pipeline.bundle.fields import FORMAT_MINOR
 from pipeline.bundle.manifest import (
     MANIFEST_FILE,
     ExitOptions,
@@ -25,6 +27,7 @@ from pipeline.bundle.manifest import (
     describe_files,
     json_schema,
 )
+from pipeline.bundle.requirements import requirements_of
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -35,11 +38,12 @@ from pipeline.model.encoder import parameter_count
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.schemes import WORD_TABLE_MATRIX
 from pipeline.support.errors import UserError
+from pipeline.support.packages import installed_version
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import is_full_disk, write_text
 from pipeline.tasks import get_task
-from quantize.schemes import EMBEDDINGS_MATRIX
 
 VOCAB_FILE = "vocab.txt"
 EXECUTORCH_FILE = "model.pte"
@@ -47,52 +51,89 @@ SCHEMA_FILE = "manifest.schema.json"
 TOOLS = ("torch", "executorch", "torchao", "coremltools", "transformers", "tokenizers")
 
 
+@dataclass(frozen=True)
+class BundleSource:
+    """The models that the programs of a bundle are made from.
+
+    Attributes:
+        model: the trained student in float32. The programs for ExecuTorch's Core ML delegate are made from it.
+        quantized: its programs, quantized as the recipe says. ExecuTorch's programs and the conformance vectors are
+            made from these.
+        coreml_model: the model that the Core ML packages store, where it is not `model`: the student whose int4
+            matrices are rounded already (`quantize.rounding`).
+        matrix_schemes: the scheme of each matrix in `quantized`, where the recipe's scheme is mixed.
+        input_gains: the gains of the input channels, where Core ML programs have int8 inputs
+            (`quantize.int8_inputs.input_gains`).
+    """
+
+    model: ExitModel
+    quantized: Programs
+    coreml_model: ExitModel | None = None
+    matrix_schemes: Mapping[str, str] = field(default_factory=dict)
+    input_gains: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The WordPiece tokenizer that the model was trained with: its `vocab.txt`, and whether it lowercases texts."""
+
+    vocab: Path
+    lowercase: bool
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of the task are.
+
+    Attributes:
+        values: what the data files write for each class, in the order of the logits; empty for other tasks.
+        range: the range of the labels in the training data, for regression.
+    """
+
+    values: Sequence[str] = ()
+    range: LabelRange | None = None
+
+
 def write_bundle(
     folder: Path,
-    *,
-    model: ExitModel,
-    quantized: Programs,
     recipe: Recipe,
-    tokenizer_vocab: Path,
-    lowercase: bool,
-    label_values: Sequence[str],
+    source: BundleSource,
+    tokenizer_files: TokenizerFiles,
+    labels: Labels,
+    *,
     speeds: Mapping[str, Speed],
     conformance_examples: Sequence[Example],
     provenance: Mapping[str, str],
-    label_range: LabelRange | None = None,
-    matrix_schemes: Mapping[str, str] | None = None,
-    input_gains: Mapping[str, Tensor] | None = None,
-    coreml_model: ExitModel | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
-    """Writes all files of a bundle into `folder`, the manifest last; the same arguments give the same bytes.
+    """Writes all files of a bundle, the manifest last. The same arguments give the same bytes.
 
     Args:
-        folder: new or empty; on failure it holds a part of a bundle without a manifest, for the caller to throw away.
-        model: the trained student in float32; Core ML's programs are made from it, unless there is a `coreml_model`.
-        quantized: `apply_scheme` of its programs by the recipe; ExecuTorch's programs and the conformance vectors are made from it.
-        tokenizer_vocab: the `vocab.txt` that the model was trained with.
-        label_values: what the data files write for each class, in the order of the logits; empty for regression and question answering.
+        folder: new or empty. After a failure it holds a part of a bundle without a manifest, which the caller removes.
+        recipe: says which programs to write, and how long their inputs may be.
+        source: the models to make programs from.
+        tokenizer_files: the tokenizer that goes into the bundle.
+        labels: the task's labels; `Labels()` for question answering.
         speeds: the calibrated speeds by name.
-        conformance_examples: about 16, see `make_vectors`.
-        provenance: where weights and data came from; the tools' versions are added.
-        label_range: for regression, that of the labels in train.
-        matrix_schemes: where the recipe's scheme is mixed, that of each matrix in `quantized`.
-        input_gains: where Core ML's programs have int8 inputs, their channels' gains (`quantize.int8_inputs.input_gains`).
-        coreml_model: where Core ML's packages have int4 matrices, the student with those in whole steps (`quantize.rounding`).
-        on_step: told as the work goes on.
+        conformance_examples: about 16 inputs for the conformance vectors, see `make_vectors`.
+        provenance: where weights and data came from. The tools' versions are added.
+        on_step: is told of the progress.
+
+    Returns:
+        The manifest as it was written.
 
     Raises:
-        UserError: label names or the vocabulary do not fit the model, the model is too short for the recipe's lengths, or the disk is full.
+        UserError: label names or vocabulary do not fit the model, the model takes shorter inputs than the recipe asks
+            for, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tokenizer_vocab, folder / VOCAB_FILE)
-        tokenizer = WordPieceTokenizer.from_vocab(folder / VOCAB_FILE, lowercase)
-        manifest = describe(model, recipe, tokenizer, label_values, speeds, provenance, label_range, matrix_schemes)
+        shutil.copyfile(tokenizer_files.vocab, folder / VOCAB_FILE)
+        tokenizer = WordPieceTokenizer.from_vocab(folder / VOCAB_FILE, tokenizer_files.lowercase)
+        manifest = describe(recipe, source, tokenizer, labels, speeds, provenance)
         vectors = make_vectors(
-            quantized,
-            Programs.of(model),
+            source.quantized,
+            Programs.of(source.model),
             conformance_examples,
             tokenizer,
             context=manifest.answer_context,
@@ -100,18 +141,15 @@ def write_bundle(
             on_step=on_step,
         )
         write_text(folder / SCHEMA_FILE, json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-        coreml_model = coreml_model or model
-        programs = export_programs(folder, model, quantized, recipe, on_step, coreml_model, matrix_schemes, input_gains)
-        fingerprints = []
-        for backend, source in (("coreml", coreml_model), ("executorch-coreml", model)):
-            of_backend = [program for program in programs if program.backend == backend]
-            fingerprints += make_fingerprints(
-                source, of_backend, recipe.export.coreml_layout, matrix_schemes, input_gains
-            )
-        if fingerprints:
+        programs = export_programs(folder, recipe, source, on_step)
+        if fingerprints := program_fingerprints(recipe, source, programs):
             vectors = vectors.model_copy(update={"programs": fingerprints})
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
-        manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
+        backends = {program.backend for program in programs}
+        requires = requirements_of(backends, version("executorch"), recipe.export.coreml_target)
+        manifest = manifest.model_copy(
+            update={"programs": programs, "requires": requires, "files": describe_files(folder)}
+        )
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     except Exception as error:
         if is_full_disk(error):
@@ -120,80 +158,71 @@ def write_bundle(
     return manifest
 
 
-def export_programs(
-    folder: Path,
-    model: ExitModel,
-    quantized: Programs,
-    recipe: Recipe,
-    on_step: OnStep,
-    coreml_model: ExitModel,
-    matrix_schemes: Mapping[str, str] | None,
-    input_gains: Mapping[str, Tensor] | None,
-) -> list[Program]:
-    """Writes ExecuTorch's programs, and Core ML's and those for ExecuTorch's Core ML delegate where the recipe asks for them."""
-    length = min(recipe.export.max_length, model.config.max_positions)
-    programs = export_executorch(quantized, folder / EXECUTORCH_FILE, length, recipe.quantize.scheme, on_step)
+def export_programs(folder: Path, recipe: Recipe, source: BundleSource, on_step: OnStep) -> list[Program]:
+    """Writes the programs for ExecuTorch, and where the recipe has them, those for Core ML and for its delegate."""
+    length = min(recipe.export.max_length, source.model.config.max_positions)
+    programs = export_executorch(source.quantized, folder / EXECUTORCH_FILE, length, recipe.quantize.scheme, on_step)
     if recipe.export.coreml:
         from pipeline.export.coreml import export_coreml  # coremltools takes seconds to import
 
-        programs += export_coreml(coreml_model, folder, recipe, on_step, matrix_schemes, input_gains)
+        model = source.coreml_model or source.model
+        programs += export_coreml(model, folder, recipe, on_step, source.matrix_schemes, source.input_gains)
     if recipe.export.executorch_coreml:
         from pipeline.export.executorch_coreml import export_executorch_coreml
 
-        programs += export_executorch_coreml(model, folder, recipe, on_step)
+        programs += export_executorch_coreml(source.model, folder, recipe, on_step)
     return programs
 
 
+def program_fingerprints(recipe: Recipe, source: BundleSource, programs: Sequence[Program]) -> list[ProgramVector]:
+    """Returns the fingerprints of all programs that Core ML computes, the packages first."""
+    fingerprints: list[ProgramVector] = []
+    models = {"coreml": source.coreml_model or source.model, "executorch-coreml": source.model}
+    for backend, model in models.items():
+        chosen = [program for program in programs if program.backend == backend]
+        fingerprints += make_fingerprints(
+            model, chosen, recipe.export.coreml_layout, source.matrix_schemes, source.input_gains
+        )
+    return fingerprints
+
+
 def describe(
-    model: ExitModel,
     recipe: Recipe,
+    source: BundleSource,
     tokenizer: WordPieceTokenizer,
-    label_values: Sequence[str],
+    labels: Labels,
     speeds: Mapping[str, Speed],
     provenance: Mapping[str, str],
-    label_range: LabelRange | None = None,
-    matrix_schemes: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """The manifest, its programs and files still to be filled in. Raises UserError where the parts do not fit each other."""
+    """Returns the manifest of a bundle without its programs and files.
+
+    Raises:
+        UserError: label names or vocabulary do not fit the model.
+    """
+    model, qa = source.model, recipe.qa
     task = get_task(recipe.task)
-    labels = list(recipe.data.label_names or label_values) if task.has_classes else []
-    values = list(label_values) if task.has_classes else []
+    names = list(recipe.data.label_names or labels.values) if task.has_classes else []
+    values = list(labels.values) if task.has_classes else []
     if task.has_classes:
-        for field, names in (("data.label_names", labels), ("data.label", values)):
-            if len(names) != model.labels:
-                raise UserError(f"{len(names)} labels for a model with {model.labels} classes", field=field)
+        for key, given in (("data.label_names", names), ("data.label", values)):
+            if len(given) != model.labels:
+                raise UserError(f"{len(given)} labels for a model with {model.labels} classes", field=key)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
-            f"the vocabulary has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; give the model's own",
+            f"the vocabulary has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+            "give the model's own",
             field=VOCAB_FILE,
         )
-    config, qa, matrix_schemes = model.config, recipe.qa, matrix_schemes or {}
     return Manifest(
+        format_minor=FORMAT_MINOR,
         name=recipe.name,
         task=recipe.task,
-        labels=labels,
+        labels=names,
         label_values=values,
-        max_length=longest_input(recipe, config.max_positions),
-        model=ModelShape(
-            layers=config.layers,
-            hidden_size=config.hidden_size,
-            heads=config.heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            parameters=parameter_count(model),
-            exit_layers=list(model.exit_layers),
-            head=model.head_kind,
-        ),
-        tokenizer=Tokenizer(
-            vocab_file=VOCAB_FILE,
-            vocab_size=tokenizer.vocab_size,
-            lowercase=tokenizer.lowercase,
-            pad_id=tokenizer.pad_id,
-            unk_id=tokenizer.unk_id,
-            cls_id=tokenizer.cls_id,
-            sep_id=tokenizer.sep_id,
-        ),
-        label_range=label_range,
+        max_length=longest_input(recipe, model.config.max_positions),
+        model=describe_model(model),
+        tokenizer=describe_tokenizer(tokenizer),
+        label_range=labels.range,
         qa=None
         if not task.cuts_into_windows
         else QAOptions(
@@ -204,12 +233,12 @@ def describe(
             allow_no_answer=qa.allow_no_answer,
         ),
         scheme=recipe.quantize.scheme,
-        embeddings_scheme=matrix_schemes.get(EMBEDDINGS_MATRIX, recipe.quantize.embeddings),
-        matrix_schemes=dict(matrix_schemes),
+        embeddings_scheme=source.matrix_schemes.get(WORD_TABLE_MATRIX, recipe.quantize.embeddings),
+        matrix_schemes=dict(source.matrix_schemes),
         programs=[],
         exits=ExitOptions(
             uncertainty=model.uncertainty,
-            temperatures=list(model.temperatures) if any(each != 1.0 for each in model.temperatures) else [],
+            temperatures=list(model.temperatures) if any(value != 1.0 for value in model.temperatures) else [],
         ),
         speeds=dict(speeds),
         files=[],
@@ -217,24 +246,54 @@ def describe(
     )
 
 
-def longest_input(recipe: Recipe, positions: int) -> int:
-    """Where inputs are cut, in tokens.
+def describe_model(model: ExitModel) -> ModelShape:
+    """Returns the manifest's entry for the shape of the model."""
+    config = model.config
+    return ModelShape(
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        heads=config.heads,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        parameters=parameter_count(model),
+        exit_layers=list(model.exit_layers),
+        head=model.head_kind,
+    )
 
-    A classifier or a regression cuts where it did in training and calibration: a longer text would be answered with what no
-    threshold was chosen for.
-    A question's window does that for question answering, so there it is what the programs take.
+
+def describe_tokenizer(tokenizer: WordPieceTokenizer) -> Tokenizer:
+    """Returns the manifest's entry for the tokenizer."""
+    return Tokenizer(
+        vocab_file=VOCAB_FILE,
+        vocab_size=tokenizer.vocab_size,
+        lowercase=tokenizer.lowercase,
+        pad_id=tokenizer.pad_id,
+        unk_id=tokenizer.unk_id,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+    )
+
+
+def longest_input(recipe: Recipe, positions: int) -> int:
+    """Returns the number of tokens to which inputs are cut.
+
+    For classification and regression it is the length of training and calibration, since the thresholds say nothing
+    about longer texts. For question answering the windows are cut to the length of training, so the limit is what the
+    programs take.
+
+    Args:
+        recipe: has the lengths.
+        positions: the number of tokens that the model takes.
     """
-    task = get_task(recipe.task)
-    longest = recipe.export.max_length if task.cuts_into_windows else recipe.data.max_length
+    longest = recipe.export.max_length if get_task(recipe.task).cuts_into_windows else recipe.data.max_length
     return min(longest, positions)
 
 
 def tool_versions() -> dict[str, str]:
-    """What wrote the bundle: this project, Python, and the libraries whose versions show in the programs."""
+    """Returns the versions of this project, of Python, and of the libraries that leave traces in the programs."""
     versions = {"pocketbert": __version__, "python": platform.python_version()}
     for tool in TOOLS:
-        try:
-            versions[tool] = version(tool)
-        except PackageNotFoundError:  # coremltools, say, where none is made for the platform
-            continue
+        if found := installed_version(tool):  # coremltools, for example, is not made for every platform
+            versions[tool] = found
     return versions

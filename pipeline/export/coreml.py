@@ -20,13 +20,13 @@ from pipeline.export.structure import Structure, Weight, save
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
+from pipeline.schemes import SCHEMES, WORD_TABLE_MATRIX, coreml_counterpart, coreml_weights
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly
 from pipeline.tasks import get_task
-from quantize.coreml_schemes import COREML_SCHEMES, OF_MATRIX, compress
+from quantize.coreml_schemes import compress
 from quantize.int8_inputs import reciprocals, set_rounding, with_int8_inputs
-from quantize.schemes import EMBEDDINGS_MATRIX
 
 FOLDER = "coreml"
 POSITIONS = "embeddings.position.weight"  # of `embed`
@@ -39,13 +39,13 @@ NAMESPACE = uuid.UUID("6f1d0b0e-4a53-5d0c-9c4e-7b7a1f3f2c11")
 class Source:
     """A program to convert: a module, and its inputs and outputs in order; `inputs` and `outputs` have "length" for the tokens.
 
-    `schemes` names the weights that have another scheme than the program's precision, names in `COREML_SCHEMES`.
+    `schemes` names the weights that have another scheme than the program's precision, names in `pipeline.schemes`.
     """
 
     name: str
     module: nn.Module
-    inputs: tuple[manifest.Tensor, ...]
-    outputs: tuple[manifest.Tensor, ...]
+    inputs: tuple[manifest.TensorSpec, ...]
+    outputs: tuple[manifest.TensorSpec, ...]
     schemes: Mapping[str, str] = field(default_factory=dict)
 
     def example(self, length: int) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class Source:
         )
 
 
-def of_length(tensor: manifest.Tensor, length: int) -> manifest.Tensor:
+def of_length(tensor: manifest.TensorSpec, length: int) -> manifest.TensorSpec:
     """The tensor with a number in place of "length"."""
     return tensor.model_copy(update={"shape": [length if size == "length" else size for size in tensor.shape]})
 
@@ -119,8 +119,8 @@ def sources(
     if layout == "ane":
         programs, hidden, bias = channels_first(programs), (1, size, 1, "length"), (1, "length", 1, 1)
 
-    def tensor(name: str, *shape: int | str, dtype: str = "float32") -> manifest.Tensor:
-        return manifest.Tensor(name=name, dtype=dtype, shape=list(shape))
+    def tensor(name: str, *shape: int | str, dtype: str = "float32") -> manifest.TensorSpec:
+        return manifest.TensorSpec(name=name, dtype=dtype, shape=list(shape))
 
     inputs = [tensor("hidden", *hidden), tensor("attention_bias", *bias)]
     outputs = [tensor("hidden_out", *hidden)]
@@ -145,7 +145,10 @@ def sources(
         matrices = {name: matrix_of(name, index - 1, first_layer) for name in source.weights(1)}
         matrices = {name: matrix for name, matrix in matrices.items() if matrix in matrix_schemes}
         mixed.append(
-            replace(source, schemes={name: OF_MATRIX[matrix_schemes[matrix]] for name, matrix in matrices.items()})
+            replace(
+                source,
+                schemes={name: coreml_counterpart(matrix_schemes[matrix]) for name, matrix in matrices.items()},
+            )
         )
         found |= set(matrices.values())
         first_layer += len(source.module.layers) if index else 0
@@ -167,7 +170,7 @@ def matrix_of(weight: str, segment: int, first_layer: int) -> str | None:
         return None
     kind, *path = weight.removesuffix(".weight").split(".")
     if segment < 0:
-        return EMBEDDINGS_MATRIX if path == ["word"] else None
+        return WORD_TABLE_MATRIX if path == ["word"] else None
     if kind == "layers":
         at, part = path
         return f"layers.{first_layer + int(at)}.{'qkv' if part in ('query', 'key', 'value') else part}"
@@ -241,19 +244,19 @@ def asked_for(
     precision: str, matrix_schemes: Mapping[str, str] | None, input_gains: Mapping[str, Tensor] | None
 ) -> dict[str, Mapping]:
     """Of the two, those that programs of a precision are made with, as arguments of `sources`. UserError where there are none."""
-    scheme = COREML_SCHEMES.get(precision)
-    if scheme is None or not (scheme.by_matrix or scheme.int8_inputs):
+    by_matrix, int8_inputs = SCHEMES[precision].by_matrix, coreml_weights(precision).int8_inputs
+    if not (by_matrix or int8_inputs):
         return {}
-    if scheme.by_matrix and not matrix_schemes:
+    if by_matrix and not matrix_schemes:
         raise UserError(
             "is mixed, and no scheme was chosen for any matrix; set quantize.scheme to mixed",
             field="export.coreml_precision",
         )
-    if scheme.int8_inputs and not input_gains:
+    if int8_inputs and not input_gains:
         raise UserError(
             f"{precision} needs texts to find the activations' ranges on; give some", field="export.coreml_calibration"
         )
-    return {"matrix_schemes": matrix_schemes} if scheme.by_matrix else {"input_gains": input_gains}
+    return {"matrix_schemes": matrix_schemes} if by_matrix else {"input_gains": input_gains}
 
 
 class StoredWeights:
@@ -277,9 +280,8 @@ class StoredWeights:
 def structure_of(source: Source, length: int, target: str, precision: str) -> Structure:
     """The program of that length, as yet with weights that mean nothing."""
     module = set_rounding(source.at(length), "none")
-    return Structure(
-        module, source.example(length), source.outputs, target, half=precision != "fp32", rounded=reciprocals(module)
-    )
+    half = coreml_weights(precision).float_bytes == 2
+    return Structure(module, source.example(length), source.outputs, target, half=half, rounded=reciprocals(module))
 
 
 def write(source: Source, structures: dict[int, Structure], folder: Path, precision: str) -> list[manifest.Program]:
@@ -301,7 +303,7 @@ def convert(source: Source, length: int, target: str, precision: str, package: P
 
     Args:
         target: the oldest system that must run it, a name in `coremltools.target` ("iOS18").
-        precision: a name in `quantize.coreml_schemes.COREML_SCHEMES`, or "fp32", for tests, which computes in float32. Inputs and outputs
+        precision: a name in `pipeline.schemes`; "fp32", for tests, computes in float32. Inputs and outputs
             are float32 or int32 in all.
     """
     structure = structure_of(source, length, target, precision)

@@ -270,7 +270,7 @@ def describe(name: str, exported: ExportedProgram, task: str, file: str, precisi
     )
 
 
-def tensor_of(name: str, value: Tensor) -> manifest.Tensor:
+def tensor_of(name: str, value: Tensor) -> manifest.TensorSpec:
     """The manifest's form of a graph's tensor; its symbolic dimension is the length."""
     shape = [size if isinstance(size, int) else "length" for size in value.shape]
-    return manifest.Tensor(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)
+    return manifest.TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)

@@ -23,12 +23,12 @@ from pipeline.export.payload import pack, unpack
 from pipeline.model.exit_model import ExitModel
 from pipeline.names import Backend
 from pipeline.recipe import Recipe
+from pipeline.schemes import DELEGATE_SCHEME
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 
 BACKEND: Backend = "executorch-coreml"
-PRECISION = "fp16"
 DELEGATE = "CoreMLBackend"
 METADATA_FILE = "metadata.json"
 DEBUG_FILE = "debug_info.json"
@@ -87,7 +87,7 @@ def export_executorch_coreml(
 
 def describe(source: Source, file: str, length: int) -> manifest.Program:
     """The manifest's entry of one method: the same names and shapes as the Core ML package's."""
-    return source.program(file, method_name(source.name, length), length, PRECISION).model_copy(
+    return source.program(file, method_name(source.name, length), length, DELEGATE_SCHEME).model_copy(
         update={"backend": BACKEND}
     )
 

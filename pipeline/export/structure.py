@@ -51,7 +51,7 @@ class Structure:
         self,
         module: nn.Module,
         inputs: tuple[Tensor, ...],
-        outputs: Sequence[manifest.Tensor],
+        outputs: Sequence[manifest.TensorSpec],
         target: str,
         half: bool,
         rounded: Collection[str] = (),

@@ -1,1 +1,1 @@
-"""What people read: tables, plots and pages of what a run measured."""
+"""Shows what a run measured: tables on a terminal, plots, and pages."""

@@ -1,16 +1,25 @@
-"""The report of a run: one page that needs nothing but itself, and the same numbers as JSON."""
+"""Writes the report of a run: one page that needs no other file, and the same numbers as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bench.documents import Measurement
 from pipeline.report import plots
-from pipeline.report.page import Figure, environment, megabytes, score
+from pipeline.report.page import Figure, environment
 from pipeline.report.results import RunResults, Score
-from pipeline.report.study_page import study_figures
+from pipeline.report.study_page import exits_figure, study_figures
+from pipeline.report.wording import (
+    BACKENDS,
+    MEGABYTE,
+    METRIC_NAMES,
+    capitalized,
+    is_full_depth,
+    megabytes,
+    milliseconds,
+    score,
+)
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.workspace import write_text
 from pipeline.tasks import get_task
@@ -19,8 +28,17 @@ PAGE, DATA, TEMPLATE = "report.html", "results.json", "report.html.j2"
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the headline table; None is a dash."""
+class HeadlineRow:
+    """A row of the headline table; None is shown as a dash.
+
+    Attributes:
+        name: the system.
+        note: how it was measured.
+        depth: its mean depth, in words.
+        latency_ms: milliseconds for one input.
+        speed_up: BERT-base's milliseconds divided by its own.
+        ours: True for a row of the bundle.
+    """
 
     name: str
     note: str
@@ -33,10 +51,10 @@ class Line:
 
 
 def write_report(results: RunResults, folder: str | Path) -> Path:
-    """Writes `report.html` and `results.json` into a folder, each whole or not at all.
+    """Writes `report.html` and `results.json` into a folder, each completely or not at all.
 
     Returns:
-        the page. It loads nothing: style and plots are in it.
+        the page. It contains its style and its plots, and loads nothing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,42 +64,40 @@ def write_report(results: RunResults, folder: str | Path) -> Path:
 
 
 def render(results: RunResults) -> str:
-    """The page."""
-    return (
-        environment()
-        .get_template(TEMPLATE)
-        .render(
-            results=results,
-            reference=reference_of(results),
-            lines=headline_lines(results),
-            figures=figures(results),
-            backends=plots.BACKENDS,
-            metrics=get_task(results.task).metrics,
-            headline=get_task(results.task).headline,
-            headline_name=plots.METRIC_NAMES[get_task(results.task).headline],
-            metric=plots.METRIC_NAMES[results.study.metric],
-            study=results.study,
-            study_figures=study_figures(results.study),
-            failed=[check for check in results.checks if not check.passed],
-        )
+    """Returns the page as HTML."""
+    headline = get_task(results.task).headline
+    template = environment().get_template(TEMPLATE)
+    return template.render(
+        results=results,
+        reference=reference_of(results),
+        rows=headline_rows(results),
+        figures=figures(results),
+        backends=BACKENDS,
+        metrics=get_task(results.task).metrics,
+        headline=headline,
+        headline_name=METRIC_NAMES[headline],
+        metric=METRIC_NAMES[results.study.metric],
+        study=results.study,
+        study_figures=study_figures(results.study),
+        failed=[check for check in results.checks if not check.passed],
     )
 
 
 def reference_of(results: RunResults) -> Measurement | None:
-    """BERT-base's measurement; None where the run measured without it."""
+    """Returns BERT-base's measurement, or None if the run did not measure it."""
     return next(iter(results.bench.of("bert-base")), None)
 
 
-def headline_lines(results: RunResults) -> list[Line]:
-    """What everything is compared with, the models on the way, and the bundle at every speed."""
+def headline_rows(results: RunResults) -> list[HeadlineRow]:
+    """Returns the rows of BERT-base, teacher, student, quantized student, and the bundle at every speed."""
     reference, size = reference_of(results), results.size
-    lines = []
+    rows = []
     if reference:
-        lines.append(
-            Line(
+        rows.append(
+            HeadlineRow(
                 "BERT-base fp32",
                 f"ExecuTorch, every input padded to {reference.length} tokens; random weights, so no score",
-                megabytes=reference.file_bytes / plots.MEGABYTE,
+                megabytes=reference.file_bytes / MEGABYTE,
                 depth=f"{reference.depth} layers",
                 latency_ms=reference.median_ms,
                 speed_up=1.0,
@@ -94,81 +110,76 @@ def headline_lines(results: RunResults) -> list[Line]:
     }
     for key, (name, note) in notes.items():
         if key in results.metrics:
-            lines.append(Line(name, note, results.metrics[key]))
+            rows.append(HeadlineRow(name, note, results.metrics[key]))
     program = next((target for target in size.targets if target.backend == "executorch"), None)
     for speed in results.evaluation.speeds:
-        lines.append(
-            Line(
-                "Bundle, full depth" if plots.is_full_depth(speed.speed) else f"Bundle, speed {speed.speed}",
+        rows.append(
+            HeadlineRow(
+                "Bundle, full depth" if is_full_depth(speed.speed) else f"Bundle, speed {speed.speed}",
                 "ExecuTorch, every input at its own length",
                 score_of(speed),
-                megabytes=program.program_bytes / plots.MEGABYTE if program else None,
+                megabytes=program.program_bytes / MEGABYTE if program else None,
                 depth=f"{speed.mean_depth:.2f} of {len(speed.exits)}",
                 latency_ms=speed.latency_ms.mean,
                 speed_up=reference.median_ms / speed.latency_ms.mean if reference else None,
                 ours=True,
             )
         )
-    return lines
+    return rows
 
 
 def score_of(speed: SpeedResult) -> Score:
+    """Returns the scores of a speed."""
     return Score(**{name: getattr(speed, name) for name in Score.model_fields})
 
 
 def figures(results: RunResults) -> list[Figure]:
-    """The plots, each with its content in words for those who do not see it."""
+    """Draws the plots; each has its content in words, for readers who do not see it."""
     size, reference, headline = results.size, reference_of(results), get_task(results.task).headline
-    metric = plots.METRIC_NAMES[headline]
+    metric = METRIC_NAMES[headline]
     speeds = results.evaluation.speeds
-    shipped = "; ".join(f"{plots.BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
-    by_speed = "; ".join(f"speed {speed.speed} {plots.milliseconds(speed.latency_ms.mean)}" for speed in speeds)
-    by_depth = "; ".join(
+    targets = "; ".join(f"{BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
+    time_by_speed = "; ".join(f"speed {speed.speed} {milliseconds(speed.latency_ms.mean)}" for speed in speeds)
+    score_by_depth = "; ".join(
         f"speed {speed.speed} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}" for speed in speeds
     )
-    against = f"BERT-base {plots.milliseconds(reference.median_ms)} at {reference.length} tokens; " if reference else ""
-    deepest = max(each.depth for each in results.bench.of("pocketbert"))
-    by_length = "; ".join(
-        f"{each.length} tokens {plots.milliseconds(each.median_ms)}"
-        for each in results.bench.of("pocketbert")
-        if each.depth == deepest
+    reference_time = ""
+    if reference:
+        reference_time = f"BERT-base {milliseconds(reference.median_ms)} at {reference.length} tokens; "
+    bundle = results.bench.of("pocketbert")
+    full_depth = max(measurement.depth for measurement in bundle)
+    time_by_length = "; ".join(
+        f"{measurement.length} tokens {milliseconds(measurement.median_ms)}"
+        for measurement in bundle
+        if measurement.depth == full_depth
     )
     growth = results.bench.growth()
-    leaving = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
-
-    def figure(title: str, draw: Callable[[RunResults], str], alt: str, caption: str) -> Figure:
-        return Figure.of(title, draw(results), alt, caption)
-
+    growth_sentence = f" {growth.sentence()}" if growth else ""
     return [
-        figure(
+        Figure.of(
             "Size by part",
-            plots.size_plot,
+            plots.size_plot(results),
             f"Stacked bars. BERT-base in float32 {megabytes(size.bert_base_bytes)}; this model in float32 "
-            f"{megabytes(size.fp32_bytes)}; {shipped}. A line marks 207 MB.",
+            f"{megabytes(size.fp32_bytes)}; {targets}. A line marks 207 MB.",
             "What an app ships for each target, by what the bytes hold. The dashed line is the paper's app, 207 MB.",
         ),
-        figure(
+        Figure.of(
             "Time for one input",
-            plots.speedup_plot,
-            f"Bars. {against}mean over the examples at their own lengths: {by_speed}.",
+            plots.speedup_plot(results),
+            f"Bars. {reference_time}mean over the examples at their own lengths: {time_by_speed}.",
             "Grey: BERT-base's program at its padded length. Blue: the mean over all examples, each at its own length.",
         ),
-        figure(
-            f"{metric[0].upper() + metric[1:]} against depth",
-            plots.depth_plot,
-            f"Points. {metric} at mean depth: {by_depth}.",
-            "How much of the score is left when inputs stop early. A point for each speed.",
+        Figure.of(
+            f"{capitalized(metric)} against depth",
+            plots.depth_plot(results),
+            f"Points. {metric} at mean depth: {score_by_depth}.",
+            "How much of the score is left when inputs stop early. One point for each speed.",
         ),
-        figure(
-            "Where inputs leave",
-            lambda results: plots.exits_plot(results.evaluation.speeds),
-            f"Stacked bars. Examples that left after each segment in turn: {leaving}.",
-            "The share of the examples that stopped after each segment.",
-        ),
-        figure(
+        exits_figure(speeds),
+        Figure.of(
             "Time by length and depth",
-            plots.latency_plot,
-            f"Lines on a log scale. {against}all {deepest} segments: {by_length}.",
-            f"The programs alone, at fixed lengths, medians.{f' At full depth: {growth.sentence()}' if growth else ''}",
+            plots.latency_plot(results),
+            f"Lines on a log scale. {reference_time}all {full_depth} segments: {time_by_length}.",
+            f"Medians of the programs alone, at fixed lengths.{growth_sentence}",
         ),
     ]

@@ -1,4 +1,4 @@
-"""Everything that the report of a run shows, as the stages measured it."""
+"""Everything that the report of a run shows: the document `results.json`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from quantize.size import SizeReport
 
 
 class Score(Document):
-    """`accuracy` for classification, `exact_match` and `f1` for question answering, fractions of 1; the others for regression, see
-    `SpeedResult`.
+    """The scores of one model on the dev examples, as in `SpeedResult`.
+
+    Classification has `accuracy`, question answering `exact_match` and `f1`, all fractions of 1. Regression has the
+    others.
     """
 
     accuracy: float | None = None
@@ -28,8 +30,8 @@ class Score(Document):
 
     @property
     def headline(self) -> float | None:
-        """The one number to plot: accuracy, F1, or Pearson's correlation; None without any."""
-        return next((each for each in (self.accuracy, self.f1, self.pearson) if each is not None), None)
+        """The score to plot: accuracy, F1 or Pearson's correlation, or None if there is none of them."""
+        return next((score for score in (self.accuracy, self.f1, self.pearson) if score is not None), None)
 
 
 class ParityCheck(Document):
@@ -88,13 +90,14 @@ class MacResults(Document):
 
 
 class RunResults(Document):
-    """One run: what each model on the way scores on dev, and the bundle's speed, size and parity.
+    """The scores of a run's models on the dev examples, and the bundle's speed, size and parity.
 
-    `metrics` has an entry for each of "teacher", "student" (all its layers, float32) and "quantized" (in PyTorch); the bundle's own
-    scores are in `evaluation`, one entry a speed, of the exported programs; `study` is of their exits, on the same examples.
+    `metrics` are the scores in PyTorch of the teacher, of the student at full depth in float32, and of the quantized
+    student. `evaluation` has the scores of the bundle's exported programs at every speed. `study` studies their exits
+    on the same examples.
     """
 
-    name: str = Field(description="of the recipe")
+    name: str = Field(description="name of the recipe")
     task: Task
     metrics: dict[Literal["teacher", "student", "quantized"], Score]
     evaluation: Evaluation

@@ -1,12 +1,15 @@
-"""A study as a page that needs nothing but itself: its figures in words, and `pocketbert study --out`."""
+"""Writes a study of exits as a page that needs no other file (`pocketbert study --out`), and describes its plots."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.exits.study_document import Study
+from pipeline.exits.study_document import NamedSpeed, OperatingPoint, Study
 from pipeline.report import plots, study_plots
-from pipeline.report.page import Figure, environment, percent
+from pipeline.report.page import Figure, environment
+from pipeline.report.wording import METRIC_NAMES, capitalized, measure_name, percent
+from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import write_text
 
@@ -14,11 +17,14 @@ PAGE, DATA, TEMPLATE = "study.html", "study.json", "study_page.html.j2"
 
 
 def write_study(study: Study, name: str, source: str, folder: str | Path) -> Path:
-    """Writes `study.html` and `study.json` into a folder, each whole or not at all; returns the page.
+    """Writes `study.html` and `study.json` into a folder, each completely or not at all.
 
     Args:
-        name: the bundle's.
-        source: what the data is called on the page.
+        name: the bundle's name.
+        source: the name of the data on the page.
+
+    Returns:
+        the page.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -36,89 +42,81 @@ def write_study(study: Study, name: str, source: str, folder: str | Path) -> Pat
 
 
 def render_study(study: Study, name: str, source: str) -> str:
-    """The page of `pocketbert study`."""
-    return (
-        environment()
-        .get_template(TEMPLATE)
-        .render(
-            study=study,
-            study_figures=[*study_figures(study), *leaving_figure(study)],
-            metric=plots.METRIC_NAMES[study.metric],
-            name=name,
-            source=source,
-        )
+    """Returns the page as HTML."""
+    exits = [exits_figure(study.speeds)] if study.speeds else []
+    template = environment().get_template(TEMPLATE)
+    return template.render(
+        study=study,
+        study_figures=[*study_figures(study), *exits],
+        metric=METRIC_NAMES[study.metric],
+        name=name,
+        source=source,
     )
 
 
 def study_figures(study: Study) -> list[Figure]:
-    """The plots, each with its content in words for those who do not see it."""
-    metric = plots.METRIC_NAMES[study.metric]
-    title = metric[0].upper() + metric[1:]
-    alone = ", ".join(percent(each.score) for each in study.exits)
-    within = {
-        axis: "; ".join(
-            f"{plots.measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within)
+    """Draws the plots; each has its content in words, for readers who do not see it."""
+    metric = METRIC_NAMES[study.metric]
+    own_measure = measure_name(study.own.measure)
+
+    def within(write: Callable[[OperatingPoint], str]) -> str:
+        return "; ".join(
+            f"{measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within)
             for measure in study.measures
         )
-        for axis, write in (
-            ("depth", lambda point: f"{point.mean_depth:.2f}"),
-            ("flops", lambda point: percent(point.flops)),
-        )
-    }
+
+    depths = within(lambda point: f"{point.mean_depth:.2f}")
+    operations = within(lambda point: percent(point.flops))
     losses = ", ".join(f"{100 * point.max_loss:g}" for point in study.own.within)
-    boxes = ", ".join("{2:.2f} ({1:.2f} to {3:.2f})".format(*each.quantiles) for each in study.exits)
-    ends = "; ".join(
-        f"exit {at} from {percent(each.bins[0].score)} to {percent(each.bins[-1].score)}"
-        for at, each in enumerate(study.exits, start=1)
+    scores = ", ".join(percent(exit_study.score) for exit_study in study.exits)
+    boxes = ", ".join("{2:.2f} ({1:.2f} to {3:.2f})".format(*exit_study.quantiles) for exit_study in study.exits)
+    tenths = "; ".join(
+        f"exit {index} from {percent(exit_study.bins[0].score)} to {percent(exit_study.bins[-1].score)}"
+        for index, exit_study in enumerate(study.exits, start=1)
     )
     return [
         Figure.of(
             "Every exit alone",
             study_plots.alone_plot(study),
-            f"Points. {metric} if every input left at that exit, from the first to the last: {alone}.",
-            "What the model would be worth cut off after each segment.",
+            f"Points. {metric} if every input left at that exit, from the first to the last: {scores}.",
+            "The score if the model were cut off after each segment.",
         ),
         Figure.of(
-            f"{title} against mean depth, all thresholds",
+            f"{capitalized(metric)} against mean depth, all thresholds",
             study_plots.depth_plot(study),
-            f"Lines. Mean depth at which the loss first stays within {losses} points: {within['depth']}.",
-            "One line for each measure of uncertainty, from full depth (right) to ever bolder thresholds. Points: the named speeds. "
-            f"Dotted: {losses} points below full depth. Higher and further left is better; measures that agree lie under the bundle's own.",
+            f"Lines. Mean depth just before the loss exceeds {losses} points: {depths}.",
+            "One line for each measure of uncertainty. From full depth on the right, thresholds rise to the left. "
+            f"Points are the named speeds. Dotted lines are {losses} points below full depth. Higher and further left "
+            "is better. Measures that agree are hidden under the bundle's own.",
         ),
         Figure.of(
-            f"{title} against computation, all thresholds",
+            f"{capitalized(metric)} against computation, all thresholds",
             study_plots.flops_plot(study),
-            f"Lines. Share of full depth's operations at which the loss first stays within {losses} points: {within['flops']}.",
-            "The same, counted in floating-point operations: exit heads included, long inputs with their weight.",
+            f"Lines. Share of full depth's operations just before the loss exceeds {losses} points: {operations}.",
+            "The same in floating-point operations. They include the exit heads, and long inputs count for more.",
         ),
         Figure.of(
             "Uncertainty by layer",
             study_plots.uncertainty_plot(study),
-            f"Boxes. {plots.measure_name(study.own.measure)} at each exit from the first to the last, median and middle half: {boxes}.",
-            "Boxes hold the middle half of the examples, whiskers 90 % of them, the bar is the median.",
+            f"Boxes. {own_measure} at each exit from the first to the last, median and middle half: {boxes}.",
+            "A box holds the middle half of the examples, its whiskers 90 % of them, and its bar is the median.",
         ),
         Figure.of(
             "The lower the uncertainty, the better the answer",
             study_plots.luha_plot(study),
-            f"Lines. {metric} of the surest and of the least sure tenth of the examples: {ends}.",
-            "FastBERT's hypothesis (LUHA, section 4). A line for each exit, a point for each tenth of the examples, from the surest on: "
-            "lines that fall say that uncertainty can be trusted to decide.",
+            f"Lines. {metric} of the least and of the most uncertain tenth of the examples: {tenths}.",
+            "FastBERT's hypothesis (LUHA, section 4). One line for each exit, and one point for each tenth of the "
+            "examples, the least uncertain first. If a line falls, uncertainty can be trusted to decide.",
         ),
     ]
 
 
-def leaving_figure(study: Study) -> list[Figure]:
-    """Where inputs leave at the named speeds; nothing for a bundle without any."""
-    if not study.speeds:
-        return []
-    leaving = "; ".join(
-        f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in study.speeds
+def exits_figure(speeds: Sequence[SpeedResult | NamedSpeed]) -> Figure:
+    """Draws after which segments the examples left at each speed."""
+    counts = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
+    return Figure.of(
+        "Where inputs leave",
+        plots.exits_plot(speeds),
+        f"Stacked bars. Examples that left after each segment in turn: {counts}.",
+        "The share of the examples that stopped after each segment.",
     )
-    return [
-        Figure.of(
-            "Where inputs leave",
-            plots.exits_plot(study.speeds),
-            f"Stacked bars. Examples that left after each segment in turn: {leaving}.",
-            "The share of the examples that stopped after each segment.",
-        )
-    ]

@@ -1,15 +1,17 @@
-"""Results as tables on a terminal."""
+"""Shows results as tables on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.examples import Example
 from pipeline.names import Task
+from pipeline.report.wording import MEGABYTE, METRIC_NAMES
 from pipeline.support.progress import output
 from pipeline.tasks import get_task
 
@@ -17,31 +19,28 @@ if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
     from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults, Score
-    from pipeline.run.checkpoint import Quantized
-    from pipeline.run.engine import Run
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.verify.checks import Check
     from pipeline.verify.evaluator.package import PackageReport
     from pipeline.verify.neural_engine import EngineWarning
     from pipeline.verify.on_mac import MacReport
+    from quantize.checkpoint import QuantizedCheckpoint
     from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport
 
-MEGABYTE = 1e6
-
 
 def quality(task: Task, score: Score | SpeedResult | None) -> list[str]:
-    """What the task is measured by, as cells; empty ones without a score."""
+    """Returns one cell for each metric of the task; the cells are empty without a score."""
     return ["" if score is None else cell(getattr(score, name), ".4f") for name in get_task(task).metrics]
 
 
 def cell(value: float | None, form: str = ".1f", unit: float = 1.0) -> str:
-    """A number, or nothing where there is none."""
+    """Writes a number in a format and a unit, or an empty cell for None."""
     return "" if value is None else format(value / unit, form)
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """A row a speed."""
+    """Returns one row for each speed."""
     table = Table("speed", *get_task(evaluation.task).metrics.values(), "mean depth", "exits", "mean ms", "p50", "p95")
     for result in evaluation.speeds:
         latency = result.latency_ms
@@ -58,18 +57,16 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def study_tables(study: Study) -> list[Table]:
-    """The exits alone, the named speeds, and what each measure of uncertainty costs at a given loss."""
-    from pipeline.report.plots import METRIC_NAMES
-
+    """Returns tables of the exits, of the named speeds if there are any, and of the measures of uncertainty."""
     metric = METRIC_NAMES[study.metric]
     exits = Table("exit", "after layer", metric, "operations", "median uncertainty", "AUROC")
-    for at, (each, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
+    for index, (exit_study, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
         exits.add_row(
-            str(at),
-            str(each.layer),
-            f"{each.score:.4f}",
-            f"{each.flops:.1%}",
-            f"{each.quantiles[2]:.3f}",
+            str(index),
+            str(exit_study.layer),
+            f"{exit_study.score:.4f}",
+            f"{exit_study.flops:.1%}",
+            f"{exit_study.quantiles[2]:.3f}",
             cell(ranking.auroc, ".3f"),
         )
     speeds = Table("speed", "loss promised", "loss", "mean depth", "operations", "speed-up", "exits")
@@ -86,16 +83,16 @@ def study_tables(study: Study) -> list[Table]:
         )
     columns = [f"loss <= {point.max_loss:g}" for point in study.own.within]
     measures = Table("measure: depth, speed-up", *columns, "AUROC")
-    for each in study.measures:
-        name = each.measure + (" (own)" if each.own else "")
-        for how, points in ((", one threshold", each.within), (", one an exit", each.fitted)):
+    for measure in study.measures:
+        name = measure.measure + (" (own)" if measure.own else "")
+        for thresholds, points in (("one threshold", measure.within), ("one per exit", measure.fitted)):
             cells = [f"{point.mean_depth:.2f}, {point.speed_up:.2f}" for point in points]
-            measures.add_row(name + how, *cells, cell(each.mean_auroc, ".3f"))
+            measures.add_row(f"{name}, {thresholds}", *cells, cell(measure.mean_auroc, ".3f"))
     return [exits, speeds, measures] if study.speeds else [exits, measures]
 
 
 def bench_table(report: BenchReport) -> Table:
-    """A row for everything that was timed. Memory is what the process held at most beyond its bare runtime."""
+    """Returns one row for each measurement. Memory is the peak above what the process held before loading."""
     columns = [
         "system",
         "variant",
@@ -109,8 +106,8 @@ def bench_table(report: BenchReport) -> Table:
         "memory MB",
         "file MB",
     ]
-    compared = any(row.difference is not None for row in report.results)
-    table = Table(*columns, *(["difference"] if compared else []))
+    has_differences = any(row.difference is not None for row in report.results)
+    table = Table(*columns, *(["difference"] if has_differences else []))
     for row in report.results:
         table.add_row(
             row.system,
@@ -124,13 +121,13 @@ def bench_table(report: BenchReport) -> Table:
             cell(row.load_ms, ".0f"),
             cell(row.used_memory_bytes, ".0f", MEGABYTE),
             f"{row.file_bytes / MEGABYTE:.1f}",
-            *([cell(row.difference, ".1e")] if compared else []),
+            *([cell(row.difference, ".1e")] if has_differences else []),
         )
     return table
 
 
 def size_table(bundle: Path, report: SizeReport) -> Table:
-    """Bytes by target and part, then what they are compared with."""
+    """Returns the bytes of each target by part, followed by what they are compared with."""
     table = Table("for", "part", "scheme", "MB", "fp32 MB", title=str(bundle), title_justify="left")
     for row in report.rows():
         table.add_row(
@@ -140,7 +137,7 @@ def size_table(bundle: Path, report: SizeReport) -> Table:
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
-    """A row a check."""
+    """Returns one row for each check."""
     table = Table("program", "backend", "metric", "value", "floor", "")
     for check in checks:
         result = "ok" if check.passed else f"FAILED {check.note}".rstrip()
@@ -149,8 +146,11 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def package_table(report: PackageReport) -> Table:
-    """A row for each output of each function."""
-    title = f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, shown in {report.precision}"
+    """Returns one row for each output of each function."""
+    title = (
+        f"{report.package}: specification {report.specification_version}, inputs {report.inputs}, "
+        f"shown in {report.precision}"
+    )
     table = Table(
         "function",
         "output",
@@ -163,22 +163,21 @@ def package_table(report: PackageReport) -> Table:
         title_justify="left",
     )
     for function in report.functions:
-        for at in function.outputs:
-            shape, agrees = f"{at.dtype} {at.shape}", f"{at.float16_snr_db:.1f} dB"
+        for values in function.outputs:
             table.add_row(
                 function.function,
-                at.name,
-                shape,
-                cell(at.minimum, ".4g"),
-                cell(at.maximum, ".4g"),
-                agrees,
-                "ok" if at.finite else "NOT FINITE",
+                values.name,
+                f"{values.dtype} {values.shape}",
+                cell(values.minimum, ".4g"),
+                cell(values.maximum, ".4g"),
+                f"{values.float16_snr_db:.1f} dB",
+                "ok" if values.finite else "NOT FINITE",
             )
     return table
 
 
 def fault_lines(report: PackageReport) -> list[str]:
-    """Which operator was the first to overflow, and the first to make a NaN, by function and precision."""
+    """Returns a line for each function and precision that names the first operator with an overflow or a NaN."""
     return [
         f"{function.function} in {precision}: {fault}"
         for function in report.functions
@@ -188,18 +187,21 @@ def fault_lines(report: PackageReport) -> list[str]:
 
 
 def warning_lines(warnings: Sequence[EngineWarning]) -> list[str]:
-    """For each reason a line with its source, and one for each operator."""
+    """Returns a line for each reason with its source, followed by one for each operator."""
     from pipeline.verify.neural_engine import REASONS, by_reason
 
     lines = []
-    for reason, named in by_reason(warnings).items():
+    for reason, reason_warnings in by_reason(warnings).items():
         lines.append(f"warning, Neural Engine: {REASONS[reason].text} ({REASONS[reason].source})")
-        lines += [f"  {each.package} {each.function}: {each.operator} {each.name}, {each.detail}" for each in named]
+        lines += [
+            f"  {warning.package} {warning.function}: {warning.operator} {warning.name}, {warning.detail}"
+            for warning in reason_warnings
+        ]
     return lines
 
 
 def mac_lines(mac: MacReport) -> list[str]:
-    """Whether Core ML itself ran, and where it means to run each program's operators."""
+    """Returns whether Core ML itself ran, and on which processors it plans to run each program."""
     if not mac.ran:
         return [f"Core ML itself has not run: {mac.reason}"]
     lines = [f"Core ML itself ran on {mac.machine}"]
@@ -210,9 +212,9 @@ def mac_lines(mac: MacReport) -> list[str]:
 
 
 def sensitivity_table(result: Sensitivity) -> Table:
-    """A row for each matrix; for every scheme its size, the divergence from float32, and the score lost, in points."""
+    """Returns one row for each matrix, with its size, divergence from float32 and lost points in every scheme."""
     schemes = list(dict.fromkeys(entry.scheme for entry in result.entries))
-    columns = [f"{scheme}: {what}" for scheme in schemes for what in ("KB", "nats", "points")]
+    columns = [f"{scheme}: {unit}" for scheme in schemes for unit in ("KB", "nats", "points")]
     table = Table("matrix", *columns, title=f"{result.examples} examples", title_justify="left")
     for matrix in dict.fromkeys(entry.matrix for entry in result.entries):
         row, entries = [], result.of(matrix)
@@ -230,8 +232,8 @@ def sensitivity_table(result: Sensitivity) -> Table:
     return table
 
 
-def quantized_table(result: Quantized) -> Table:
-    """What a quantized checkpoint weighs, and how far it is from float32."""
+def quantized_table(result: QuantizedCheckpoint) -> Table:
+    """Returns the size of a quantized checkpoint and its distance from float32."""
     table = Table("", "", title=result.bundle, title_justify="left", show_header=False)
     scheme = result.scheme if result.scheme == result.embeddings else f"{result.scheme}, embeddings {result.embeddings}"
     table.add_row("scheme", scheme)
@@ -250,62 +252,65 @@ def quantized_table(result: Quantized) -> Table:
     return table
 
 
-def print_summary(run: Run) -> None:
-    """What a finished run ends with: some answers, the table, the times, and where everything is."""
-    from pipeline.run.engine import run_results
+def print_summary(
+    results: RunResults, stage_seconds: Mapping[str, float], examples: Sequence[Example], bundle: Path, page: Path
+) -> None:
+    """Prints the end of a run: a few answers, the headline table, the time of each stage, and where the results are.
 
+    Args:
+        results: what the run measured.
+        stage_seconds: the seconds of all stages by name, the report among them.
+        examples: the dev examples, of which a few are answered.
+        bundle: the folder of the bundle.
+        page: the file of the report.
+    """
     out = output()
-    results = run_results(run)
-    bundle = run.path("export")
-    print_answers(out, run, bundle)
+    print_answers(out, examples, bundle)
     table, notes = headline(results)
     out.print()
     out.print(table)
     for note in notes:
         out.print(f"  {note}")
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in run.stage_seconds().items())
-    out.print(f"\nstages: {seconds}; {sum(run.stage_seconds().values()):.0f} s in all")
-    out.print(f"bundle: {bundle}\nreport: {run.path('report') / 'report.html'}")
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in stage_seconds.items())
+    out.print(f"\nstages: {seconds}; {sum(stage_seconds.values()):.0f} s in all")
+    out.print(f"bundle: {bundle}\nreport: {page}")
 
 
 def headline(results: RunResults) -> tuple[Table, list[str]]:
-    """BERT-base, teacher, student and the bundle at every speed: quality, size, mean latency, depth; and a note on each kind of line.
-
-    The lines are the report's.
-    """
-    from pipeline.report.report import headline_lines
+    """Returns the headline table of the report, and one note for each kind of row."""
+    from pipeline.report.report import headline_rows
 
     table = Table("", *get_task(results.task).metrics.values(), "MB", "mean ms", "x BERT-base", "mean depth")
     notes: dict[str, str] = {}
-    for line in headline_lines(results):
-        scores = quality(results.task, line.score)
+    for row in headline_rows(results):
         table.add_row(
-            line.name,
-            *scores,
-            cell(line.megabytes),
-            cell(line.latency_ms, ".2f"),
-            cell(line.speed_up),
-            line.depth or "",
+            row.name,
+            *quality(results.task, row.score),
+            cell(row.megabytes),
+            cell(row.latency_ms, ".2f"),
+            cell(row.speed_up),
+            row.depth or "",
         )
-        notes.setdefault(line.note, line.name.split(",")[0])
+        notes.setdefault(row.note, row.name.split(",")[0])
     return table, [f"{name}: {note}" for note, name in notes.items()]
 
 
-def print_answers(out: Console, run: Run, bundle: Path) -> None:
-    """The bundle's answers to a few inputs, easy and hard."""
+def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> None:
+    """Prints the bundle's answers to a few of the examples."""
     from pipeline.bundle.opening import Bundle
     from pipeline.runtime.runner import Runner
 
     runner = Runner(Bundle.open(bundle))
     runner.prewarm()
-    for example in spread(run.examples("dev"), 4):
+    for example in spread(examples, 4):
         result = runner.predict(example, "exact")
-        asked, said = runner.task.shown(example), runner.task.shown_answer(result)
+        answer, text = runner.task.shown_answer(result), runner.task.shown(example)
         out.print(
-            f"{asked[:110]}\n  -> {said}  ({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
+            f"{text[:110]}\n  -> {answer}  "
+            f"({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
         )
 
 
-def spread(examples: list, count: int) -> list:
+def spread(examples: Sequence[Example], count: int) -> Sequence[Example]:
     """A few examples, evenly from the whole list."""
     return examples[:: max(1, len(examples) // count)][:count]

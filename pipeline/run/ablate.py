@@ -1,25 +1,26 @@
-"""The ablation of a recipe: its training again without each term of its losses, and from random weights (DistilBERT, table 4)."""
+"""The ablation of a recipe: trains the student again without each term of its losses, and from random weights.
+
+This is what table 4 of the DistilBERT paper (Sanh et al. 2019) does.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import BaseModel
-from rich.table import Table
+from typing import Any
 
 from pipeline.recipe import Recipe, set_value
+from pipeline.report.ablation import FULL, Ablation, AblationRow
 from pipeline.run.engine import Run
 from pipeline.support import processes
 from pipeline.support.progress import console
 from pipeline.support.workspace import write_text
 
-LAST = "exits"  # the stage that leaves the scores of every exit on dev, before anything is quantized
-LEADING = ("accuracy", "f1", "pearson")  # what a delta is of, where the task has it
-FULL = "full"
-# Key of the recipe -> (name of the variant without it, what is said of it).
+LAST_STAGE = "exits"  # measures every exit on dev, before anything is quantized
+PREFERRED_METRICS = ("accuracy", "f1", "pearson")  # deltas are in the first of these that the task has
+# Key of the recipe -> (name of the variant without it, the same in words).
 PRETRAINING_TERMS = {
     "pretrain.soft_weight": ("pretrain-without-soft", "pre-training without soft targets"),
     "pretrain.mlm_weight": ("pretrain-without-mlm", "pre-training without masked words"),
@@ -36,41 +37,22 @@ TASK_TERMS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe that differs in one thing; `name` is its folder, `change` says what differs."""
+    """A recipe with one change. `name` is its folder, `change` says in words what differs."""
 
     name: str
     change: str
     recipe: Recipe
 
 
-class Row(BaseModel):
-    """What one variant scored on dev: at full depth, as `Predictions.metrics` has it, and its distance from the full loss; every exit's
-    leading score.
-    """
-
-    name: str
-    change: str
-    metrics: dict[str, float]
-    delta: float
-    exits: list[float]
-
-
-class Ablation(BaseModel):
-    """All variants of a recipe, the full loss first; `metric` is what deltas and exits are of."""
-
-    recipe: str
-    task: str
-    metric: str
-    variants: list[Row]
-
-
 def variants(recipe: Recipe) -> list[Variant]:
-    """The full loss, it without each term of it that the recipe uses, without pre-training if there is some, and random first weights.
+    """Returns the recipe itself, and a variant for each part of its training that can be left out.
 
-    A term that is alone in its loss is not taken away: nothing would be left to learn.
+    These are the terms of the losses that the recipe uses, the pre-training, and the teacher's weights that the student
+    starts from.
+    A term that stands alone in its loss stays: without it there would be nothing to learn.
     """
 
-    def changed(name: str, change: str, key: str, value) -> Variant:
+    def changed(name: str, change: str, key: str, value: float | str | None) -> Variant:
         raw = recipe.model_dump()
         set_value(raw, key, value)
         return Variant(name, change, Recipe.model_validate(raw))
@@ -80,7 +62,7 @@ def variants(recipe: Recipe) -> list[Variant]:
         (PRETRAINING_TERMS, recipe.pretrain.corpus is not None),
         (TASK_TERMS, recipe.distill.training.epochs > 0),
     ):
-        weighted = [key for key in terms if used and weight(recipe, key) > 0]
+        weighted = [key for key in terms if used and read_key(recipe, key) > 0]
         if len(weighted) > 1:
             found += [changed(*terms[key], key, 0.0) for key in weighted]
     if recipe.pretrain.corpus is not None:
@@ -90,21 +72,21 @@ def variants(recipe: Recipe) -> list[Variant]:
     return found
 
 
-def weight(recipe: Recipe, key: str) -> float:
-    """The value of a dotted key."""
-    value = recipe
+def read_key(recipe: Recipe, key: str) -> Any:
+    """Returns the value of a dotted key of a recipe."""
+    value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
     return value
 
 
 def ablate(recipe: Recipe, out: str | Path) -> Ablation:
-    """Trains and measures every variant, in OUT/ablation/NAME; what does not differ is taken from OUT. A killed ablation continues.
+    """Trains and measures every variant in OUT/ablation/NAME, and writes the results to OUT/ablation/ablation.json.
 
-    Leaves the results in OUT/ablation/ablation.json.
+    Stages that a change does not touch are taken from the run in OUT. An ablation that was killed continues.
     """
     base = Run(recipe, out)
-    base.upto(LAST)
+    base.run_up_to(LAST_STAGE)
     folder = base.workspace.root / "ablation"
     measured = []
     with base.workspace.locked():
@@ -113,8 +95,8 @@ def ablate(recipe: Recipe, out: str | Path) -> Ablation:
             if variant.name != FULL:
                 console.print(f"ablation: {variant.change}")
                 run = Run(variant.recipe, folder / variant.name, base)
-                run.upto(LAST)
-            measured.append((variant, run.metrics(LAST)))
+                run.run_up_to(LAST_STAGE)
+            measured.append((variant, run.results.metrics(LAST_STAGE)))
         result = summarise(recipe, measured)
         if processes.is_main():
             folder.mkdir(exist_ok=True)
@@ -122,37 +104,23 @@ def ablate(recipe: Recipe, out: str | Path) -> Ablation:
     return result
 
 
-def summarise(recipe: Recipe, measured: Sequence[tuple[Variant, dict]]) -> Ablation:
-    """The results from each variant's scores, the full loss's first; scores as the stage `exits` leaves them."""
+def summarise(recipe: Recipe, measured: Sequence[tuple[Variant, Mapping[str, Any]]]) -> Ablation:
+    """Returns the results of an ablation.
+
+    Args:
+        recipe: the recipe that all variants come from.
+        measured: the variants, that of the full loss first, and their scores as the stage exits writes them.
+    """
     full = {name: value for name, value in measured[0][1].items() if name != "exits"}
-    metric = next((name for name in LEADING if name in full), next(iter(full)))
+    metric = next((name for name in PREFERRED_METRICS if name in full), next(iter(full)))
     rows = [
-        Row(
+        AblationRow(
             name=variant.name,
             change=variant.change,
             metrics={name: scores[name] for name in full},
             delta=scores[metric] - full[metric],
-            exits=[at[metric] for at in scores["exits"]],
+            exits=[exit_scores[metric] for exit_scores in scores["exits"]],
         )
         for variant, scores in measured
     ]
     return Ablation(recipe=recipe.name, task=recipe.task, metric=metric, variants=rows)
-
-
-def ablation_table(ablation: Ablation) -> Table:
-    """The results for a terminal; deltas in points."""
-    table = Table(
-        "variant",
-        *(name.replace("_", " ") for name in ablation.variants[0].metrics),
-        "delta, points",
-        "exits, first to last",
-    )
-    for row in ablation.variants:
-        delta = "" if row.name == FULL else f"{100 * row.delta:+.2f}"
-        table.add_row(
-            row.change,
-            *(f"{value:.4f}" for value in row.metrics.values()),
-            delta,
-            " ".join(f"{value:.3f}" for value in row.exits),
-        )
-    return table

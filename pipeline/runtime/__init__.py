@@ -1,1 +1,1 @@
-"""The reference runner: a bundle and a text in, an answer out; no training code behind it."""
+"""The reference runner: runs a bundle on texts and questions, without any code that trains or exports."""

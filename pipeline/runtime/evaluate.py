@@ -1,4 +1,4 @@
-"""A bundle measured on labelled examples: what each speed gets right, how deep it goes, how long it takes."""
+"""Evaluates a bundle on labelled examples: the score, the depth and the latency of each speed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import Result, get_task
 from pipeline.tasks.scores import Scores
 
-WARM_UP = 5  # inputs that run at full depth before the clock counts
+# Inputs that run at full depth before anything is timed.
+WARM_UP_INPUTS = 5
 
 
 class Latency(Document):
-    """Milliseconds for an input, tokenization and decoding included, over all examples at their real lengths."""
+    """Milliseconds per input at its real length, over all examples. Tokenization and decoding are included."""
 
     mean: float
     p50: float
@@ -31,7 +32,12 @@ class Latency(Document):
 
 
 class SpeedResult(Scores):
-    """One speed. `exits` counts the examples that left after each segment; `mean_depth` is in segments run, 1 to their number."""
+    """The results of one speed.
+
+    Attributes:
+        mean_depth: the mean number of segments that ran, from 1 to the bundle's number of segments.
+        exits: the number of examples that left after each segment.
+    """
 
     speed: str
     mean_depth: float
@@ -40,14 +46,14 @@ class SpeedResult(Scores):
 
 
 class Evaluation(Document):
-    """What `pocketbert evaluate --json` prints."""
+    """The document that `pocketbert evaluate --json` prints."""
 
     task: Task
     examples: int
     speeds: list[SpeedResult]
 
-    def to_json(self) -> dict:
-        """Without the metrics of the other tasks."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document without the metrics of the other tasks."""
         return self.model_dump(exclude_none=True)
 
 
@@ -62,19 +68,23 @@ def evaluate(
 ) -> Evaluation:
     """Runs every example at every speed through the bundle's own ExecuTorch programs.
 
-    Nothing is computed once and read off for several speeds: each latency is that of a run. The speeds take turns on each example, and
-    the turn that comes first moves on from example to example, so that a machine that slows down slows all of them alike.
+    Every speed runs on its own, so each latency is measured and none is derived from another. The speeds take turns
+    on each example, and another speed goes first on the next example. So a machine that slows down slows all speeds
+    alike.
 
     Args:
-        examples: labelled, of the bundle's task; a class is written as in the bundle's `label_values` or as in its `labels`.
+        bundle: the bundle to evaluate.
+        examples: labelled examples of the bundle's task. A class is written as in the bundle's `label_values` or as in
+            its `labels`.
         speeds: see `speed_thresholds`.
-        limit: take only the first so many examples.
-        on_progress: told after each example.
+        limit: the number of examples to use, from the first on; None uses all.
+        on_progress: called after each example.
         threads: see `MethodFile`.
-        source: the file that the examples are from, for what is said of them.
+        source: the file that the examples are from, for error messages.
 
     Raises:
-        UserError: there are no examples or speeds, a speed is unknown, an example is unlabelled or has a label that the bundle lacks.
+        UserError: there are no examples or speeds, a speed is unknown, or an example has no label or one that the
+            bundle lacks.
     """
     examples = checked_examples(examples, limit, source)
     if not speeds:
@@ -86,14 +96,14 @@ def evaluate(
     targets = get_task(manifest.task).targets(examples, manifest.answer_context, source)
     runner = Runner(bundle, threads)
     runner.prewarm()
-    for example in examples[:WARM_UP]:
+    for example in examples[:WARM_UP_INPUTS]:
         runner.predict(example, "0")
     results: list[list[Result]] = [[] for _ in names]
-    for at, example in enumerate(examples):
+    for index, example in enumerate(examples):
         for turn in range(len(names)):
-            which = (at + turn) % len(names)
-            results[which].append(runner.predict(example, names[which]))
-        on_progress("evaluating", at + 1, len(examples))
+            speed_index = (index + turn) % len(names)
+            results[speed_index].append(runner.predict(example, names[speed_index]))
+        on_progress("evaluating", index + 1, len(examples))
     return Evaluation(
         task=manifest.task,
         examples=len(examples),
@@ -102,7 +112,7 @@ def evaluate(
 
 
 def checked_examples(examples: Sequence[Example], limit: int | None, source: str | Path | None) -> list[Example]:
-    """The first `limit` examples. UserError if there are none."""
+    """Returns the first `limit` examples, or all without a limit. UserError if there are none."""
     examples = list(examples[:limit])
     if not examples:
         raise UserError("has no examples; give at least one", file=source)

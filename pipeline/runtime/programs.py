@@ -1,29 +1,34 @@
-"""The methods of a `.pte` file, run by ExecuTorch on this computer."""
+"""Runs the methods of a `.pte` file in ExecuTorch on this computer."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import quiet_stderr
 
-# From so many numbers on torch copies with threads of its own (at::internal::GRAIN_SIZE). They then wait for more work in a loop, on the cores
-# that ExecuTorch's threads need next.
-COPIED_BY_THREADS = 32768
+# torch copies this many numbers or more with threads of its own (at::internal::GRAIN_SIZE). They then spin while they
+# wait for more work, on the cores that ExecuTorch's threads need next.
+MIN_NUMBERS_COPIED_BY_THREADS = 32768
 
 
 def binding() -> ModuleType:
-    """ExecuTorch's C++ runtime, imported on the first call. Raises UserError where it cannot be.
+    """Returns ExecuTorch's C++ runtime, imported on the first call.
 
-    Not by its public door: `executorch.runtime` imports the whole exporter for the sake of one warning class, 3 s and 130 MiB that a
-    runner has no use for. It is the same library; `torch`, which it links against, has to be loaded before it, as it is above.
+    This is not the public module: `executorch.runtime` imports the whole exporter for one warning class, which costs
+    3 s and 130 MiB. The library is the same. It links against `torch`, which has to be imported first, as above.
+
+    Raises:
+        UserError: the runtime cannot be imported.
     """
     try:
         return importlib.import_module("executorch.extension.pybindings._portable_lib")
@@ -33,24 +38,34 @@ def binding() -> ModuleType:
         ) from None
 
 
+def installed_executorch() -> str | None:
+    """Returns the version of the installed ExecuTorch, or None where the package has no metadata."""
+    try:
+        return version("executorch")
+    except PackageNotFoundError:
+        return None
+
+
 class MethodFile:
-    """A `.pte` whose methods are loaded one by one, each by `load`.
+    """A `.pte` file whose methods are loaded one by one, each by `load`.
 
     Args:
         path: the file.
-        threads: of ExecuTorch's thread pool, which the whole process shares; None leaves it at the number of physical cores.
+        threads: the size of ExecuTorch's thread pool, which the whole process shares. None keeps the number of physical
+            cores.
 
     Raises:
-        UserError: the file is missing or no ExecuTorch program, or `threads` is less than 1.
+        UserError: the file is missing, it is not an ExecuTorch program, or `threads` is less than 1.
     """
 
     def __init__(self, path: Path, threads: int | None = None):
         if threads is not None and threads < 1:
             raise UserError(f"{threads} cannot run anything; give at least 1", field="threads")
         self.path = path
-        self._methods: dict[str, object] = {}
-        self._growth: dict[str, float] = {}  # of a method's largest output, in numbers, with the first input
-        # The first look at the processor prints what it found on stderr.
+        self._methods: dict[str, Callable[..., Sequence[Tensor]]] = {}
+        # The size of a method's largest output as a multiple of the size of its first input.
+        self._growth: dict[str, float] = {}
+        # The runtime prints what it finds out about the processor on stderr, the first time it looks.
         with quiet_stderr():
             runtime = binding()
             if threads is not None:
@@ -65,17 +80,19 @@ class MethodFile:
 
     @property
     def loaded(self) -> frozenset[str]:
-        """The methods that are loaded."""
+        """The names of the methods that are loaded."""
         return frozenset(self._methods)
 
     def load(self, name: str, inputs: int | None = None, outputs: int | None = None) -> None:
-        """Loads a method, if it is not loaded.
+        """Loads a method, unless it is loaded already.
 
         Args:
+            name: the method.
             inputs, outputs: how many the method should have, where the caller knows.
 
         Raises:
-            UserError: the file has no such method, the method other numbers of inputs or outputs, or it cannot be loaded.
+            UserError: the file has no such method, the method has another number of inputs or outputs, or it cannot be
+                loaded.
         """
         if name in self._methods:
             return
@@ -84,10 +101,14 @@ class MethodFile:
                 f"has no method {name!r}; the file belongs to another bundle: export it again", file=self.path
             )
         meta = self._program.method_meta(name)
-        for side, wanted, given in (("inputs", inputs, meta.num_inputs()), ("outputs", outputs, meta.num_outputs())):
-            if wanted is not None and wanted != given:
+        for side, expected, actual in (
+            ("inputs", inputs, meta.num_inputs()),
+            ("outputs", outputs, meta.num_outputs()),
+        ):
+            if expected is not None and expected != actual:
                 raise UserError(
-                    f"has {given} {side}, the manifest says {wanted}; the file belongs to another bundle: export it again",
+                    f"has {actual} {side}, the manifest says {expected}; "
+                    "the file belongs to another bundle: export it again",
                     file=self.path,
                     field=name,
                 )
@@ -100,11 +121,11 @@ class MethodFile:
                 raise self._not_loaded(error, name) from None
 
     def run(self, name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Runs a loaded method. The outputs are the caller's own, the next run leaves them alone."""
+        """Runs a loaded method. The caller owns the outputs: the next run does not change them."""
         inputs = list(inputs)
-        # The binding's own copies are quicker where they are small: 4 % of MiniLM's layers at 25 tokens.
-        if inputs and inputs[0].numel() * self._growth[name] < COPIED_BY_THREADS:
-            return self._methods[name](inputs)
+        # The binding copies small outputs faster: 4 % of the time of MiniLM's layers at 25 tokens.
+        if inputs and inputs[0].numel() * self._growth[name] < MIN_NUMBERS_COPIED_BY_THREADS:
+            return list(self._methods[name](inputs))
         outputs = self._methods[name](inputs, clone_outputs=False)
         return [torch.from_numpy(output.numpy().copy()) for output in outputs]
 
@@ -117,6 +138,6 @@ class MethodFile:
         )
 
 
-def as_tensor(values, dtype: str) -> Tensor:
-    """An array as a tensor of the manifest's dtype."""
+def as_tensor(values: np.ndarray, dtype: str) -> Tensor:
+    """Returns an array as a tensor of a dtype that the manifest names."""
     return torch.as_tensor(values, dtype=getattr(torch, dtype))

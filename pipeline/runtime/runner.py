@@ -1,4 +1,4 @@
-"""The reference runner of a bundle: tokenizer, segment loop, decoder. What a phone computes, step by step."""
+"""The reference runner of a bundle: tokenizer, segment loop and decoder, as a phone runs them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any, Union
 import numpy as np
 from torch import Tensor
 
-from pipeline.bundle.exit_rule import COUNTED, change_uncertainty, compared_uncertainty, leaves
-from pipeline.bundle.manifest import Program
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, change_uncertainty, compared_uncertainty, leaves
+from pipeline.bundle.manifest import MANIFEST_FILE, Program
 from pipeline.bundle.opening import BACKEND, Bundle, default_speed, speed_thresholds
+from pipeline.bundle.requirements import require_executorch
 from pipeline.data.examples import Example
 from pipeline.data.inputs import program_inputs
-from pipeline.runtime.programs import MethodFile, as_tensor
+from pipeline.runtime.programs import MethodFile, as_tensor, installed_executorch
 from pipeline.support.errors import UserError
 from pipeline.tasks import Walk, get_task
 from pipeline.tasks.classification import ClassificationResult
@@ -28,12 +29,13 @@ Speed = Union[str, float, None]
 
 @dataclass(frozen=True)
 class ExitOutput:
-    """What one segment gave for one input of S tokens.
+    """The outputs of one segment for one input of S tokens.
 
     Args:
-        logits: float32 arrays in the order of the task's `exit_outputs`: ([labels],), or for questions (start [S], end [S]).
-        uncertainty: in [0, 1], the program's, or a regression's change from the exit before; with patience the loop goes by another number,
-            see `pipeline.bundle.manifest.ExitOptions`.
+        logits: float32 arrays in the order of the task's `exit_outputs`: ([labels],), or (start [S], end [S]) for
+            question answering.
+        uncertainty: in [0, 1]: what the program returned, or the change since the exit before for a regression. By
+            patience and agreement the loop compares another number (`compared_uncertainty`).
     """
 
     logits: tuple[np.ndarray, ...]
@@ -41,20 +43,22 @@ class ExitOutput:
 
 
 class Runner:
-    """Runs a bundle's ExecuTorch programs, one segment at a time, until an exit is sure enough.
+    """Runs a bundle's ExecuTorch programs, one segment at a time, until an exit is certain enough.
 
-    A method is loaded on its first use, which then counts into that input's latency; `prewarm` loads all of them.
+    A method is loaded on its first use, which adds to the latency of that input. `prewarm` loads all methods.
 
     Args:
-        bundle: what to run.
+        bundle: the bundle to run.
         threads: see `MethodFile`.
 
     Raises:
-        UserError: a program file cannot be loaded.
+        UserError: the installed ExecuTorch is older than the programs, or a program file cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.manifest = bundle, bundle.manifest
+        required = self.manifest.required_executorch(BACKEND)
+        require_executorch(required, installed_executorch(), bundle.path / MANIFEST_FILE)
         self._files: dict[str, MethodFile] = {}
         self._embed = self.manifest.program("embed", BACKEND)
         self._segments = [self.manifest.program(f"segment_{k}", BACKEND) for k in range(self.manifest.segments)]
@@ -68,35 +72,39 @@ class Runner:
         self._context = self.manifest.answer_context
 
     def prewarm(self) -> None:
-        """Loads every method, so that no input pays for it."""
+        """Loads every method, so that no input's latency includes loading."""
         for program in (self._embed, *self._segments):
             self._load(program)
 
     @property
     def loaded(self) -> frozenset[str]:
-        """The methods that are loaded."""
-        return frozenset().union(*(file.loaded for file in self._files.values()))
+        """The names of the methods that are loaded."""
+        return frozenset(name for file in self._files.values() for name in file.loaded)
 
     def classify(self, text: str, text_pair: str | None = None, speed: Speed = None) -> ClassificationResult:
         """Classifies a text or a pair of texts; see `predict`."""
-        return self._predict_as("classification", speed, text=text, text_pair=text_pair)
+        self._require("classification")
+        return self.predict(self.task.example_from_request(text, text_pair), speed)
 
     def estimate(self, text: str, text_pair: str | None = None, speed: Speed = None) -> RegressionResult:
         """Predicts a number for a text or a pair of texts; see `predict`."""
-        return self._predict_as("regression", speed, text=text, text_pair=text_pair)
+        self._require("regression")
+        return self.predict(self.task.example_from_request(text, text_pair), speed)
 
     def answer(self, question: str, passage: str, speed: Speed = None) -> AnswerResult:
         """Answers a question from a passage of any length; see `predict`."""
-        return self._predict_as("qa", speed, question=question, passage=passage)
+        self._require("qa")
+        return self.predict(self.task.example_from_request(question=question, passage=passage), speed)
 
     def predict(self, example: Example, speed: Speed = None) -> Any:
         """Answers one example of the bundle's task.
 
-        A passage is cut into windows that overlap. All of them run one segment, then the example's uncertainty decides whether all of them
-        run another: their scores are then of one exit and may be compared.
+        A passage is cut into overlapping windows. All of them run one segment, then the example's uncertainty decides
+        whether all of them run another. So their scores always come from the same exit and can be compared.
 
         Args:
-            speed: see `speed_thresholds`; `default_speed` when absent.
+            example: of the bundle's task.
+            speed: see `speed_thresholds`; without it, `default_speed`.
 
         Returns:
             the task's result, for example `ClassificationResult`.
@@ -114,7 +122,7 @@ class Runner:
         decoded = None
         for exit, outputs in enumerate(self.segments([i.ids for i in inputs], [i.answer_mask for i in inputs])):
             logits = [output.logits for output in outputs]
-            if self._measure in COUNTED:
+            if self._measure in ANSWER_MEASURES:
                 decoded = task.decode(example, inputs, logits, context)
                 answers.append(task.answer(decoded, context))
             by_program = outputs[task.decisive_input(inputs, logits, context)].uncertainty
@@ -126,51 +134,58 @@ class Runner:
         walk = Walk(tuple(uncertainty), (time.perf_counter() - start) * 1e3)
         return task.result(example, inputs, decoded, logits, walk, tokenizer, context)
 
-    def _predict_as(self, name: str, speed: Speed, **request: str | None) -> Any:
-        """`predict`, for a bundle of that task. UserError for one of another."""
-        if self.manifest.task != name:
+    def _require(self, task: str) -> None:
+        """UserError unless the bundle is for that task."""
+        if self.manifest.task != task:
             raise UserError(f"this bundle {self.task.verb}; give it {self.task.needs}", file=self.bundle.path)
-        return self.predict(self.task.example_from_request(**request), speed)
 
     def segments(
         self, inputs: Sequence[np.ndarray], answer_masks: Sequence[np.ndarray | None] | None = None
     ) -> Iterator[list[ExitOutput]]:
-        """Runs inputs side by side, one segment each time the iterator is asked: whoever stops asking has left at an exit.
+        """Runs inputs side by side, one more segment for every step of the iterator. Stop iterating to leave.
 
         Args:
-            inputs: ids, [S] each, S may differ.
-            answer_masks: bool, [S] each, or None for tasks without an answer mask.
+            inputs: the ids of each input, [S]; S may differ.
+            answer_masks: for question answering, which tokens may be an answer, bool, [S] each.
 
         Yields:
-            after each segment the exits' outputs, one per input.
+            the outputs of one exit, one entry per input.
         """
-        known = [
-            self._known_inputs(ids, None if answer_masks is None else answer_masks[at]) for at, ids in enumerate(inputs)
-        ]
-        for tensors in known:
-            tensors["hidden"] = self._run(self._embed, tensors)["hidden"]
+        masks = [None] * len(inputs) if answer_masks is None else answer_masks
+        inputs_by_name = [self._known_inputs(ids, mask) for ids, mask in zip(inputs, masks)]
+        for tensors in inputs_by_name:
+            tensors["hidden"] = self._run_program(self._embed, tensors)["hidden"]
         names = self.task.exit_outputs
-        shares: list[list[float]] = [[] for _ in known]  # what a regression's exits so far have predicted
+        shares: list[list[float]] = [[] for _ in inputs]  # the predictions of a regression's exits so far
         for program in self._segments:
             exits = []
-            for at, tensors in enumerate(known):
-                outputs = self._run(program, tensors)
-                tensors["hidden"] = outputs.get("hidden")
+            for index, tensors in enumerate(inputs_by_name):
+                outputs = self._run_program(program, tensors)
+                if "hidden" in outputs:  # the last segment's program need not return it
+                    tensors["hidden"] = outputs["hidden"]
                 logits = tuple(outputs[name].numpy().reshape(-1) for name in names)
                 if self._measure == "change":
-                    shares[at].append(float(logits[0][0]))
-                    exits.append(ExitOutput(logits, change_uncertainty(shares[at])))
+                    shares[index].append(float(logits[0][0]))
+                    exits.append(ExitOutput(logits, change_uncertainty(shares[index])))
                 else:
                     exits.append(ExitOutput(logits, float(outputs["uncertainty"].item())))
             yield exits
 
     def run_all(self, ids: np.ndarray, answer_mask: np.ndarray | None = None) -> list[ExitOutput]:
-        """Every exit of one input, to full depth. ids: [S]; answer_mask: bool [S], for QA."""
+        """Runs one input to full depth.
+
+        Args:
+            ids: [S].
+            answer_mask: for question answering, bool, [S].
+
+        Returns:
+            the outputs of every exit.
+        """
         masks = None if answer_mask is None else [answer_mask]
         return [output for (output,) in self.segments([np.asarray(ids)], masks)]
 
     def _known_inputs(self, ids: np.ndarray, answer_mask: np.ndarray | None) -> dict[str, Tensor]:
-        """Every input that a program may ask for by name, but `hidden`, which the program before it gives."""
+        """Returns every input that a program may ask for, by name, except `hidden`, which programs pass on."""
         arrays = program_inputs(ids, answer_mask)
         tensors = {
             "input_ids": as_tensor(arrays.input_ids, self._ids_dtype),
@@ -181,12 +196,13 @@ class Runner:
         return tensors
 
     def _load(self, program: Program) -> MethodFile:
-        """The program's file, with its method loaded."""
+        """Returns the program's file, with its method loaded."""
         file = self._files[program.file]
         file.load(program.method, len(program.inputs), len(program.outputs))
         return file
 
-    def _run(self, program: Program, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _run_program(self, program: Program, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Runs a program and returns its outputs by name, those that this version does not know included."""
         outputs = self._load(program).run(program.method, [tensors[tensor.name] for tensor in program.inputs])
         return {tensor.name: output for tensor, output in zip(program.outputs, outputs)}
 

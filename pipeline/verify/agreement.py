@@ -1,7 +1,6 @@
-"""The bundle on many real examples at full depth: do users get the answers of the model in PyTorch?
-
-Its ExecuTorch programs are held against the quantized model, its Core ML programs, which only a Mac can run, against the float one, in the
-evaluator.
+"""Compares a bundle's answers to many real examples, at full depth, with the answers of the model in PyTorch.
+ ExecuTorch programs are compared with the quantized model. Core ML programs, which only a Mac can run, are computed by
+the evaluator and compared with the float32 model.
 """
 
 from __future__ import annotations
@@ -22,21 +21,26 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
 from pipeline.verify.checks import Check
-from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, floors_of, lengths_of, padded_inputs, runner
+from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, lengths_of, padded_inputs, runner
+from pipeline.verify.floors import agreement_floor, module_floors
 
-INT8_INPUTS = ("int8", "int4", "mixed")
-# Through the evaluator: so many texts, or as many as fill so many tokens of buckets, at some 3 ms a token of MiniLM.
-ENOUGH_LABELS, ENOUGH_TOKENS = 200, 10_000
+# The evaluator takes some 3 ms per token of MiniLM, so it gets fewer texts: this many, or as many as fill this many
+# tokens of buckets.
+MAX_COREML_TEXTS, MAX_COREML_TOKENS = 200, 10_000
 
 
 def check_agreement(
     bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent
 ) -> Check:
-    """The share of examples that get the same label, the same number up to rounding, or the same answer text.
+    """Measures the share of examples to which the ExecuTorch programs give the expected answer.
+
 
     Args:
-        examples: what to run; the first 2,000, or 500 questions, are.
-        expected: label indices, numbers in the data's unit, or answer texts, of the quantized model in PyTorch, in the same order.
+        bundle: the bundle to run.
+        examples: of these the first `agreement_examples` of the task are run.
+        expected: label indices, numbers in the unit of the data, or answer texts: what the quantized model in PyTorch
+            answers.
+        on_step: is told of the progress.
     """
     manifest, task = bundle.manifest, get_task(bundle.manifest.task)
     runner = Runner(bundle)
@@ -47,7 +51,7 @@ def check_agreement(
         same += task.same_answer(runner.predict(example, "0"), expected[index], manifest.answer_context)
         on_step("same answers as in PyTorch", index + 1, len(examples))
     value = same / len(examples)
-    floor = task.agreement_floor_rounded if manifest.scheme in INT8_INPUTS else task.agreement_floor
+    floor = agreement_floor(manifest)
     return Check(
         f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor
     )
@@ -61,42 +65,59 @@ def check_coreml_labels(
     on_step: OnStep = silent,
     backend: Backend = "coreml",
 ) -> Check:
-    """The share of texts that get float32's label from programs that Core ML computes, in simulated float16, each text in its bucket.
+    """Measures the share of texts that get the float32 model's label from the Core ML programs in simulated float16.
 
-    The weights' scheme is in it: the floor is the scheme's (`FLOORS` in `pipeline.verify.coreml_parity`) and finds a broken program, not one
-    that lost a point.
+    The difference includes the error of the weights' scheme. So the floor depends on the scheme (`pipeline.schemes`): it
+    catches a broken program, not one that lost a point.
 
     Args:
-        bundle: of a classifier.
-        model: that it was exported from.
-        examples: the first that fit a bucket are run, up to `ENOUGH_LABELS` and about `ENOUGH_TOKENS`.
+        bundle: the bundle of a classifier.
+        model: the model that it was exported from.
+        examples: of these the first that fit a bucket are run, up to `MAX_COREML_TEXTS` and about `MAX_COREML_TOKENS`.
+        on_step: is told of the progress.
+        backend: which of the bundle's Core ML programs to run.
 
     Raises:
         UserError: a file cannot be read or evaluated, or no example fits a bucket.
     """
-    manifest, lengths, run = bundle.manifest, lengths_of(bundle.manifest, backend), runner(bundle.path, backend)
-    encoded = (encode_text(bundle.tokenizer, each.text, each.text_pair, manifest.max_length).ids for each in examples)
-    texts, tokens = [], 0
-    for ids in encoded:
-        if len(texts) == ENOUGH_LABELS or tokens >= ENOUGH_TOKENS:
-            break
-        if len(ids) <= lengths[-1]:
-            texts.append(ids)
-            tokens += next(each for each in lengths if len(ids) <= each)
+    manifest, lengths = bundle.manifest, lengths_of(bundle.manifest, backend)
+    texts = texts_in_buckets(bundle, examples, lengths)
     if not texts:
         raise UserError(
             "no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path
         )
-    reference, buckets, same = Programs.of(model), {}, 0
-    for at, ids in enumerate(texts):
-        length = next(each for each in lengths if len(ids) <= each)
+    run, reference = runner(bundle.path, backend), Programs.of(model)
+    buckets: dict[int, CoreMLPrograms] = {}
+    same = 0
+    for index, ids in enumerate(texts):
+        length = bucket_of(ids, lengths)
         if length not in buckets:
             buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run, backend)
         expected = reference(torch.from_numpy(np.asarray(ids, np.int64))[None], torch.zeros(1, 1, len(ids)))[-1][1]
-        got = buckets[length].run_all(padded_inputs(ids, None, length, manifest.tokenizer.pad_id), "float16")[-1][
-            "logits"
-        ]
-        same += bool(np.isfinite(got).all()) and int(expected.argmax()) == int(got.argmax())
-        on_step(f"{NAMES[backend]}'s labels against float32's", at + 1, len(texts))
-    value, floor = same / len(texts), floors_of(next(iter(buckets.values())).segments[-1]).same_answer
+        inputs = padded_inputs(ids.tolist(), None, length, manifest.tokenizer.pad_id)
+        actual = buckets[length].run_all(inputs, "float16")[-1]["logits"]
+        same += bool(np.isfinite(actual).all()) and int(expected.argmax()) == int(actual.argmax())
+        on_step(f"{NAMES[backend]}'s labels against float32's", index + 1, len(texts))
+    value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
     return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)
+
+
+def texts_in_buckets(
+    bundle: Bundle, examples: Sequence[ClassificationExample], lengths: Sequence[int]
+) -> list[np.ndarray]:
+    """Returns the token ids of the first examples that fit a bucket, as many as `check_coreml_labels` runs."""
+    texts: list[np.ndarray] = []
+    tokens = 0
+    for example in examples:
+        if len(texts) == MAX_COREML_TEXTS or tokens >= MAX_COREML_TOKENS:
+            break
+        ids = encode_text(bundle.tokenizer, example.text, example.text_pair, bundle.manifest.max_length).ids
+        if len(ids) <= lengths[-1]:
+            texts.append(ids)
+            tokens += bucket_of(ids, lengths)
+    return texts
+
+
+def bucket_of(ids: np.ndarray, lengths: Sequence[int]) -> int:
+    """Returns the shortest of the bucket lengths, in tokens, that the ids fit."""
+    return next(length for length in lengths if len(ids) <= length)

@@ -14,7 +14,7 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.evaluator.evaluator import Evaluation, Precision
-from quantize.coreml_schemes import COREML_SCHEMES
+from pipeline.verify.floors import stored_weights
 
 # Both sides are float32 with the same weights, so only the order of sums is between them. Measured on one layer with random weights, 64 and
 # 768 wide, fp16 and int8, three kinds of head: 103 dB and more. One int8 weight of a 768-wide layer off by half its range, 12 drawn: 64 to 86 dB.
@@ -98,8 +98,7 @@ def check_fingerprints(
 
 def has_int8_inputs(program: Program) -> bool:
     """Whether a program's precision is one whose layers' matrices have int8 inputs."""
-    scheme = COREML_SCHEMES.get(program.precision)
-    return scheme is not None and scheme.int8_inputs
+    return stored_weights(program).int8_inputs
 
 
 def fingerprints_of(runs: Sequence[dict[str, np.ndarray]]) -> dict[str, list[float]]:

@@ -9,8 +9,8 @@ module that it was converted from, so that nothing but the rounding of that prog
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from pipeline.bundle.conformance import Conformance, WindowVector
 from pipeline.bundle.exit_rule import change_uncertainty
-from pipeline.bundle.manifest import Manifest, Program, Tensor
+from pipeline.bundle.manifest import Manifest, Program, TensorSpec
 from pipeline.data.inputs import MASKED
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -30,63 +30,11 @@ from pipeline.verify.checks import Check, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import Run, check_fingerprints
 from pipeline.verify.evaluator.delegate import DelegateFile, load_delegate_file
 from pipeline.verify.evaluator.evaluator import AGAIN, Evaluation, Fault, Package, Precision, load_package, watch
+from pipeline.verify.floors import module_floors, vector_floors
 
 __all__ = ["check_against_model", "check_coreml", "signal_to_noise_db"]
 
 WINDOWS = 8
-
-
-@dataclass(frozen=True)
-class Floors:
-    """What a scheme's programs must reach.
-
-    Attributes:
-        logits_db, same_answer, uncertainty: against the conformance vectors, whose weights are rounded for ExecuTorch.
-        module_db: against the program's own module, by precision of the evaluation.
-        module_uncertainty: the same, 1 - the greatest difference.
-    """
-
-    logits_db: float
-    same_answer: float
-    uncertainty: float
-    module_db: Mapping[Precision, float]
-    module_uncertainty: float
-
-
-# int8, measured with MiniLM's six layers, least over segments and buckets. Against the vectors: exits trained on SST-2 26 dB, 0.984 and every
-# label the same; random heads, whose logits are nearly equal, 23 dB. Against the modules: 32 dB (embed) and 33 dB with trained exits, 24.8 dB with
-# random ones; simulated float16 takes less than 0.3 dB of that.
-INT8 = Floors(15.0, 0.85, 0.95, {"float32": 20.0, "float16": 20.0}, 0.95)
-# The weights of fewer bits are so much noisier than int8's, at 41 dB, as their signal to noise says: 32 dB with six bits, 20 dB with four (normally
-# distributed weights). MiniLM's last hidden states after all six layers: int8 30 dB, four bits 11 dB. Exits trained on SST-2, int4: 17.3 dB, every label
-# the same and 0.92 against the vectors; 11.4 dB and 0.763, the worst of random words, against the modules.
-SIX_BITS = Floors(8.0, 0.8, 0.9, {"float32": 14.0, "float16": 14.0}, 0.9)
-FOUR_BITS = Floors(0.0, 0.7, 0.8, {"float32": 5.0, "float16": 5.0}, 0.6)
-# int8 inputs take more than int8 weights do: MiniLM's last hidden states with weights alone 30 dB, with both 22 dB.
-INT8_A8 = Floors(8.0, 0.8, 0.9, {"float32": 8.0, "float16": 8.0}, 0.8)
-FLOORS: dict[str, Floors] = {
-    "fp32": replace(INT8, module_db={"float32": 100.0}, module_uncertainty=0.9999),
-    "fp16": replace(INT8, module_db={"float32": 60.0, "float16": 45.0}, module_uncertainty=0.99),
-    "int8": INT8,
-    "int8-a8": INT8_A8,
-    "int4": FOUR_BITS,
-    "palette4": FOUR_BITS,
-    "palette6": SIX_BITS,
-    "palette4-per-tensor": FOUR_BITS,
-    "palette6-per-tensor": SIX_BITS,
-    "mixed": FOUR_BITS,  # a mix may be int4 for the most part
-}
-
-
-def floors_of(program: Program) -> Floors:
-    """UserError for a scheme that this version does not know."""
-    if program.precision not in FLOORS:
-        raise UserError(
-            f"{program.precision!r} is not known to this version, which knows {', '.join(FLOORS)}; {AGAIN}",
-            file=program.file,
-            field="precision",
-        )
-    return FLOORS[program.precision]
 
 
 NAMES: dict[Backend, str] = {"coreml": "Core ML", "executorch-coreml": "ExecuTorch's Core ML"}
@@ -139,7 +87,7 @@ class CoreMLPrograms:
         return outputs
 
 
-def in_layout(value: np.ndarray, tensor: Tensor) -> np.ndarray:
+def in_layout(value: np.ndarray, tensor: TensorSpec) -> np.ndarray:
     """An input in the dimensions that a program wants: hidden states with channels first in the layout "ane", a number a token otherwise."""
     if tensor.name == "hidden" and len(tensor.shape) == 4 and value.ndim == 3:
         return value.swapaxes(1, 2)[:, :, None]
@@ -231,7 +179,7 @@ def check_coreml(
         `uncertainty_agreement_LENGTH`: 1 - the mean difference of the uncertainties.
 
     The vectors have int8 activations, these programs do not, and each rounds weights its own way: the floors say "the same model", not
-    "the same bits" (see `FLOORS` for what was measured). `check_against_model` is the strict one.
+    "the same bits" (see `pipeline.schemes` for what was measured). `check_against_model` is the strict one.
 
     Args:
         windows: so many inputs a bucket, from the shortest that fits to the longest.
@@ -298,7 +246,7 @@ def check_segment(
     outputs: list[dict[str, np.ndarray]],
 ) -> list[Check]:
     """One segment's checks; `outputs` are the program's for `windows`, in order."""
-    task, floors = get_task(manifest.task), floors_of(program)
+    task, floors = get_task(manifest.task), vector_floors(program, manifest)
     names, level = task.exit_outputs, task.signal_level
     expected = [
         [np.asarray(window.exits[index].outputs[name], dtype=np.float32) for name in names] for window in windows
@@ -377,10 +325,17 @@ def check_against_model(
         ]
         for at, program in enumerate((programs.embed, *programs.segments)):
             steps = [run[at] for run in runs]
-            for precision, floor in floors_of(program).module_db.items():
+            floors = module_floors(program, manifest)
+            for precision, floor in floors.module_db.items():
                 outputs = [programs.run(program, step.inputs, precision) for step in steps]
                 checks += check_program(
-                    program, f"{length}_{precision}", steps, outputs, floor, get_task(manifest.task).signal_level
+                    program,
+                    f"{length}_{precision}",
+                    steps,
+                    outputs,
+                    floor,
+                    floors.module_uncertainty,
+                    get_task(manifest.task).signal_level,
                 )
             done += 1
             on_step(f"{NAMES[backend]} against its modules", done, len(lengths) * (1 + len(programs.segments)))
@@ -419,6 +374,7 @@ def check_program(
     steps: list[Step],
     outputs: list[dict[str, np.ndarray]],
     floor: float,
+    uncertainty_floor: float,
     level: float | None,
 ) -> list[Check]:
     """One program's checks at one length and precision; `outputs` are the program's for `steps`, `level` is that of its logits."""
@@ -434,8 +390,8 @@ def check_program(
         ratios.append(signal_to_noise_db(flat(expected), flat(got), level if tensor.name == "logits" else None))
     checks = [at_least(program, f"snr_db_{suffix}", min(ratios), floor)]
     if difference is not None:
-        least = floors_of(program).module_uncertainty
-        checks.append(at_least(program, f"uncertainty_agreement_{suffix}", finite(1.0 - difference), least))
+        agreement = finite(1.0 - difference)
+        checks.append(at_least(program, f"uncertainty_agreement_{suffix}", agreement, uncertainty_floor))
     return checks
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import COUNTED, compared_uncertainty, exit_taken
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, compared_uncertainty, exit_taken
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.examples import Example
@@ -26,12 +26,7 @@ from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import AnswerContext, AnyTask, get_task
 from pipeline.tasks.types import Logits, ModelInput
 from pipeline.verify.checks import Check, signal_to_noise_db
-
-# Decibels of the vectors' logits over the difference. Measured on MiniLM, 60 texts, after layers 1 to 6: float32 120 to 118,
-# int8 56, 42, 37, 33, 33, 32 (a logit of 1 is off by 0.1 at most, an uncertainty by 0.03). Segments in the wrong order give less than 0.
-# Schemes whose inputs stay float have nothing that rounds the other way; float16 rounds finely. All others round inputs to int8.
-SNR_FLOOR_DB = {"fp32": 60.0, "int8-weight-only": 60.0, "fp16": 40.0}
-SNR_FLOOR_INT8_DB = 25.0
+from pipeline.verify.floors import snr_floor_db
 
 
 def check_executorch(
@@ -76,7 +71,7 @@ def check_executorch(
     checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
     for segment, one in enumerate(measured):
         name = f"segment_{segment}"
-        floor = SNR_FLOOR_DB.get(manifest.program(name, BACKEND).precision, SNR_FLOOR_INT8_DB)
+        floor = snr_floor_db(manifest)
         checks.append(_check(name, "logits_snr_db", one.snr_db(get_task(manifest.task).signal_level), floor))
         checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
     checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
@@ -143,7 +138,7 @@ def outcome_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, co
         task, example, inputs, vectors, [[e.uncertainty for e in w.exits] for w in case.windows], context
     )
     compared: list[tuple[int, Any]]
-    if manifest.uncertainty in COUNTED:
+    if manifest.uncertainty in ANSWER_MEASURES:
         outputs = list(runner.segments([i.ids for i in inputs], [i.answer_mask for i in inputs]))
         logits = [[output.logits for output in exit] for exit in outputs]
         by_window = [[exit[index].uncertainty for exit in outputs] for index in range(len(inputs))]

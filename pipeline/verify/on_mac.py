@@ -21,13 +21,14 @@ import numpy as np
 from pipeline.bundle.manifest import Manifest, Program, read_manifest
 from pipeline.export.fingerprints import fingerprint_inputs
 from pipeline.names import APPLE_BACKENDS, Backend, Task
+from pipeline.schemes import FLOAT16_DEVICE_FLOOR_DB, INT8_DEVICE_FLOOR_DB
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from pipeline.tasks import get_task
 from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
 from pipeline.verify.coreml_fingerprints import has_int8_inputs
-from pipeline.verify.coreml_parity import FLOORS, finite, runner
+from pipeline.verify.coreml_parity import finite, runner
 from pipeline.verify.evaluator.delegate import load_delegate_file
 from pipeline.verify.evaluator.evaluator import read_spec
 from pipeline.verify.machine import this_machine
@@ -35,10 +36,6 @@ from pipeline.verify.machine import this_machine
 # What Core ML may use, by the name that checks have for it, and coremltools' name (`coremltools.ComputeUnit`).
 Units = Literal["cpu", "cpu_gpu", "cpu_ne"]
 UNITS: dict[Units, str] = {"cpu": "CPU_ONLY", "cpu_gpu": "CPU_AND_GPU", "cpu_ne": "CPU_AND_NE"}
-# The evaluator computes in float32 from the weights as saved, so that a device's rounding to float16 is all that is between the two.
-FLOOR_DB = FLOORS["fp16"].module_db["float16"]
-# Float16 and the order of sums decide on which side of a step an activation in int8 falls: as much noise as the rounding itself makes.
-INT8_FLOOR_DB = FLOORS["int8-a8"].module_db["float16"]
 UNCERTAINTY_FLOOR = 0.99
 RUNS = 4  # of `embed`, whose fingerprint takes the whole vocabulary
 
@@ -226,7 +223,8 @@ def compare(
 
 def floor_of(program: Program) -> float:
     """What a program's outputs but the uncertainty must reach."""
-    return INT8_FLOOR_DB if program.name != "embed" and has_int8_inputs(program) else FLOOR_DB
+    int8_inputs = program.name != "embed" and has_int8_inputs(program)
+    return INT8_DEVICE_FLOOR_DB if int8_inputs else FLOAT16_DEVICE_FLOOR_DB
 
 
 # Apple's side.

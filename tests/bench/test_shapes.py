@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench import shapes
-from pipeline.bench.shapes import letters, shape_bundle
+from pipeline.bench.shapes import letter_vocabulary, shape_bundle
 from pipeline.bundle.opening import Bundle
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.model.checkpoint import load_model
@@ -12,7 +12,7 @@ from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 
 
-def test_a_shape_is_a_bundle_that_answers_with_its_weights_beside_it(monkeypatch):
+def test_a_shape_gives_a_bundle_that_answers_and_the_weights_beside_it(monkeypatch):
     small = EncoderConfig(vocab_size=200, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=32)
     monkeypatch.setitem(shapes.SHAPES, "small", small)
     folder = shape_bundle("small")
@@ -27,14 +27,14 @@ def test_a_shape_is_a_bundle_that_answers_with_its_weights_beside_it(monkeypatch
         shape_bundle("small")
 
 
-def test_an_unknown_shape_is_refused_with_the_known_ones():
+def test_an_unknown_shape_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(UserError, match="--shape.*'bert'.*distilbert or minilm"):
         shape_bundle("bert")
 
 
 def test_the_vocabulary_spells_any_word(tmp_path: Path):
-    tokens = letters(30522)
+    tokens = letter_vocabulary(30522)
     assert len(tokens) == len(set(tokens)) == 30522
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt", True)
-    assert [tokens[at] for at in tokenizer.encode("Hi, 9!").ids] == ["h", "##i", ",", "9", "!"]
+    assert [tokens[token_id] for token_id in tokenizer.encode("Hi, 9!").ids] == ["h", "##i", ",", "9", "!"]

@@ -1,4 +1,4 @@
-"""A manifest fits its schema and its files, or is refused with one line."""
+"""The reader accepts a manifest that fits its schema and its files, and refuses any other in one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 
-from pipeline.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, describe_files, json_schema, read_manifest
+from pipeline.bundle.fields import FORMAT_VERSION
+from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, describe_files, json_schema, read_manifest
 from pipeline.support.errors import UserError
 
 HIDDEN = {"name": "hidden", "dtype": "float32", "shape": [1, "length", 64]}
@@ -16,7 +18,7 @@ HIDDEN = {"name": "hidden", "dtype": "float32", "shape": [1, "length", 64]}
 
 @pytest.fixture
 def bundle(tmp_path) -> Path:
-    """A bundle folder with a valid manifest; its programs are not real ones."""
+    """A bundle folder with a valid manifest of minor version 0. Its programs are not real."""
     folder = tmp_path / "bundle"
     (folder / "coreml" / "model.mlpackage").mkdir(parents=True)
     (folder / "vocab.txt").write_text("[PAD]\n")
@@ -37,8 +39,8 @@ def bundle(tmp_path) -> Path:
         "embeddings_scheme": "int8",
         "programs": [
             {
-                "name": "segment_0", "backend": "executorch", "file": "model.pte", "method": "segment_0", "precision": "int8",
-                "inputs": [HIDDEN], "outputs": [HIDDEN],
+                "name": "segment_0", "backend": "executorch", "file": "model.pte", "method": "segment_0",
+                "precision": "int8", "inputs": [HIDDEN], "outputs": [HIDDEN],
             },
             {
                 "name": "segment_0", "backend": "coreml", "file": "coreml/model.mlpackage", "method": "segment_0_32",
@@ -63,16 +65,17 @@ def raw_of(bundle: Path) -> dict:
 
 
 def put(bundle: Path, *path, value) -> None:
-    """Sets one place of the manifest."""
+    """Sets one field of the manifest."""
     raw = raw_of(bundle)
-    at = raw
+    parent = raw
     for part in path[:-1]:
-        at = at[part]
-    at[path[-1]] = value
+        parent = parent[part]
+    parent[path[-1]] = value
     (bundle / MANIFEST_FILE).write_text(json.dumps(raw))
 
 
-def refused(bundle: Path) -> str:
+def refusal(bundle: Path) -> str:
+    """Returns the line with which the reader refuses the bundle."""
     with pytest.raises(UserError) as caught:
         read_manifest(bundle)
     line = str(caught.value)
@@ -91,27 +94,27 @@ def test_a_valid_manifest_is_read_and_written_the_same(bundle):
     assert read_manifest(bundle) == manifest
 
 
-def test_a_program_may_be_executorchs_for_core_ml(bundle):
+def test_a_program_may_run_in_executorchs_core_ml_delegate(bundle):
     put(bundle, "programs", 1, "backend", value="executorch-coreml")
     jsonschema.validate(raw_of(bundle), json_schema())
     assert read_manifest(bundle).program("segment_0", "executorch-coreml").lengths == [32]
 
 
-def test_files_are_described_but_for_the_manifest(bundle):
+def test_every_file_except_the_manifest_is_described(bundle):
     assert [entry.path for entry in describe_files(bundle)] == [
         "coreml/model.mlpackage/Manifest.json",
         "model.pte",
         "vocab.txt",
     ]
     entry = describe_files(bundle)[1]
-    # printf of the bytes 0 to 255, by sha256sum
+    # The checksum that sha256sum prints for the bytes 0 to 255.
     assert entry.sha256 == "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880" and entry.bytes == 256
 
 
-# What pydantic accepts and refuses, other languages' readers must by the schema.
+# Readers in other languages go by the schema, so it must accept and refuse what this reader does.
 
 
-def test_the_schema_is_one(bundle):
+def test_the_schema_is_a_json_schema(bundle):
     jsonschema.Draft202012Validator.check_schema(json_schema())
     assert json_schema()["$schema"].endswith("2020-12/schema")
 
@@ -122,31 +125,55 @@ def test_the_schema_accepts_a_valid_manifest(bundle):
 
 
 WRONG = {
-    "unknown field": (("colour",), "red"),
-    "unknown field below": (("model", "colour"), "red"),
-    "unknown field in a list": (("programs", 0, "colour"), "red"),
     "another task": (("task",), "translation"),
-    "no number": (("max_length",), "long"),
-    "no list": (("programs",), {}),
-    "no digest": (("files", 0, "sha256"), "abc"),
+    "not a number": (("max_length",), "long"),
+    "not a list": (("programs",), {}),
+    "not a checksum": (("files", 0, "sha256"), "abc"),
     "negative size": (("files", 0, "bytes"), -1),
-    "unknown backend": (("programs", 0, "backend"), "onnx"),
+    "no backend": (("programs", 0, "backend"), None),
     "unknown dimension": (("programs", 0, "inputs", 0, "shape"), [1, "batch", 64]),
     "null": (("name",), None),
     "no end of the range": (("label_range",), {"minimum": 0}),
     "unknown score": (("speeds", "fast", "metric"), "rouge"),
     "unknown measure": (("exits",), {"uncertainty": "surprise"}),
+    "unknown kind of tokenizer": (("tokenizer", "kind"), "sentencepiece"),
+    "no positions": (("model", "max_positions"), 0),
+    "not a version": (("requires",), {"executorch": {"executorch": "newest"}}),
+    "a name instead of names": (("must_understand",), "colour"),
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_schema_and_reader_refuse_the_same(bundle, what):
-    path, value = WRONG[what]
+@pytest.mark.parametrize("case", WRONG)
+def test_schema_and_reader_refuse_the_same(bundle, case):
+    path, value = WRONG[case]
     put(bundle, *path, value=value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(raw_of(bundle), json_schema())
-    line = refused(bundle)
+    line = refusal(bundle)
     assert f"{MANIFEST_FILE}: {'.'.join(str(part) for part in path)}" in line and "export it again" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("task",), "translation"),
+        (("exits",), {"uncertainty": "surprise"}),
+        (("tokenizer", "kind"), "sentencepiece"),
+        (("speeds", "fast", "metric"), "rouge"),
+    ],
+)
+def test_an_unknown_name_is_refused_by_name_and_the_known_ones_are_listed(bundle, path, value):
+    put(bundle, *path, value=value)
+    name = value["uncertainty"] if isinstance(value, dict) else value
+    assert f"{name!r} is not known to this version, which knows '" in refusal(bundle)
+    assert "update pocketbert" in refusal(bundle)
+
+
+def test_a_typo_is_not_written(bundle):
+    """The reader skips unknown fields; code that writes a manifest does not get away with one."""
+    raw = raw_of(bundle)
+    with pytest.raises(ValidationError, match="lables"):
+        Manifest(**raw, lables=["yes", "no"])
 
 
 def test_a_bundle_from_before_measures_could_be_chosen_goes_by_entropy(bundle):
@@ -156,7 +183,7 @@ def test_a_bundle_from_before_measures_could_be_chosen_goes_by_entropy(bundle):
     assert read_manifest(bundle).uncertainty == "patience"
 
 
-def test_a_regressions_manifest_says_its_unit_and_an_older_one_has_none(bundle):
+def test_a_regressions_manifest_holds_its_range_and_an_older_one_has_none(bundle):
     assert "label_range" not in raw_of(bundle) and read_manifest(bundle).label_range is None
     put(bundle, "task", value="regression")
     put(bundle, "label_range", value={"minimum": -2, "maximum": 5.5})
@@ -174,48 +201,48 @@ def test_a_regressions_manifest_says_its_unit_and_an_older_one_has_none(bundle):
 
 
 @pytest.mark.parametrize("field", ["name", "task", "model", "programs", "files", "provenance"])
-def test_schema_and_reader_want_every_field(bundle, field):
+def test_schema_and_reader_require_the_same_fields(bundle, field):
     raw = raw_of(bundle)
     del raw[field]
     (bundle / MANIFEST_FILE).write_text(json.dumps(raw))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(raw, json_schema())
-    assert f"{MANIFEST_FILE}: {field}: " in refused(bundle)
+    assert f"{MANIFEST_FILE}: {field}: " in refusal(bundle)
 
 
 @pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, "1", None])
-def test_another_format_is_named_before_all_else(bundle, version):
+def test_an_unknown_format_is_refused_before_all_else(bundle, version):
     put(bundle, "format_version", value=version)
     put(bundle, "colour", value="red")
-    assert f"format_version: format {version!r} is not known" in refused(bundle)
+    assert f"format_version: format {version!r} is not known" in refusal(bundle)
 
 
-def test_a_list_is_no_manifest(bundle):
+def test_a_list_is_not_a_manifest(bundle):
     (bundle / MANIFEST_FILE).write_text("[1, 2]")
-    assert "format_version" in refused(bundle)
+    assert "format_version" in refusal(bundle)
 
 
-def test_what_is_no_bundle(bundle, tmp_path):
-    assert "is not a bundle folder" in refused(tmp_path / "nowhere")
-    assert "is not a bundle folder" in refused(bundle / "vocab.txt")
-    assert "manifest.json: is missing" in refused(bundle / "coreml")
+def test_a_folder_that_is_not_a_bundle_is_refused(bundle, tmp_path):
+    assert "is not a bundle folder" in refusal(tmp_path / "nowhere")
+    assert "is not a bundle folder" in refusal(bundle / "vocab.txt")
+    assert "manifest.json: is missing" in refusal(bundle / "coreml")
     text = (bundle / MANIFEST_FILE).read_text()
     (bundle / MANIFEST_FILE).write_text(text[: len(text) // 2])
-    assert "manifest.json: is not JSON" in refused(bundle)
+    assert "manifest.json: is not JSON" in refusal(bundle)
     (bundle / MANIFEST_FILE).write_bytes(b"\xff\xfe\x00")
-    assert "manifest.json: is not JSON" in refused(bundle)
+    assert "manifest.json: is not JSON" in refusal(bundle)
 
 
-def test_files_must_be_there_whole_and_unaltered(bundle):
+def test_files_must_be_present_whole_and_unaltered(bundle):
     program = bundle / "model.pte"
     whole = program.read_bytes()
     program.write_bytes(whole[:100])
-    assert "model.pte: has 100 bytes, the manifest says 256" in refused(bundle)
+    assert "model.pte: has 100 bytes, the manifest says 256" in refusal(bundle)
     program.write_bytes(whole[:-1] + b"\0")
-    assert "model.pte: does not have the checksum" in refused(bundle)
+    assert "model.pte: does not have the checksum" in refusal(bundle)
     assert isinstance(read_manifest(bundle, check_files=False), Manifest)
     program.unlink()
-    assert "model.pte: is missing from the bundle" in refused(bundle)
+    assert "model.pte: is missing from the bundle" in refusal(bundle)
     program.write_bytes(whole)
     (bundle / "coreml" / "model.mlpackage" / "Manifest.json").write_text("[]")
-    assert "Manifest.json: does not have the checksum" in refused(bundle)
+    assert "Manifest.json: does not have the checksum" in refusal(bundle)

@@ -325,7 +325,7 @@ def run_of(corpus, out, weights, **pretrain) -> Run:
 
 def test_the_stage_writes_an_encoder_and_its_metrics(corpus, checkpoints, tmp_path, capsys):
     run = run_of(corpus, tmp_path, checkpoints["mlm"])
-    run.upto("pretrain")
+    run.run_up_to("pretrain")
     files = {path.name for path in (tmp_path / "pretrained").iterdir()}
     assert files == {"model.safetensors", "encoder.json", "vocab.txt", "metrics.json", "losses.json"}
     encoder = load_encoder(tmp_path / "pretrained")
@@ -335,13 +335,13 @@ def test_the_stage_writes_an_encoder_and_its_metrics(corpus, checkpoints, tmp_pa
     assert set(metrics["after"]) == {"mlm_loss", "perplexity", "soft_loss", "cosine"}
     assert not any("head" in name for name in load_file(tmp_path / "pretrained" / "model.safetensors"))
     capsys.readouterr()
-    run.upto("pretrain")
+    run.run_up_to("pretrain")
     output = capsys.readouterr().err
     assert "pretrain  unchanged" in output and "masked-LM head" not in output
 
 
 def test_a_checkpoint_without_a_head_gets_one_and_a_message(corpus, checkpoints, tmp_path, capsys):
-    run_of(corpus, tmp_path, checkpoints["headless"]).upto("pretrain")
+    run_of(corpus, tmp_path, checkpoints["headless"]).run_up_to("pretrain")
     output = capsys.readouterr().err
     assert output.count("comes without a masked-LM head") == 1
 
@@ -352,7 +352,7 @@ def test_what_changes_the_pretrained_student(corpus, checkpoints, tmp_path):
 
     def marks(recipe):
         other = Run(recipe, tmp_path)
-        return other.mark("pretrain"), other.mark("distill")
+        return other.stage_key("pretrain"), other.stage_key("distill")
 
     def changed(section, **values):
         return marks(recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)}))
@@ -376,14 +376,14 @@ def test_a_recipe_without_a_corpus_does_not_know_the_stage(checkpoints, tmp_path
         {"name": "t", "task": "classification", "teacher": {"weights": str(checkpoints["mlm"])}}
     )
     weighted = plain.model_copy(update={"pretrain": plain.pretrain.model_copy(update={"mlm_weight": 9.0})})
-    assert Run(plain, tmp_path).mark("distill") == Run(weighted, tmp_path).mark("distill")
+    assert Run(plain, tmp_path).stage_key("distill") == Run(weighted, tmp_path).stage_key("distill")
     with pytest.raises(UserError, match="^pretrain.corpus: "):
-        Run(plain, tmp_path).upto("pretrain")
+        Run(plain, tmp_path).run_up_to("pretrain")
 
 
 def test_a_wider_teacher_than_the_tasks_is_refused_at_once(corpus, checkpoints, tmp_path):
     with pytest.raises(UserError, match="^pretrain.teacher: the student's width is 96, the teacher's 64; "):
-        run_of(corpus, tmp_path, checkpoints["mlm"], teacher=str(checkpoints["wide"])).upto("pretrain")
+        run_of(corpus, tmp_path, checkpoints["mlm"], teacher=str(checkpoints["wide"])).run_up_to("pretrain")
 
 
 def test_a_teacher_of_another_vocabulary_than_the_tasks_is_refused_at_once(corpus, checkpoints, tmp_path):
@@ -395,4 +395,4 @@ def test_a_teacher_of_another_vocabulary_than_the_tasks_is_refused_at_once(corpu
     with pytest.raises(
         UserError, match="^pretrain.teacher: its vocabulary is not that of .*; take a teacher with the same"
     ):
-        run_of(corpus, tmp_path / "out", checkpoints["mlm"], teacher=str(other)).upto("pretrain")
+        run_of(corpus, tmp_path / "out", checkpoints["mlm"], teacher=str(other)).run_up_to("pretrain")

@@ -1,4 +1,4 @@
-"""A bundle as it is written: complete, described by its manifest and schema, with vectors that the quantized model agrees with."""
+"""A written bundle is complete, its manifest describes it, and its vectors are what the quantized model computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.bundle.manifest import ExitOptions, Program, read_manifest
 from pipeline.data.features import encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export import bundle as bundle_module
-from pipeline.export.bundle import write_bundle
+from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, describe, write_bundle
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -42,7 +42,7 @@ def test_the_manifest_fits_the_files_and_the_schema(name, request):
 
 
 @BOTH
-def test_the_vectors_are_what_the_quantized_model_says(name, request):
+def test_the_vectors_are_what_the_quantized_model_computes(name, request):
     tiny = request.getfixturevalue(name)
     conformance = Conformance.model_validate_json((tiny.path / "conformance.json").read_text())
     assert conformance.task == tiny.manifest.task and len(conformance.cases) == 8
@@ -55,8 +55,8 @@ def test_the_vectors_are_what_the_quantized_model_says(name, request):
         )
         expected = tiny.programs(ids, torch.zeros(1, 1, ids.shape[1]), bias)
         for vector, outputs in zip(window.exits, expected, strict=True):
-            got = [*vector.outputs.values(), [vector.uncertainty]]
-            for values, output in zip(got, outputs[1:], strict=True):
+            actual = [*vector.outputs.values(), [vector.uncertainty]]
+            for values, output in zip(actual, outputs[1:], strict=True):
                 np.testing.assert_allclose(values, output.flatten().numpy(), rtol=1e-5, atol=1e-6)
                 assert all(value == float(f"{value:.6g}") for value in values)
 
@@ -75,19 +75,17 @@ def test_a_label_is_that_of_the_first_exit_below_the_threshold(tiny_classifier):
             logits = window.exits[exit].outputs["logits"]
             assert (outcome.exit, outcome.label) == (exit, ["low", "middle", "high"][logits.index(max(logits))])
         exits.append(case.outcomes["exact"].exit)
-    assert set(exits) == {0, 1}  # else the middle case above was not tried both ways
+    assert set(exits) == {0, 1}  # so the middle speed above takes either exit
 
 
-def test_an_answer_is_read_off_the_best_window_at_the_common_depth(tiny_qa):
+def test_all_windows_of_a_passage_stop_at_one_exit_and_the_best_window_answers(tiny_qa):
     conformance = Conformance.model_validate_json((tiny_qa.path / "conformance.json").read_text())
     threshold = tiny_qa.manifest.speeds["exact"].thresholds[0]
     assert {len(case.windows) > 1 for case in conformance.cases} == {True, False}
     exits = []
     for case in conformance.cases:
-        unsure = []
-        for exit in range(2):
-            unsure.append(max((best_score(window, exit), window.exits[exit].uncertainty) for window in case.windows)[1])
-        assert case.outcomes["exact"].exit == (0 if unsure[0] < threshold else 1)
+        _, uncertainty = max((best_score(window, 0), window.exits[0].uncertainty) for window in case.windows)
+        assert case.outcomes["exact"].exit == (0 if uncertainty < threshold else 1)
         assert (case.outcomes["fast"].exit, case.outcomes["full"].exit) == (0, 1)
         exits.append(case.outcomes["exact"].exit)
         for outcome in case.outcomes.values():
@@ -99,9 +97,9 @@ def test_an_answer_is_read_off_the_best_window_at_the_common_depth(tiny_qa):
 
 
 def best_score(window, exit: int, longest: int = 8) -> float:
-    """The best span's score, by trying every pair."""
+    """Returns the score of the best span, found by trying every pair of tokens."""
     start, end = (window.exits[exit].outputs[name] for name in ("start_logits", "end_logits"))
-    allowed = [at for at, mask in enumerate(window.answer_mask) if mask and at > 0]
+    allowed = [index for index, mask in enumerate(window.answer_mask) if mask and index > 0]
     return max(start[i] + end[j] for i in allowed for j in allowed if i <= j < i + longest)
 
 
@@ -125,12 +123,10 @@ def write_small(folder, vocab, recipe=RECIPE, labels=("no", "yes"), words=None):
     model = ExitModel("classification", config, 2, "linear", (1,)).eval()
     return write_bundle(
         folder,
-        model=model,
-        quantized=Programs.of(model),
-        recipe=Recipe.model_validate(recipe),
-        tokenizer_vocab=vocab,
-        lowercase=True,
-        label_values=labels,
+        Recipe.model_validate(recipe),
+        BundleSource(model, Programs.of(model)),
+        TokenizerFiles(vocab, lowercase=True),
+        Labels(labels),
         speeds={},
         conformance_examples=[],
         provenance={},
@@ -139,11 +135,11 @@ def write_small(folder, vocab, recipe=RECIPE, labels=("no", "yes"), words=None):
 
 @pytest.fixture
 def exporters(monkeypatch):
-    """Both exporters replaced by ones that write a file of their own at once."""
+    """Replaces the exporters by stand-ins that each write one small file at once."""
 
     def exporter(backend: str, file: str):
         def export(*arguments):
-            folder = next(each for each in arguments if hasattr(each, "exists"))
+            folder = next(argument for argument in arguments if hasattr(argument, "exists"))
             target = folder if folder.suffix == ".pte" else folder / file
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(b"program")
@@ -162,7 +158,7 @@ def exporters(monkeypatch):
     monkeypatch.setattr(bundle_module, "make_fingerprints", lambda *arguments: [])
 
 
-def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_vocab):
+def test_the_manifest_names_the_uncertainty_and_its_temperatures(tiny_vocab):
     config = EncoderConfig(
         vocab_size=len(tiny_vocab.read_text().split()),
         hidden_size=16,
@@ -177,7 +173,8 @@ def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_voc
     )
 
     def described():
-        return bundle_module.describe(model, Recipe.model_validate(RECIPE), tokenizer, ("no", "yes"), {}, {}).exits
+        source = BundleSource(model, Programs.of(model))
+        return describe(Recipe.model_validate(RECIPE), source, tokenizer, Labels(("no", "yes")), {}, {}).exits
 
     assert described() == ExitOptions(uncertainty="entropy", temperatures=[])
     model.uncertainty, model.temperatures = "patience", [1.0, 1.5]
@@ -186,10 +183,10 @@ def test_the_manifest_says_what_the_uncertainty_is_and_its_temperatures(tiny_voc
 
 @pytest.mark.parametrize("coreml", [True, False])
 @pytest.mark.parametrize("delegate", [True, False, None])
-def test_the_recipe_says_whether_core_ml_is_written(tmp_path, tiny_vocab, exporters, coreml, delegate):
-    asked = {} if delegate is None else {"executorch_coreml": delegate}
+def test_the_recipe_decides_which_core_ml_programs_are_written(tmp_path, tiny_vocab, exporters, coreml, delegate):
+    options = {} if delegate is None else {"executorch_coreml": delegate}
     manifest = write_small(
-        tmp_path / "bundle", tiny_vocab, {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml, **asked}}
+        tmp_path / "bundle", tiny_vocab, {**RECIPE, "export": {**RECIPE["export"], "coreml": coreml, **options}}
     )
     expected = ["executorch", *(["coreml"] if coreml else []), *(["executorch-coreml"] if delegate else [])]
     assert [program.backend for program in manifest.programs] == expected
@@ -212,7 +209,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path, tiny_vocab, mon
     assert not (tmp_path / "bundle" / "manifest.json").exists()
 
 
-def test_another_error_stays_what_it_is(tmp_path, tiny_vocab, monkeypatch):
+def test_any_other_error_is_passed_on(tmp_path, tiny_vocab, monkeypatch):
     def broken(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -221,7 +218,7 @@ def test_another_error_stays_what_it_is(tmp_path, tiny_vocab, monkeypatch):
         write_small(tmp_path / "bundle", tiny_vocab)
 
 
-def test_parts_that_do_not_fit_are_refused(tmp_path, tiny_vocab, exporters):
+def test_labels_and_vocabularies_that_do_not_fit_the_model_are_refused(tmp_path, tiny_vocab, exporters):
     named = {**RECIPE, "data": {"max_length": 16, "label_names": ["a", "b", "c"]}}
     with pytest.raises(UserError, match="data.label_names: 3 labels for a model with 2 classes"):
         write_small(tmp_path / "a", tiny_vocab, named)

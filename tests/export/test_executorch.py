@@ -24,7 +24,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from quantize.schemes import SCHEMES, apply_scheme
+from quantize.schemes import LINEAR_ARITHMETIC, apply_scheme
 
 POSITIONS = 24
 MOST_DELEGATES = 12
@@ -119,7 +119,7 @@ def test_query_key_and_value_are_not_split_afterwards(tiny_classifier):
     assert not outside & {"aten::split_with_sizes_copy", "aten::split_copy", "aten::slice_copy"}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", LINEAR_ARITHMETIC)
 @torch.no_grad()
 def test_query_key_and_value_apart_are_the_fused_layer(scheme):
     programs = apply_scheme(Programs.of(exit_model()), scheme, "fp32")

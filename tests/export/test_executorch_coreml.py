@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.bundle.manifest import Tensor as Described
+from pipeline.bundle.manifest import TensorSpec
 from pipeline.export.coreml import Source
 from pipeline.export.executorch_coreml import DEBUG_FILE, METADATA_FILE, export_executorch_coreml, lower
 from pipeline.export.payload import pack, unpack
@@ -150,8 +150,8 @@ class Counting(nn.Module):
 
 
 def test_an_operator_outside_of_the_delegate_is_named():
-    hidden = Described(name="hidden", dtype="float32", shape=[1, "length", 8])
-    source = Source("segment_0", Counting(), (hidden,), (Described(name="hidden_out", dtype="float32", shape=[1, 8]),))
+    hidden = TensorSpec(name="hidden", dtype="float32", shape=[1, "length", 8])
+    source = Source("segment_0", Counting(), (hidden,), (TensorSpec(name="hidden_out", dtype="float32", shape=[1, 8]),))
     with pytest.raises(UserError) as caught:
         lower(source, [8], "iOS17")
     line = str(caught.value)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bundle.manifest import Tensor
+from pipeline.bundle.manifest import TensorSpec
 from pipeline.export.structure import Structure, save
 from pipeline.verify.evaluator.evaluator import evaluate, load_package
 
-OUTPUT = (Tensor(name="y", dtype="float32", shape=[3, 8]),)
+OUTPUT = (TensorSpec(name="y", dtype="float32", shape=[3, 8]),)
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model.fake_quantize import fake_quantize_activations, fake_quantize_weights, quantized_linears
-from quantize.schemes import SCHEMES
+from quantize.schemes import int8_dynamic
 
 
 def test_a_linear_layer_computes_what_torchao_computes():
@@ -18,7 +18,7 @@ def test_a_linear_layer_computes_what_torchao_computes():
     inputs = torch.randn(5, 7, 64) * torch.rand(5, 7, 1) * 4 + 0.5
     inputs[0, 0, 3] = 30.0  # an outlier makes its token's rounding coarse
     expected = copy.deepcopy(model)
-    quantize_(expected, SCHEMES["int8"].config())
+    quantize_(expected, int8_dynamic())
     plain = model(inputs)
     with quantized_linears(model):
         simulated = model(inputs)

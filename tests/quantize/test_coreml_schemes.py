@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
 
-from pipeline.recipe import COREML_TARGETS, Export
+from pipeline.schemes import COREML_SCHEMES, palette_count
 from pipeline.support.quiet import import_quietly
-from quantize.coreml_schemes import COREML_SCHEMES, Affine, Palette, compress, decompressed, groups_of, stored_bytes
+from quantize.coreml_schemes import Affine, Palette, compress, decompressed, stored_bytes
 
 SHAPES = [(64, 96), (48, 64, 1, 1), (30, 128), (37, 96), (50, 100), (96, 32, 1, 4)]
 SMALL = [(2, 512), (2048,), (1, 4096), (1, 2100, 1, 1)]
@@ -120,7 +118,7 @@ def test_every_group_of_outputs_has_its_palette():
 
 
 def test_groups_divide_the_outputs():
-    assert [groups_of(outputs) for outputs in (768, 30522, 7, 8, 30529)] == [48, 5087, 1, 1, 1]
+    assert [palette_count(outputs) for outputs in (768, 30522, 7, 8, 30529)] == [48, 5087, 1, 1, 1]
 
 
 @pytest.mark.parametrize("scheme", COREML_SCHEMES)
@@ -131,11 +129,3 @@ def test_zeros_stay_zeros(scheme):
     assert np.isfinite(got).all()
     if not scheme.endswith("per-tensor"):
         np.testing.assert_array_equal(got[16:32], 0.0)
-
-
-def test_the_recipe_offers_every_scheme_and_knows_its_target():
-    offered = get_args(Export.model_fields["coreml_precision"].annotation)
-    assert set(offered) == set(COREML_SCHEMES)
-    assert {
-        name: scheme.target for name, scheme in COREML_SCHEMES.items() if scheme.target != "iOS16"
-    } == COREML_TARGETS

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.schemes import INT4_GROUP
 from pipeline.support.quiet import import_quietly
 from quantize.coreml_schemes import compress
-from quantize.int4 import GROUP, MOST, scales_of, steps_of
+from quantize.int4 import MOST, scales_of, steps_of
 from quantize.schemes import int4_steps
 
 
 def whole_steps(outputs: int, inputs: int, most: int) -> torch.Tensor:
     """A weight in steps of random bfloat16 scales, `most` to either side the farthest in every group."""
     random = torch.Generator().manual_seed(most)
-    steps = torch.randint(-most, most + 1, (outputs, inputs // GROUP, GROUP), generator=random).float()
+    steps = torch.randint(-most, most + 1, (outputs, inputs // INT4_GROUP, INT4_GROUP), generator=random).float()
     steps[..., 5] = most
-    scales = (torch.rand(outputs, inputs // GROUP, 1, generator=random) * 0.01 + 0.001).bfloat16()
+    scales = (torch.rand(outputs, inputs // INT4_GROUP, 1, generator=random) * 0.01 + 0.001).bfloat16()
     return (steps * scales.float()).view(outputs, inputs)
 
 
@@ -31,14 +32,14 @@ def test_torchaos_own_scales_would_not_leave_them():
     torchao = import_quietly("torchao.quantization")
     weight = whole_steps(80, 96, MOST)
     tensor = torchao.IntxUnpackedToInt8Tensor.from_hp(
-        weight, (1, GROUP), torch.int4, activation_quantization="int8_asym_per_token"
+        weight, (1, INT4_GROUP), torch.int4, activation_quantization="int8_asym_per_token"
     )
     assert (tensor.dequantize() - weight).norm() > 0.02 * weight.norm()
 
 
 def test_a_scale_is_the_best_of_a_fine_search():
-    groups = torch.randn(200, GROUP, generator=torch.Generator().manual_seed(0))
-    importance = torch.rand(GROUP, generator=torch.Generator().manual_seed(1)) ** 4
+    groups = torch.randn(200, INT4_GROUP, generator=torch.Generator().manual_seed(0))
+    importance = torch.rand(INT4_GROUP, generator=torch.Generator().manual_seed(1)) ** 4
 
     def error(scales: torch.Tensor) -> torch.Tensor:
         return ((steps_of(groups, scales) * scales.float() - groups).square() * importance).sum(dim=-1)
@@ -53,5 +54,5 @@ def test_a_scale_is_the_best_of_a_fine_search():
 
 
 def test_zeros_have_a_scale():
-    scales = scales_of(torch.zeros(3, GROUP), torch.float16)
-    assert (scales > 0).all() and (steps_of(torch.zeros(3, GROUP), scales) == 0).all()
+    scales = scales_of(torch.zeros(3, INT4_GROUP), torch.float16)
+    assert (scales > 0).all() and (steps_of(torch.zeros(3, INT4_GROUP), scales) == 0).all()

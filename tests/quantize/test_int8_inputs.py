@@ -11,7 +11,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.run import engine as stages
+from pipeline.run.preconditions import check_calibration_size
 from pipeline.support.errors import UserError
 from quantize.int8_inputs import (
     STEP,
@@ -158,6 +158,6 @@ def test_a_split_too_small_for_ranges_is_refused_before_anything_is_trained():
         UserError,
         match=r"data.calibration: 79 examples leave 15 .* export.coreml_precision=int8-a8, at least 16 .* set it to 80",
     ):
-        stages.check_calibration(recipe(79, "int8-a8"))
-    stages.check_calibration(recipe(80, "int8-a8"))
-    stages.check_calibration(recipe(79, "int8"))
+        check_calibration_size(recipe(79, "int8-a8"))
+    check_calibration_size(recipe(80, "int8-a8"))
+    check_calibration_size(recipe(79, "int8"))

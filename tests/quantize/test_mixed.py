@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,18 @@ import torch
 from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import write_bundle
+from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, write_bundle
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.run import engine as stages
-from pipeline.run.engine import Run
+from pipeline.run.preconditions import check_calibration_size
+from pipeline.run.quantizing import coreml_student, quantized_student, rounded_student, student_schemes
+from pipeline.run.results import Results
+from pipeline.run.stages.quantize import quantize
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import Place
-from pipeline.verify.verify import verify_bundle
+from pipeline.verify.verify import verify
 from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
 from quantize.schemes import apply_schemes, named_linears
 from quantize.size import executorch_parts, size_of
@@ -178,15 +181,16 @@ def test_budgets_and_mixes_go_together(options, message):
         Recipe.model_validate({"name": "tiny", "task": "classification", "quantize": options})
 
 
-class Ready(Run):
-    """A run whose stages before `quantize` are done: a model, its vocabulary and its data."""
+@dataclass(frozen=True)
+class ReadyResults(Results):
+    """The results of a run whose stages before `quantize` are done: a model, its vocabulary and its data."""
 
-    def __init__(self, recipe: Recipe, out: Path, model: ExitModel, vocab: Path, examples: list[ClassificationExample]):
-        super().__init__(recipe, out)
-        self.given, self.vocab, self.data, self.out = model, vocab, examples, out
+    student: ExitModel
+    vocab: Path
+    data: list[ClassificationExample]
 
     def model(self, stage: str) -> ExitModel:
-        return self.given
+        return self.student
 
     def examples(self, part: str) -> list[ClassificationExample]:
         return self.data
@@ -196,9 +200,6 @@ class Ready(Run):
 
     def tokenizer(self) -> WordPieceTokenizer:
         return WordPieceTokenizer.from_vocab(self.vocab, True)
-
-    def path(self, stage: str) -> Path:
-        return self.out
 
 
 def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, tokenizer, examples):
@@ -217,37 +218,34 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     export = {"coreml_precision": "mixed", "coreml_buckets": [64], "max_length": 64}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=export)})
     examples = examples * 2
-    run = Ready(recipe, tmp_path / "quantized", model, tiny_vocab, examples)
-    (tmp_path / "quantized").mkdir(exist_ok=True)
-    stages.quantize(run, Place(tmp_path / "quantized", tmp_path), lambda *step: None)
+    folder = tmp_path / "quantized"
+    results = ReadyResults(recipe, ("quantize",), lambda stage: folder, lambda stage: None, model, tiny_vocab, examples)
+    folder.mkdir()
+    quantize(results, Place(folder, tmp_path), lambda *step: None)
     mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
     assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 52_000
-    steps, held = named_linears(Programs.of(stages.rounded_student(run))), named_linears(stages.quantized_programs(run))
+    steps, held = named_linears(Programs.of(rounded_student(results))), named_linears(quantized_student(results))
     in_four_bits = [name for name, scheme in mix.schemes.items() if scheme == "int4" and name in held]
     assert in_four_bits
     for name in in_four_bits:  # what was rounded by texts is what is in the bundle
         torch.testing.assert_close(held[name].weight.dequantize(), steps[name].weight.detach(), rtol=0.004, atol=1e-6)
         assert not torch.equal(steps[name].weight, named_linears(Programs.of(model))[name].weight)
     assert (
-        mix.sensitivity.examples == len(stages.draft_examples(run)) < len(examples)
+        mix.sensitivity.examples == len(results.draft_examples()) < len(examples)
     )  # thresholds are tested on the others
     manifest = write_bundle(
         tmp_path / "bundle",
-        model=model,
-        coreml_model=stages.coreml_model(run),
-        quantized=stages.quantized_programs(run),
-        recipe=recipe,
-        tokenizer_vocab=tiny_vocab,
-        lowercase=True,
-        label_values=("0", "1", "2"),
-        matrix_schemes=stages.mixed_schemes(run),
+        recipe,
+        BundleSource(model, quantized_student(results), coreml_student(results), student_schemes(results)),
+        TokenizerFiles(tiny_vocab, lowercase=True),
+        Labels(("0", "1", "2")),
         speeds={},
         conformance_examples=examples[:4],
         provenance={},
     )
     assert read_manifest(tmp_path / "bundle") == manifest and manifest.matrix_schemes == mix.schemes
     assert (manifest.scheme, manifest.embeddings_scheme) == ("mixed", mix.schemes["embeddings.word"])
-    assert [str(check) for check in verify_bundle(tmp_path / "bundle") if not check.passed] == []
+    assert [str(check) for check in verify(tmp_path / "bundle").checks if not check.passed] == []
     target = size_of(tmp_path / "bundle").targets[0]
     assert target.parts.embeddings + target.parts.layers + target.parts.heads == mix.bytes
     assert 20_000 < target.parts.overhead < 60_000
@@ -263,7 +261,7 @@ def test_a_split_too_small_to_choose_on_is_refused_before_anything_is_trained():
         UserError,
         match=r"data.calibration: 79 examples leave 15 to compare matrices on, at least 16 .* set it to 80 or more",
     ):
-        stages.check_calibration(recipe)
+        check_calibration_size(recipe)
 
 
 def test_a_bundle_of_one_scheme_has_no_field_for_a_mix(tiny_classifier):

@@ -12,7 +12,7 @@ from pipeline.model.encoder import Embeddings, EncoderConfig
 from pipeline.model.heads import build_head
 from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
 from pipeline.support.quiet import import_quietly, quiet_stderr
-from quantize.schemes import EMBEDDINGS, SCHEMES, apply_scheme
+from quantize.schemes import LINEAR_ARITHMETIC, WORD_TABLE_ARITHMETIC, apply_scheme
 from quantize.size import executorch_parts
 
 CONFIG = EncoderConfig(vocab_size=400, hidden_size=64, layers=2, heads=2, intermediate_size=512, max_positions=24)
@@ -53,9 +53,8 @@ PAIRS = [
 
 
 def test_all_schemes_are_here():
-    assert {scheme for scheme, _ in PAIRS} == set(SCHEMES) and {embeddings for _, embeddings in PAIRS} == set(
-        EMBEDDINGS
-    )
+    assert {scheme for scheme, _ in PAIRS} == set(LINEAR_ARITHMETIC)
+    assert {embeddings for _, embeddings in PAIRS} == set(WORD_TABLE_ARITHMETIC)
 
 
 @pytest.mark.parametrize(("scheme", "embeddings"), PAIRS)

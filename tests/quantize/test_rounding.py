@@ -12,10 +12,11 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
-from pipeline.run import engine as stages
+from pipeline.run.precision import rounds_by_texts
+from pipeline.schemes import INT4_GROUP
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import compress
-from quantize.int4 import GROUP, scales_of, steps_of
+from quantize.int4 import scales_of, steps_of
 from quantize.rounding import DAMPING, round_model, round_to_moments, second_moments, with_rounded
 from quantize.schemes import apply_scheme, named_linears
 
@@ -69,14 +70,16 @@ def correlated(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
     """A plain reference: what is not rounded yet is solved for, after each column, so that the outputs' error is least (the paper's equation 2)."""
-    weight, moments = correlated(6, 3 * GROUP)
-    damped = moments.double() + DAMPING * float(moments.diagonal().mean()) * torch.eye(3 * GROUP, dtype=torch.float64)
+    weight, moments = correlated(6, 3 * INT4_GROUP)
+    damped = moments.double() + DAMPING * float(moments.diagonal().mean()) * torch.eye(
+        3 * INT4_GROUP, dtype=torch.float64
+    )
     expected, target = torch.empty_like(weight, dtype=torch.float64), weight.double()
     for at in range(weight.shape[1]):
         errors = expected[:, :at] - target[:, :at]
         left = target[:, at:] - errors @ damped[:at, at:] @ torch.linalg.inv(damped[at:, at:])
-        if at % GROUP == 0:
-            scales = scales_of(left[:, :GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + GROUP])
+        if at % INT4_GROUP == 0:
+            scales = scales_of(left[:, :INT4_GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + INT4_GROUP])
         expected[:, at] = (steps_of(left[:, :1], scales) * scales)[:, 0]
     # A column that lies between two steps by chance may fall to either side; then all later ones of its row differ.
     same = (round_to_moments(weight, moments) == expected.float()).all(dim=1)
@@ -84,8 +87,8 @@ def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
 
 
 def test_outputs_are_nearer_than_of_nearest_steps():
-    weight, moments = correlated(64, 4 * GROUP)
-    groups = weight.view(64, 4, GROUP)
+    weight, moments = correlated(64, 4 * INT4_GROUP)
+    groups = weight.view(64, 4, INT4_GROUP)
     scales = scales_of(groups, torch.bfloat16)
     nearest = (steps_of(groups, scales) * scales).view_as(weight)
 
@@ -181,4 +184,4 @@ def test_a_recipe_rounds_where_a_target_has_four_bits(scheme, precision, texts, 
             "export": export,
         }
     )
-    assert stages.rounds(recipe) is wanted
+    assert rounds_by_texts(recipe) is wanted

@@ -179,3 +179,26 @@ def test_a_shape_that_cannot_be_is_refused(tiny_classifier, tmp_path):
     rewrite(bundle, model=shape.model_copy(update={"head": "unheard-of"}))
     with pytest.raises(UserError, match="manifest.json: model: "):
         size_of(bundle)
+
+
+@pytest.mark.parametrize("field", ["scheme", "embeddings_scheme"])
+def test_a_scheme_that_this_version_does_not_know_is_refused(tiny_classifier, tmp_path, field):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    rewrite(bundle, **{field: "int3"})
+    with pytest.raises(
+        UserError, match=r"manifest.json: executorch programs: 'int3' is no scheme.* take one of fp32, "
+    ):
+        size_of(bundle)
+
+
+def test_positions_are_read_from_the_manifest_and_computed_for_older_bundles(tiny_classifier, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_classifier.path, bundle)
+    shape = read_manifest(bundle).model
+    assert shape.max_positions == 64
+    rewrite(bundle, model=shape.model_copy(update={"max_positions": None}))
+    assert size_of(bundle).fp32_parts == size_of(tiny_classifier.path).fp32_parts
+    rewrite(bundle, model=shape.model_copy(update={"max_positions": 63}))
+    with pytest.raises(UserError, match=r"manifest.json: model.parameters: "):
+        size_of(bundle)

@@ -1,3 +1,5 @@
+"""Tests that the page of a run shows every number, and needs no other file."""
+
 import base64
 import re
 import xml.etree.ElementTree
@@ -20,14 +22,14 @@ SECTIONS = ("headline", "plots", "study", "method", "latency", "size", "parity",
 
 
 def studied(task) -> Study:
-    """Three exits, sure of four examples in five, of which the first has 70 % right, the second 90 %, the last all."""
+    """Returns the study of three exits that have 70 %, 90 % and all of the answers right."""
     count = 200
-    unsure = np.stack([np.linspace(0, top, count) for top in (1.0, 0.5, 0.25)], axis=1)
-    score = (unsure < (0.7, 0.45, 1.0)).astype(float)
+    uncertainty = np.stack([np.linspace(0, top, count) for top in (1.0, 0.5, 0.25)], axis=1)
+    score = (uncertainty < (0.7, 0.45, 1.0)).astype(float)
     answers = [[{"classification": 0, "regression": 0.5, "qa": "a"}[task]] * 3] * count
     speeds = {
         name: Speed(
-            thresholds=[at] * 3,
+            thresholds=[threshold] * 3,
             metric="accuracy",
             value=0.9,
             value_full_depth=0.9,
@@ -36,17 +38,22 @@ def studied(task) -> Study:
             max_loss=loss,
             delta=0.1,
         )
-        for name, at, loss in (("exact", 0.4, 0.005), ("fast", 0.8, 0.02))
+        for name, threshold, loss in (("exact", 0.4, 0.005), ("fast", 0.8, 0.02))
     }
     predictions = Predictions(
-        score, score, unsure, answers, measures={"margin": unsure[::-1], "patience": np.full((count, 3), 0.5)}
+        score,
+        score,
+        uncertainty,
+        answers,
+        measures={"margin": uncertainty[::-1], "patience": np.full((count, 3), 0.5)},
+        task=task,
     )
     costs = Costs(np.arange(count) + 5, np.outer(np.arange(count) + 5, [1e6, 2e6, 3e6]))
     return study(predictions, costs, (2, 4, 6), "entropy", speeds)
 
 
 def results(task="classification", **changes) -> RunResults:
-    """A run with three segments, two speeds beside full depth, and numbers that occur nowhere else."""
+    """Returns a run with three segments and two speeds beside full depth. Every number occurs only once."""
 
     def scores(value):
         if task == "regression":
@@ -82,7 +89,11 @@ def results(task="classification", **changes) -> RunResults:
     fields = {
         "name": "my-recipe",
         "task": task,
-        "metrics": {"teacher": Score(**scores(0.9137)), "student": Score(**scores(0.9071)), "quantized": Score(**scores(0.9049))},
+        "metrics": {
+            "teacher": Score(**scores(0.9137)),
+            "student": Score(**scores(0.9071)),
+            "quantized": Score(**scores(0.9049)),
+        },
         "evaluation": Evaluation(
             task=task,
             examples=872,
@@ -98,11 +109,16 @@ def results(task="classification", **changes) -> RunResults:
             results=[*bench, reference],
         ),
         "size": SizeReport(
-            name="my-recipe", files=[FileSize(path="model.pte", bytes=66_812_345)], total_bytes=parts.total, parts=parts,
+            name="my-recipe", files=[FileSize(path="model.pte", bytes=66_812_345)],
+            total_bytes=parts.total, parts=parts,
             targets=[
-                TargetSize(backend="executorch", scheme="int8", bytes=parts.total, program_bytes=66_812_345, parts=parts, ratio=6.5)
+                TargetSize(
+                    backend="executorch", scheme="int8", bytes=parts.total, program_bytes=66_812_345, parts=parts,
+                    ratio=6.5,
+                )
             ],
-            parameters=66_000_000, fp32_bytes=265_000_000, fp32_parts=Parts(embeddings=95_000_000, layers=168_000_000, heads=2_000_000),
+            parameters=66_000_000, fp32_bytes=265_000_000,
+            fp32_parts=Parts(embeddings=95_000_000, layers=168_000_000, heads=2_000_000),
             bert_base_bytes=bert_base_parts().total, bert_base_parts=bert_base_parts(), ratio=6.5,
         ),
         "checks": [ParityCheck(program="segment_0", backend="executorch", metric="cosine", value=0.99987, floor=0.999, passed=True)],
@@ -113,7 +129,7 @@ def results(task="classification", **changes) -> RunResults:
 
 
 class Page(HTMLParser):
-    """Ids, images, what would be loaded, and tags that are left open."""
+    """Reads the ids, the images and the text of a page, the addresses that it loads, and its wrong tags."""
 
     VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -145,17 +161,17 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("task", ["classification", "regression", "qa"])
 def test_the_page_has_every_section_and_loads_nothing(task, tmp_path):
     path = write_report(results(task), tmp_path / "report")
-    assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "results.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["report.html", "results.json"]
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert not page.wrong and not page.open
-    assert [each for each in page.ids if each] == list(SECTIONS)
+    assert [section for section in page.ids if section] == list(SECTIONS)
     assert page.loaded and all(address.startswith("data:image/svg+xml;base64,") for address in page.loaded)
     assert not re.search(r"https?:|@import|url\(", html)
     assert RunResults.model_validate_json((path.parent / "results.json").read_text()) == results(task)
 
 
-def test_every_plot_is_a_drawing_with_its_content_in_words():
+def test_every_plot_is_drawn_and_described_in_words():
     page = Page(render(results()))
     assert len(page.images) == 10
     for image in page.images:
@@ -167,7 +183,7 @@ def test_every_plot_is_a_drawing_with_its_content_in_words():
         assert number in words
 
 
-def test_the_table_says_what_was_measured_against_what():
+def test_the_page_says_what_was_measured_and_how():
     text = " ".join(Page(render(results())).text.split())
     for number in ("91.4 %", "90.7 %", "90.5 %", "89.5 %", "66.8 MB", "1.40 of 3", "3.21 ms", "263 ms", "82×"):
         assert number in text, number
@@ -183,12 +199,12 @@ def test_the_table_says_what_was_measured_against_what():
         assert label in text, label
 
 
-def test_question_answering_has_both_of_its_metrics():
+def test_question_answering_shows_both_of_its_metrics():
     text = " ".join(Page(render(results("qa"))).text.split())
     assert "EM F1" in text and "79.5 % 89.5 %" in text and "Accuracy" not in text
 
 
-def test_a_regression_has_correlations_and_an_error_which_are_no_percentages():
+def test_correlations_and_errors_of_a_regression_are_not_percentages():
     page = Page(render(results("regression")))
     text = " ".join(page.text.split())
     assert "Text regression" in text and "Pearson Spearman MAE" in text and "0.8945 0.7945 11.36" in text
@@ -196,7 +212,7 @@ def test_a_regression_has_correlations_and_an_error_which_are_no_percentages():
     assert "speed fast 0.8945 at 1.40" in " ".join(image["alt"] for image in page.images)
 
 
-def test_where_core_ml_runs_is_shown_where_it_ran():
+def test_the_compute_plan_is_shown_if_core_ml_ran():
     operators = [
         {"operator": kind, "name": "y", "device": device, "supported": [device], "cost": None}
         for kind, device in (("gather", "CPU"), ("linear", "Neural Engine"), ("matmul", "Neural Engine"))
@@ -220,7 +236,7 @@ def test_where_core_ml_runs_is_shown_where_it_ran():
         assert "plan" not in Page(render(results(mac=without))).ids
 
 
-def test_warnings_of_the_packages_are_grouped_by_reason():
+def test_package_warnings_are_grouped_by_reason():
     assert "Neural Engine" not in render(results())
     warning = {
         "function": "length_32",
@@ -245,7 +261,7 @@ def test_warnings_of_the_packages_are_grouped_by_reason():
     assert "a table of 300x64; a table of 500x64" in page.text and "https://example.org/gather" in page.text
 
 
-def test_a_failed_check_is_not_passed_over():
+def test_a_failed_check_is_shown():
     failed = ParityCheck(program="segment_1", backend="coreml", metric="cosine", value=0.5, floor=0.99, passed=False)
     text = " ".join(Page(render(results(checks=[*results().checks, failed]))).text.split())
     assert "1 of 2 checks failed" in text and "checks passed" not in text
@@ -253,19 +269,20 @@ def test_a_failed_check_is_not_passed_over():
 
 def test_a_run_without_the_reference_claims_no_speed_up():
     bench = results().bench
-    alone = bench.model_copy(update={"results": bench.of("pocketbert")})
-    text = Page(render(results(bench=alone))).text
-    assert (
-        "was not run" in text and "×" not in text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
-    )
+    without_reference = bench.model_copy(update={"results": bench.of("pocketbert")})
+    text = Page(render(results(bench=without_reference))).text
+    before_study = text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
+    assert "was not run" in text and "×" not in before_study
 
 
-def test_the_growth_over_the_length_is_said_where_it_can_be_fitted():
+def test_the_growth_with_length_is_shown_if_it_can_be_fitted():
     bench = results().bench
-    assert "ms a token" not in Page(render(results())).text  # two lengths are no line
+    assert "ms a token" not in Page(render(results())).text  # two lengths are too few
     third = bench.of("pocketbert")[-1].model_copy(update={"length": 64, "median_ms": 64 * 3 / 20})
     text = Page(render(results(bench=bench.model_copy(update={"results": [*bench.results, third]})))).text
-    assert "From 16 to 128 tokens it is a line, 0.00 ms and 0.150 ms a token" in " ".join(text.split())
+    assert "From 16 to 128 tokens the time at full depth grows linearly: 0.00 ms plus 0.150 ms a token" in " ".join(
+        text.split()
+    )
 
 
 def test_names_cannot_break_the_page():

@@ -1,4 +1,4 @@
-"""An ablation trains each variant once, takes from the run what does not differ, and continues where it was killed."""
+"""An ablation trains each variant once, shares the stages that do not differ, and continues after a kill."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import pytest
 
 from pipeline import cli
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.run.ablate import ablate, ablation_table, variants
-from pipeline.run.engine import STAGES, Run
+from pipeline.report.ablation import ablation_table
+from pipeline.run.ablate import ablate, variants
+from pipeline.run.engine import Run
+from pipeline.run.table import STAGES
 from pipeline.support.quiet import import_quietly
 from pipeline.support.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory, tiny_vocab):
-    """A random BERT of 3 layers with its masked-LM head, a text that it can pre-train on, and a task of which word occurs."""
+    """A random BERT of 3 layers with its masked-LM head, a corpus, and a task: which of two words occurs."""
     transformers = import_quietly("transformers")
     folder = tmp_path_factory.mktemp("ablation")
     words = tiny_vocab.read_text()
@@ -36,10 +38,10 @@ def recipe_file(tmp_path_factory, tiny_vocab):
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgl" for b in "aeiou"]
     rows = []
-    for at in range(150):
+    for row in range(150):
         text = chance.choices(syllables, k=chance.randint(3, 8))
-        text[chance.randrange(len(text))] = ("tu", "va")[at % 2]
-        rows.append(f"{' '.join(text)}\t{at % 2}")
+        text[chance.randrange(len(text))] = ("tu", "va")[row % 2]
+        rows.append(f"{' '.join(text)}\t{row % 2}")
     (folder / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     (folder / "corpus.txt").write_text("\n".join(row.split("\t")[0] + "." for row in rows))
     training = "training = { epochs = 1, batch_size = 16, learning_rate = 1e-3 }"
@@ -89,7 +91,7 @@ def test_the_variants_are_the_terms_that_the_recipe_uses():
         "without-exits",
         "random",
     ]
-    assert names(distill={"soft_weight": 0}) == ["full", "random"]  # the labels alone cannot be taken away
+    assert names(distill={"soft_weight": 0}) == ["full", "random"]  # the only term left cannot be taken away
     assert names(distill={"training": {"epochs": 0}}, student={"initialise": "random"}) == ["full"]
     with_corpus = [
         "full",
@@ -142,7 +144,7 @@ def test_every_variant_is_measured_on_dev(recipe_file, finished):
         assert len(row.exits) == 2 and row.exits[-1] == row.metrics["accuracy"]
 
 
-def test_what_does_not_differ_is_not_trained_again(finished):
+def test_stages_that_do_not_differ_are_not_trained_again(finished):
     out, ablation = finished
     for row in ablation.variants[1:]:
         made = {path.name for path in (out / "ablation" / row.name).iterdir() if not path.name.startswith(".")}
@@ -161,25 +163,25 @@ def test_a_killed_ablation_continues(recipe_file, finished, tmp_path, monkeypatc
     recipe = load_recipe(
         recipe_file, ["pretrain.mlm_weight=0", "pretrain.hidden_weight=0", "distill.attention_weight=0"]
     )
-    built, run = [], Run.upto
+    built, run = [], Run.run_up_to
 
-    def until_the_last(self, last):
+    def kill_before_the_last(self, last):
         if self.base is not None and self.recipe.student.initialise == "random":
             raise KeyboardInterrupt
         run(self, last)
 
-    monkeypatch.setattr(Run, "upto", until_the_last)
+    monkeypatch.setattr(Run, "run_up_to", kill_before_the_last)
     with pytest.raises(KeyboardInterrupt):
         ablate(recipe, tmp_path)
     assert not (tmp_path / "ablation" / "ablation.json").exists()
-    monkeypatch.setattr(Run, "upto", run)
+    monkeypatch.setattr(Run, "run_up_to", run)
     build = Workspace.run
 
-    def note(self, stage, mark, work):
+    def build_and_note(self, stage, key, work):
         built.append((self.root.name, stage))
-        return build(self, stage, mark, work)
+        return build(self, stage, key, work)
 
-    monkeypatch.setattr(Workspace, "run", note)
+    monkeypatch.setattr(Workspace, "run", build_and_note)
     names = [row.name for row in ablate(recipe, tmp_path).variants]
     assert names == ["full", "without-soft", "without-hard", "without-pretraining", "random"]
     assert set(built) == {("random", STAGES[stage].folder) for stage in ("pretrain", "distill", "exits")}
@@ -196,5 +198,5 @@ def test_the_table_and_the_command(recipe_file, finished, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pocketbert", "ablate", str(recipe_file), "--out", str(out)])
     with pytest.raises(SystemExit):
         cli.main()
-    said = capsys.readouterr().out
-    assert all(row.change.split()[-1] in said for row in ablation.variants) and "delta" in said
+    printed = capsys.readouterr().out
+    assert all(row.change.split()[-1] in printed for row in ablation.variants) and "delta" in printed

@@ -1,4 +1,4 @@
-"""A checkpoint quantized as it stands: what its bundle says is what Hugging Face's model says, and what cannot be done is one line."""
+"""The bundle of a quantized checkpoint answers as Hugging Face's model does, and each refusal is one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZES["distilbert"] = {"dim": 64, "n_layers": 1, "n_heads": 2, "hidden_dim": 96,
 
 
 def save(folder: Path, kind: str, head: str, vocab: Path, **config) -> Path:
-    """A checkpoint with random weights, as Hugging Face writes it."""
+    """Writes a checkpoint with random weights, as Hugging Face does."""
     transformers = import_quietly("transformers")
     names = {"bert": "Bert", "distilbert": "DistilBert"}
     tokens = len(vocab.read_text().splitlines())
@@ -67,11 +67,11 @@ def answerer(tmp_path_factory, tiny_vocab) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> Path:
-    """Pairs and their labels, by number."""
+    """A file of texts with the numbers of their labels."""
     random = np.random.default_rng(0)
     lines = [
-        " ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) + f"\t{at % 3}"
-        for at in range(40)
+        " ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) + f"\t{number % 3}"
+        for number in range(40)
     ]
     path = tmp_path_factory.mktemp("texts") / "texts.tsv"
     path.write_text("\n".join(["text\tlabel", *lines]) + "\n")
@@ -79,8 +79,8 @@ def texts(tmp_path_factory) -> Path:
 
 
 @torch.no_grad()
-def test_a_bert_answers_as_hugging_faces(answerer, tmp_path):
-    """Question and passage have token types of their own, which the program finds by the separator."""
+def test_a_bert_answers_as_hugging_face_does(answerer, tmp_path):
+    """Question and passage have different token types, which the program finds by the separator."""
     result = quantize_checkpoint(
         str(answerer), ["quantize.scheme=fp32", "quantize.embeddings=fp32", "data.dev_limit=16"], tmp_path / "bundle"
     )
@@ -100,10 +100,10 @@ def test_a_bert_answers_as_hugging_faces(answerer, tmp_path):
     )
     for window in windows:
         expected = model(torch.tensor(window.ids)[None], token_type_ids=torch.tensor(window.type_ids)[None])
-        apart = model(torch.tensor(window.ids)[None])  # all of type 0
-        got = runner.run_all(window.ids, window.answer_mask)[0].logits
+        without_types = model(torch.tensor(window.ids)[None])
+        actual = runner.run_all(window.ids, window.answer_mask)[0].logits
         for ours, theirs, without in zip(
-            got, (expected.start_logits, expected.end_logits), (apart.start_logits, apart.end_logits)
+            actual, (expected.start_logits, expected.end_logits), (without_types.start_logits, without_types.end_logits)
         ):
             np.testing.assert_allclose(ours, theirs[0], atol=1e-3)
             assert np.abs(ours - without[0].numpy()).max() > 0.05
@@ -111,7 +111,7 @@ def test_a_bert_answers_as_hugging_faces(answerer, tmp_path):
 
 
 @torch.no_grad()
-def test_a_distilbert_in_int4_is_near_hugging_faces_and_smaller(classifier, texts, tmp_path):
+def test_a_distilbert_in_int4_is_close_to_hugging_faces_and_smaller(classifier, texts, tmp_path):
     out = tmp_path / "bundle"
     result = quantize_checkpoint(
         str(classifier), ["quantize.scheme=int4", "quantize.embeddings=int4", f"data.dev={texts}"], out
@@ -121,12 +121,12 @@ def test_a_distilbert_in_int4_is_near_hugging_faces_and_smaller(classifier, text
     ids = [
         encode_text(bundle.tokenizer, line.split("\t")[0], None, 64).ids for line in texts.read_text().splitlines()[1:]
     ]
-    expected = np.stack([model(torch.tensor(each)[None]).logits[0].numpy() for each in ids])
-    got = np.stack([runner.run_all(each)[0].logits[0] for each in ids])
-    error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
+    expected = np.stack([model(torch.tensor(row)[None]).logits[0].numpy() for row in ids])
+    actual = np.stack([runner.run_all(row)[0].logits[0] for row in ids])
+    error = np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean())
     assert 0.01 < error < 0.4 and error == pytest.approx(result.relative_error, rel=0.1)
-    assert (got.argmax(1) == expected.argmax(1)).mean() == pytest.approx(result.same_answer, abs=0.05)
-    assert (result.texts, result.rounding_texts) == (40, 0)  # all are compared on, none is left to round by
+    assert (actual.argmax(1) == expected.argmax(1)).mean() == pytest.approx(result.same_answer, abs=0.05)
+    assert (result.texts, result.rounding_texts) == (40, 0)  # all texts are compared, none is left to round by
     assert result.loss is not None and result.divergence > 0
     manifest = read_manifest(out)
     assert (manifest.labels, manifest.label_values) == (["low", "middle", "high"], ["0", "1", "2"])
@@ -140,31 +140,32 @@ def test_a_distilbert_in_int4_is_near_hugging_faces_and_smaller(classifier, text
         quantize_checkpoint(str(classifier), [], out)
 
 
-def test_int4_is_rounded_by_texts_that_are_not_compared_on(classifier, texts, tmp_path):
+def test_int4_is_rounded_by_texts_that_are_not_compared(classifier, texts, tmp_path):
     pretrained, task = load_with_head(str(classifier))
 
     def chosen(*settings: str) -> tuple[set[str], set[str]]:
         recipe = recipe_for(pretrained, task, settings)
         compared, _ = texts_for(recipe, pretrained)
-        return {each.text for each in compared}, {each.text for each in texts_to_round_by(recipe, compared)}
+        return {text.text for text in compared}, {text.text for text in texts_to_round_by(recipe, compared)}
 
     compared, others = chosen(f"data.dev={texts}", "data.dev_limit=20")
     assert (len(compared), len(others)) == (20, 20) and not compared & others
     assert len(chosen(f"data.dev={texts}", "data.dev_limit=20", "quantize.rounding_texts=16")[1]) == 16
-    assert len(chosen(f"data.dev={texts}", "data.dev_limit=30")[1]) == 0  # 10 would say too little
+    assert len(chosen(f"data.dev={texts}", "data.dev_limit=30")[1]) == 0  # 10 are too few to round by
     assert len(chosen(f"data.dev={texts}", "data.dev_limit=20", "quantize.rounding_texts=0")[1]) == 0
     train = tmp_path / "train.tsv"
     train.write_text(
-        "text\tlabel\n" + "\n".join(f"go {'lu ' * at}fi\t9" for at in range(40))
-    )  # a label that the head does not know is no matter
+        "text\tlabel\n" + "\n".join(f"go {'lu ' * count}fi\t9" for count in range(40))
+    )  # labels are not read, so an unknown one does not matter
     assert all(text.startswith("go ") for text in chosen(f"data.dev={texts}", f"data.train={train}")[1])
-    compared, others = chosen()  # embedded texts
+    compared, others = chosen()  # the embedded texts
     assert len(others) == 128 and not compared & others
     settings = ["quantize.scheme=int4", f"data.dev={texts}", f"data.train={train}"]
     assert quantize_checkpoint(str(classifier), settings, tmp_path / "bundle").rounding_texts == 40
 
 
 def refused(weights: Path, *settings: str) -> str:
+    """Returns the message with which a checkpoint is refused; nothing may be left of its bundle."""
     out = weights.parent / "never"
     with pytest.raises(UserError) as error:
         quantize_checkpoint(str(weights), list(settings), out)
@@ -174,7 +175,7 @@ def refused(weights: Path, *settings: str) -> str:
 
 
 def changed(folder: Path, source: Path, config: dict | None = None, **tensors) -> Path:
-    """A copy of a checkpoint with other entries in its config or other tensors (None: without)."""
+    """Copies a checkpoint and changes entries of its config or tensors; None removes a tensor."""
     shutil.copytree(source, folder)
     if config:
         raw = json.loads((folder / "config.json").read_text())
@@ -184,7 +185,9 @@ def changed(folder: Path, source: Path, config: dict | None = None, **tensors) -
     return folder
 
 
-def test_what_cannot_be_quantized_is_one_line(classifier, answerer, texts, tiny_vocab, tmp_path):
+def test_a_checkpoint_that_cannot_be_quantized_is_refused_in_one_line(
+    classifier, answerer, texts, tiny_vocab, tmp_path
+):
     assert "config.json: model_type: is 'roberta'; this version takes bert and distilbert" in refused(
         changed(tmp_path / "roberta", classifier, {"model_type": "roberta"})
     )
@@ -201,7 +204,7 @@ def test_what_cannot_be_quantized_is_one_line(classifier, answerer, texts, tiny_
     assert "has a head that does not fit its config" in refused(narrow)
 
 
-def test_settings_that_do_not_fit_are_one_line(classifier, answerer, texts, tmp_path):
+def test_settings_that_do_not_fit_are_refused_in_one_line(classifier, answerer, texts, tmp_path):
     assert "65 is more than the 64 positions" in refused(classifier, "export.max_length=65")
     assert "data.max_length: 65 is more than" in refused(classifier, "data.max_length=65", "export.max_length=65")
     assert "qa.window: 100 is more than the 64 positions" in refused(answerer, "qa.window=100", "export.max_length=100")

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint: killed in any stage they continue and end in the same bundle; a second run has nothing to do."""
+"""Whole runs of a tiny checkpoint: a killed run continues to the same bundle, a second run has nothing to do."""
 
 import json
 import os
@@ -15,7 +15,9 @@ from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import Answer, QAExample
 from pipeline.data.labels import LabelRange
 from pipeline.recipe import Recipe
-from pipeline.run.engine import STAGES, Run, load_examples, order_upto, save_examples
+from pipeline.run.engine import Run
+from pipeline.run.examples import load_examples, save_examples
+from pipeline.run.table import STAGES, stages_up_to
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import digest_tree
 
@@ -61,15 +63,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory, tiny_checkpoint) -> Path:
-    """Every stage, small: enough training steps for several checkpoints, both kinds of program, no reference model."""
+    """A small recipe with every stage: several checkpoints per training, programs of both kinds, no reference model."""
     folder = tmp_path_factory.mktemp("recipe")
     chance = random.Random(0)
     rows = []
-    for at in range(400):
-        label = at % 2
+    for number in range(400):
+        label = number % 2
         words = chance.choices(WORDS, k=chance.randint(4, 20))
         words[chance.randrange(len(words))] = ("bad", "good")[label]
-        rows.append(f"{' '.join(words)} {at}\t{label}")
+        rows.append(f"{' '.join(words)} {number}\t{label}")
     (folder / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     training = "training = { epochs = 4, batch_size = 4, learning_rate = 1e-3, checkpoint_minutes = 0.001 }"
     recipe = folder / "tiny.toml"
@@ -111,7 +113,7 @@ speeds = ["0", "exact"]
 def order(recipe_file: Path) -> list[str]:
     from pipeline.recipe import load_recipe
 
-    return order_upto("report", load_recipe(recipe_file))
+    return stages_up_to("report", load_recipe(recipe_file))
 
 
 def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
@@ -124,32 +126,32 @@ def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
             str(recipe),
             "--out",
             str(out),
-            *(f"--set={each}" for each in settings),
+            *(f"--set={setting}" for setting in settings),
         ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Two processes with two threads each would only wait for one another.
+        # With two threads each, processes that run at the same time would wait for each other.
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
 def finish(recipe: Path, out: Path, *settings: str) -> str:
     process = start(recipe, out, *settings)
-    _, said = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-    return said
+    _, progress = process.communicate(timeout=400)
+    assert process.returncode == 0, progress
+    return progress
 
 
 def kill_in(stage: str, recipe: Path, out: Path) -> bool:
-    """Starts a run and kills it a moment after the stage has begun. False if the run got past the stage first."""
+    """Starts a run and kills it just after the stage has begun. Returns false if the stage was over before."""
     process = start(recipe, out)
     work = out / ".work" / STAGES[stage].folder
     record = out / ".stages" / f"{STAGES[stage].folder}.json"
     try:
         while process.poll() is None and not record.is_file():
-            # In a training, wait until it has something to continue from.
+            # A training is killed when it has something to continue from.
             ready = work / "checkpoint.pt" if stage in ("finetune", "distill", "exits") else work / "out"
             if ready.exists():
                 time.sleep(0.05)
@@ -165,49 +167,49 @@ def kill_in(stage: str, recipe: Path, out: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(recipe_file, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that was not killed."""
     out = tmp_path_factory.mktemp("whole")
     finish(recipe_file, out)
     return out
 
 
 @pytest.mark.timeout(900)
-def test_killed_in_every_stage_it_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
+def test_a_run_that_is_killed_in_every_stage_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
     out = tmp_path / "killed"
     killed = [stage for stage in order(recipe_file) if kill_in(stage, recipe_file, out)]
-    # A stage of milliseconds may be over before the signal arrives; the long ones may not.
+    # A stage of milliseconds may be over before the signal arrives, a long one may not.
     assert {"finetune", "distill", "exits", "export"} <= set(killed)
-    said = finish(recipe_file, out)
-    assert "finetune  unchanged" in said
+    progress = finish(recipe_file, out)
+    assert "finetune  unchanged" in progress
     assert digest_tree(out / "bundle") == digest_tree(whole / "bundle")
     assert json.loads((out / ".stages" / "bundle.json").read_text())["digest"] == digest_tree(whole / "bundle")
 
 
-def test_second_run_redoes_nothing(recipe_file, whole):
-    said = finish(recipe_file, whole)
-    assert all(f"{stage:<9} unchanged" in said for stage in order(recipe_file)) and "pretrain" not in said
+def test_a_second_run_repeats_nothing(recipe_file, whole):
+    progress = finish(recipe_file, whole)
+    assert all(f"{stage:<9} unchanged" in progress for stage in order(recipe_file)) and "pretrain" not in progress
 
 
-def test_a_changed_key_redoes_what_reads_it(recipe_file, whole):
+def test_a_changed_key_of_the_recipe_repeats_the_stages_that_read_it(recipe_file, whole):
     from pipeline.recipe import load_recipe
 
     before = Run(load_recipe(recipe_file), whole)
     after = Run(load_recipe(recipe_file, ["exits.exact=0.12"]), whole)
-    changed = {stage for stage in order(recipe_file) if before.mark(stage) != after.mark(stage)}
+    changed = {stage for stage in order(recipe_file) if before.stage_key(stage) != after.stage_key(stage)}
     assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
 
 
-def test_a_promise_made_after_the_data_was_cut_is_checked_too(recipe_file, whole):
-    """The split stands when only `exits` changes, and the stage that checked it does not run again."""
+def test_a_speed_that_is_changed_after_the_split_is_checked_too(recipe_file, whole):
+    """When only `exits` changes, the stage prepare, which checks the split, does not run again."""
     from pipeline.recipe import load_recipe
-    from pipeline.run.engine import quantize
+    from pipeline.run.stages.quantize import quantize
 
     with pytest.raises(UserError, match="'exact'.*at least 288"):
-        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole), None, None)
+        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole).results, None, None)
 
 
-def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whole, tmp_path):
-    """From a checkpoint without a masked-LM head; the teacher and the data are those of the run without a corpus."""
+def test_distillation_starts_from_the_pretrained_student(recipe_file, whole, tmp_path):
+    """The checkpoint has no masked-LM head; teacher and data are shared with the run that has no corpus."""
     import torch
 
     from pipeline.model.checkpoint import load_encoder, load_model
@@ -221,7 +223,7 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
         "exits.head=bert",
     ]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", Run(load_recipe(recipe_file), whole))
-    run.upto("distill")
+    run.run_up_to("distill")
     assert {path.name for path in run.workspace.root.iterdir() if not path.name.startswith(".")} == {
         "pretrained",
         "student",
@@ -232,8 +234,8 @@ def test_a_pretrained_student_is_what_distillation_starts_from(recipe_file, whol
     assert not torch.equal(student.layers[0].qkv.weight, teacher.layers[1].qkv.weight)
 
 
-def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
-    """The student learns the teacher's answers to them; the teacher itself, made of labels, stands."""
+def test_the_student_learns_from_texts_without_labels(recipe_file, whole, tmp_path):
+    """It learns the teacher's answers to them. The teacher, which learns from labels, is shared."""
     from pipeline.recipe import load_recipe
 
     more = tmp_path / "more.tsv"
@@ -243,18 +245,34 @@ def test_texts_without_labels_are_lessons(recipe_file, whole, tmp_path):
     base = Run(load_recipe(recipe_file), whole)
     settings = [f"distill.unlabelled={more}", "distill.training.epochs=1", "distill.training.batch_size=1"]
     run = Run(load_recipe(recipe_file, settings), tmp_path / "out", base)
-    assert run.mark("finetune") == base.mark("finetune")
-    run.upto("distill")
+    assert run.stage_key("finetune") == base.stage_key("finetune")
+    run.run_up_to("distill")
     losses = json.loads((run.path("distill") / "losses.json").read_text())["losses"]
-    assert len(losses) == len(base.examples("train")) + len(WORDS)
-    mark = run.mark("distill")
+    assert len(losses) == len(base.results.examples("train")) + len(WORDS)
+    key = run.stage_key("distill")
     more.write_text("sentence\nthe plot\n")
-    assert run.mark("distill") != mark
+    assert run.stage_key("distill") != key
     with pytest.raises(UserError, match=f"{tmp_path}/none.tsv"):
-        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").upto("prepare")
+        Run(load_recipe(recipe_file, [f"distill.unlabelled={tmp_path}/none.tsv"]), tmp_path / "bad").run_up_to(
+            "prepare"
+        )
 
 
-def test_report_and_results_are_there(whole):
+def test_verifying_a_recipe_checks_all_that_its_own_stage_checks(recipe_file, whole, monkeypatch, capsys):
+    """It compares with the PyTorch model and with its answers on dev, not with the bundle's own vectors alone."""
+    from pipeline import cli
+
+    monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(recipe_file), "--out", str(whole), "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    checks = json.loads(capsys.readouterr().out)
+    assert stopped.value.code in (0, None)
+    assert checks == json.loads((whole / "verification" / "checks.json").read_text())
+    metrics = {check["metric"] for check in checks["checks"]}
+    assert {"same_answer_as_quantized_torch", "same_label_as_float32", "snr_db_32_float32"} <= metrics
+
+
+def test_a_run_leaves_its_report_and_both_kinds_of_program(whole):
     page = (whole / "report" / "report.html").read_text()
     assert "tiny" in page and 'src="http' not in page
     manifest = json.loads((whole / "bundle" / "manifest.json").read_text())
@@ -265,13 +283,13 @@ def test_report_and_results_are_there(whole):
     assert not list((whole / ".work").iterdir())
 
 
-def test_a_regression_runs_to_its_report(recipe_file, tmp_path):
+def test_a_regression_runs_from_data_to_report(recipe_file, tmp_path):
     """The score of a text is the share of its good words, from -10 to 30."""
     chance, rows = random.Random(1), ["sentence\tscore"]
-    for at in range(400):
+    for number in range(400):
         good, bad = chance.randint(0, 6), chance.randint(0, 6)
         words = ["good"] * good + ["bad"] * bad + chance.choices(WORDS[2:], k=4)
-        rows.append(f"{' '.join(chance.sample(words, len(words)))} {at}\t{-10 + 40 * good / (good + bad or 1):.2f}")
+        rows.append(f"{' '.join(chance.sample(words, len(words)))} {number}\t{-10 + 40 * good / (good + bad or 1):.2f}")
     data = tmp_path / "data.tsv"
     data.write_text("\n".join(rows) + "\n")
     settings = [
@@ -292,29 +310,42 @@ def test_a_regression_runs_to_its_report(recipe_file, tmp_path):
     assert all(speed.value_full_depth - speed.value <= speed.max_loss for speed in manifest.speeds.values())
     results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
     assert results["metrics"]["teacher"]["pearson"] > 0.8 and results["metrics"]["quantized"]["pearson"] > 0.8
-    assert results["evaluation"]["speeds"][0]["mean_absolute_error"] < 8  # of labels that deviate by 13
+    assert results["evaluation"]["speeds"][0]["mean_absolute_error"] < 8  # the labels have a standard deviation of 13
     assert "Pearson" in (tmp_path / "out" / "report" / "report.html").read_text()
 
 
-def test_examples_survive_the_way_to_disk(tmp_path):
-    # Unicode line separators are data, not ends of lines.
+def test_examples_are_the_same_after_a_round_trip_to_disk(tmp_path):
+    # Unicode line separators belong to the text and end no line.
     examples = [QAExample("1", "Who\u2028?", "A\u0085 B\r\nC", (Answer("B", 3),)), QAExample("2", "x", "y")]
     save_examples(examples, tmp_path / "examples.jsonl")
-    assert load_examples(tmp_path / "examples.jsonl") == examples
+    assert load_examples(tmp_path / "examples.jsonl", "qa") == examples
 
 
-def test_order():
+def test_a_stage_runs_after_all_stages_that_it_needs():
     plain = Recipe(name="plain", task="qa")
-    assert order_upto("exits", plain) == ["prepare", "finetune", "distill", "exits"]
-    assert order_upto("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
+    assert stages_up_to("exits", plain) == ["prepare", "finetune", "distill", "exits"]
+    assert stages_up_to("report", plain) == [stage for stage in STAGES if stage != "pretrain"]
     with_corpus = Recipe(name="corpus", task="qa", pretrain={"corpus": "books"})
-    assert order_upto("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
-    assert order_upto("pretrain", with_corpus) == ["pretrain"]
-    assert order_upto("report", with_corpus) == list(STAGES)
+    assert stages_up_to("exits", with_corpus) == ["prepare", "finetune", "pretrain", "distill", "exits"]
+    assert stages_up_to("pretrain", with_corpus) == ["pretrain"]
+    assert stages_up_to("report", with_corpus) == list(STAGES)
     with pytest.raises(UserError, match="^pretrain.corpus: "):
-        order_upto("pretrain", plain)
+        stages_up_to("pretrain", plain)
 
 
-def test_sections_are_parts_of_the_recipe():
+def test_results_of_older_versions_still_count(tmp_path):
+    """The keys are those that version 0.1.0 wrote for this recipe: a change of the code alone makes nothing again."""
+    from pipeline.recipe import load_recipe
+
+    recipe = ROOT / "recipes" / "demo-classification.toml"
+    run = Run(load_recipe(recipe), tmp_path)
+    assert run.stage_key("prepare") == "deb987ca641e31508b1cfc409287e7d250068f75b015bbb1419571d3293b21f9"
+    assert run.stage_key("export") == "a12e439736dc7c0fd2063bf3f253d7f61fb416208f4236f15edc8f2b11b1f1ac"
+    assert run.stage_key("report") == "7e2d4d915091f516ff2101e75473324b926f9e4de538e1ab34d491cbce3d802b"
+    with_int4 = Run(load_recipe(recipe, ["quantize.scheme=int4"]), tmp_path)  # rounding goes into the key
+    assert with_int4.stage_key("quantize") == "ad48077c1e4a669ff04b261d9fc32b10dc375281009108d2f75e49c3894be365"
+
+
+def test_the_sections_of_stages_are_parts_of_the_recipe():
     for stage in STAGES.values():
         assert set(stage.sections) <= set(Recipe.model_fields)

@@ -1,4 +1,4 @@
-"""An evaluation counts what the runner does, and refuses data that it cannot compare with."""
+"""An evaluation counts what the runner does, and refuses examples that it cannot compare with."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def reader(tiny_qa):
     return Bundle.open(tiny_qa.path)
 
 
-def test_a_classifier_is_counted_right(classifier, tiny_classifier):
+def test_accuracy_exits_and_latency_of_a_classifier_are_those_of_its_runs(classifier, tiny_classifier):
     steps = []
     result = evaluate(
         classifier,
@@ -57,7 +57,7 @@ def test_a_classifier_is_counted_right(classifier, tiny_classifier):
     assert 1 < exact["mean_depth"] < 2
 
 
-def test_latency_is_summed_up_over_the_runs_of_its_own_speed(classifier, tiny_classifier, monkeypatch):
+def test_the_latency_of_a_speed_is_that_of_its_own_runs(classifier, tiny_classifier, monkeypatch):
     clock = {"0": iter(range(1, 100)), "fast": iter(range(1000, 1100))}
     original = Runner.predict
     order = []
@@ -70,7 +70,7 @@ def test_latency_is_summed_up_over_the_runs_of_its_own_speed(classifier, tiny_cl
     full, fast = evaluate(classifier, tiny_classifier.examples, ["0", "fast"], limit=20).speeds
     warm_up = len(order) - 40
     assert warm_up > 0 and order[:warm_up] == ["0"] * warm_up
-    # The speeds take turns, and in turns are first.
+    # The speeds take turns, and so does the speed that goes first.
     assert order[warm_up : warm_up + 6] == ["0", "fast", "fast", "0", "0", "fast"]
     counted = np.arange(1 + warm_up, 21 + warm_up)
     assert full.latency_ms.mean == counted.mean()
@@ -78,7 +78,7 @@ def test_latency_is_summed_up_over_the_runs_of_its_own_speed(classifier, tiny_cl
     assert fast.latency_ms.p50 == np.median(np.arange(1000, 1020))
 
 
-def test_labels_are_values_or_names(classifier, tiny_classifier):
+def test_labels_may_be_written_as_values_or_as_names(classifier, tiny_classifier):
     names = [
         replace(example, label=("low", "middle", "high")[int(example.label)]) for example in tiny_classifier.examples
     ]
@@ -94,17 +94,17 @@ def test_answers_are_scored_by_squads_metric(reader, tiny_qa):
     runner = Runner(reader)
     answers = [runner.answer(example.question, example.passage, "0") for example in tiny_qa.examples]
     right = [
-        replace(example, answers=(Answer("zzz", 0), Answer(got.answer, got.start)) if got.answer else ())
-        for example, got in zip(tiny_qa.examples, answers)
+        replace(example, answers=(Answer("zzz", 0), Answer(result.answer, result.start)) if result.answer else ())
+        for example, result in zip(tiny_qa.examples, answers)
     ]
     (speed,) = evaluate(reader, right, ["0"]).to_json()["speeds"]
     assert (speed["exact_match"], speed["f1"]) == (1.0, 1.0)
     assert "accuracy" not in speed
-    # One word too many in each answer: no exact match, but most of F1.
+    # With one word too many in each answer, nothing matches exactly, but F1 stays high.
     longer = [
-        replace(example, answers=(Answer(got.answer + " zzz", got.start),))
-        for example, got in zip(tiny_qa.examples, answers)
-        if got.answer
+        replace(example, answers=(Answer(result.answer + " zzz", result.start),))
+        for example, result in zip(tiny_qa.examples, answers)
+        if result.answer
     ]
     (speed,) = evaluate(reader, longer, ["0"]).to_json()["speeds"]
     assert speed["exact_match"] == 0.0
@@ -117,7 +117,7 @@ def test_a_limit_takes_the_first_examples(classifier, tiny_classifier):
     assert result.speeds[0].accuracy == evaluate(classifier, tiny_classifier.examples[:7], ["0"]).speeds[0].accuracy
 
 
-def test_what_cannot_be_measured_is_refused(classifier, reader, tiny_classifier, tiny_qa):
+def test_examples_that_cannot_be_evaluated_are_refused(classifier, reader, tiny_classifier, tiny_qa):
     unlabelled = [*tiny_classifier.examples[:2], replace(tiny_classifier.examples[2], label=None)]
     with pytest.raises(UserError, match="dev.tsv: example 3: has no label"):
         evaluate(classifier, unlabelled, ["0"], source="dev.tsv")

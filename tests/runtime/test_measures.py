@@ -1,7 +1,8 @@
-"""A bundle's measure decides: the programs' own number, or with patience what the runner counts from the answers."""
+"""The measure of a bundle decides what the runner compares: the programs' number, or one derived from the answers."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.bundle.opening import Bundle
 from pipeline.data.windows import make_windows
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
+from pipeline.support.errors import UserError
 
 
 @pytest.fixture(params=["patient_classifier", "patient_qa"])
@@ -33,10 +35,10 @@ def answer_of(result) -> str:
 
 
 def test_patience_leaves_when_successive_exits_agree(tiny):
-    """Against the answer at each depth, which runs that stop there by force give."""
+    """Compared with the answer at each depth, from runs that are forced to stop there."""
     runner = Runner(Bundle.open(tiny.path))
     manifest = runner.manifest
-    forced = [  # thresholds that only the given exit's uncertainty is below
+    forced = [  # with these thresholds an input leaves at the given exit
         Runner(replace(runner.bundle, manifest=manifest.model_copy(update={"exits": ExitOptions(), "speeds": {
             "here": manifest.speeds["once"].model_copy(update={"thresholds": [0.0] * depth + [2.0] * (4 - depth)})
         }})))
@@ -44,19 +46,20 @@ def test_patience_leaves_when_successive_exits_agree(tiny):
     ]  # fmt: skip
     exits = {1: set(), 2: set()}
     for example in tiny.examples:
-        answers = [answer_of(run(each, example, "here")) for each in forced]
+        answers = [answer_of(run(forced_runner, example, "here")) for forced_runner in forced]
         for patience, taken in exits.items():
-            got = run(runner, example, patience_threshold(patience))
+            result = run(runner, example, patience_threshold(patience))
             repeats = [
                 exit
                 for exit in range(4)
                 if len(set(answers[max(exit - patience, 0) : exit + 1])) == 1 and exit >= patience
             ]
-            assert got.exit == (repeats[0] if repeats else 3)
-            assert answer_of(got) == answers[got.exit]
-            assert list(got.uncertainty) == [patience_uncertainty(answers[: exit + 1]) for exit in range(got.exit + 1)]
-            taken.add(got.exit)
-    assert {1, 2} <= exits[1] and {2, 3} <= exits[2]  # else there was nothing to tell apart
+            assert result.exit == (repeats[0] if repeats else 3)
+            assert answer_of(result) == answers[result.exit]
+            expected = [patience_uncertainty(answers[: exit + 1]) for exit in range(result.exit + 1)]
+            assert list(result.uncertainty) == expected
+            taken.add(result.exit)
+    assert {1, 2} <= exits[1] and {2, 3} <= exits[2]  # otherwise the test proves nothing
 
 
 @pytest.mark.parametrize("bundle", ["agreeing_classifier", "agreeing_qa"])
@@ -74,13 +77,16 @@ def test_agreement_is_the_programs_uncertainty_times_patience(bundle, request):
     )
     repeated = 0
     for example in tiny.examples:
-        got, entropy, patience = (run(runner, example, 0).uncertainty for runner in (agreeing, by_entropy, by_patience))
-        assert got == tuple(one * other for one, other in zip(entropy, patience, strict=True)) and len(got) == 4
+        agreement, entropy, patience = (
+            run(runner, example, 0).uncertainty for runner in (agreeing, by_entropy, by_patience)
+        )
+        assert agreement == tuple(one * other for one, other in zip(entropy, patience, strict=True))
+        assert len(agreement) == 4
         repeated += min(patience) < 1
-        threshold = max(got[1:]) + 1e-6  # the second exit is the first that may be below it
-        if got[0] > threshold:
+        threshold = max(agreement[1:]) + 1e-6  # every exit after the first is below it
+        if agreement[0] > threshold:
             assert run(agreeing, example, threshold).exit == next(
-                exit for exit, value in enumerate(got) if value < threshold
+                exit for exit, value in enumerate(agreement) if value < threshold
             )
     assert repeated > 5
 
@@ -91,20 +97,19 @@ def test_patient_answers_are_those_of_the_conformance_vectors(tiny):
     taken, same, count = set(), 0, 0
     for case in vectors.cases:
         for speed in ("once", "twice", "full"):
-            got, outcome = run(runner, case, speed), case.outcomes[speed]
-            same += (got.exit, answer_of(got)) == (
+            result, outcome = run(runner, case, speed), case.outcomes[speed]
+            same += (result.exit, answer_of(result)) == (
                 outcome.exit,
                 outcome.label if outcome.label is not None else outcome.answer,
             )
             count += 1
             taken.add(outcome.exit)
-    assert (
-        same >= 0.9 * count
-    )  # int8 in another order may decide between two answers that are as good; `verify` tells those apart
+    # int8 sums in another order may choose between two equally good answers; `verify` recognises those.
+    assert same >= 0.9 * count
     assert {1, 2, 3} <= taken
 
 
-def test_the_programs_still_show_their_entropy(patient_qa):
+def test_the_programs_still_return_their_entropy(patient_qa):
     runner = Runner(Bundle.open(patient_qa.path))
     example, options = patient_qa.examples[0], patient_qa.manifest.qa
     lengths = (options.window, options.stride, options.max_question)
@@ -112,12 +117,13 @@ def test_the_programs_still_show_their_entropy(patient_qa):
     for output in runner.run_all(window.ids, window.answer_mask):
         candidates = [torch.from_numpy(logits[window.answer_mask]).double() for logits in output.logits]
         entropy = [
-            float(torch.distributions.Categorical(logits=each).entropy()) / np.log(len(each)) for each in candidates
+            float(torch.distributions.Categorical(logits=logits).entropy()) / np.log(len(logits))
+            for logits in candidates
         ]
         assert output.uncertainty == pytest.approx(np.mean(entropy), abs=1e-4)
 
 
-def test_an_evaluation_counts_patient_exits(tiny):
+def test_an_evaluation_counts_the_exits_by_patience(tiny):
     bundle = Bundle.open(tiny.path)
     first, once, full = evaluate(bundle, tiny.examples, ["1.1", "once", "full"]).speeds
     count = len(tiny.examples)
@@ -126,10 +132,6 @@ def test_an_evaluation_counts_patient_exits(tiny):
 
 
 def test_temperatures_must_fit_the_segments(patient_classifier, tmp_path):
-    import shutil
-
-    from pipeline.support.errors import UserError
-
     shutil.copytree(patient_classifier.path, tmp_path / "bundle")
     manifest = patient_classifier.manifest.model_copy(update={"exits": ExitOptions(temperatures=[1.0, 2.0])})
     (tmp_path / "bundle" / "manifest.json").write_text(manifest.model_dump_json())

@@ -88,7 +88,7 @@ def test_accelerate_launch_ends_in_the_single_process_student(recipe_file, tmp_p
     for stage in ("prepare", "finetune", "distill"):
         assert done.stderr.count(f"{stage:<9} ...") == 1
     run = Run(load_recipe(recipe_file), tmp_path / "one")
-    run.upto("distill")
+    run.run_up_to("distill")
     assert not list((tmp_path / "two" / ".work").iterdir())
     for stage in ("teacher", "student"):
         one, two = (
@@ -105,7 +105,7 @@ def test_accelerate_launch_ends_in_the_single_process_student(recipe_file, tmp_p
     # What the two made stands for one process, too: nothing is trained again.
     again = Run(load_recipe(recipe_file), tmp_path / "two")
     assert all(
-        again.workspace.is_done(folder, again.mark(name))
+        again.workspace.is_done(folder, again.stage_key(name))
         for name, folder in (("finetune", "teacher"), ("distill", "student"))
     )
 

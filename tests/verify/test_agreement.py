@@ -1,4 +1,4 @@
-"""The share of examples with the same answer is counted right, and too small a share fails."""
+"""The check counts the share of examples with the same answer, and fails if the share is too small."""
 
 import copy
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from pipeline.verify.agreement import check_agreement, check_coreml_labels
 
 
 def logits_of_the_programs(tiny) -> list[torch.Tensor]:
-    """What the quantized model in PyTorch says at full depth."""
+    """Returns the logits of the quantized model in PyTorch at full depth."""
     bundle, logits = Bundle.open(tiny.path), []
     for example in tiny.examples:
         ids = encode_text(bundle.tokenizer, example.text, example.text_pair, bundle.manifest.max_length).ids
@@ -32,17 +32,17 @@ def logits_of_the_programs(tiny) -> list[torch.Tensor]:
 
 
 def labels_of_the_programs(tiny) -> list[int]:
-    return [int(each.argmax()) for each in logits_of_the_programs(tiny)]
+    return [int(logits.argmax()) for logits in logits_of_the_programs(tiny)]
 
 
-def test_the_bundle_answers_as_the_programs_do(tiny_classifier):
+def test_the_bundle_gives_the_answers_of_the_quantized_model(tiny_classifier):
     check = check_agreement(
         Bundle.open(tiny_classifier.path), tiny_classifier.examples, labels_of_the_programs(tiny_classifier)
     )
     assert check.value == 1.0 and check.passed and check.floor == get_task("classification").agreement_floor
 
 
-def test_one_other_answer_in_a_few_fails(tiny_classifier):
+def test_one_different_answer_among_a_few_fails(tiny_classifier):
     expected = labels_of_the_programs(tiny_classifier)
     expected[0] = (expected[0] + 1) % 3
     check = check_agreement(Bundle.open(tiny_classifier.path), tiny_classifier.examples, expected)
@@ -50,9 +50,9 @@ def test_one_other_answer_in_a_few_fails(tiny_classifier):
 
 
 def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
-    """Labels from -2 to 6: a difference of 0.1 is no other answer, one of 0.3 is."""
+    """With labels from -2 to 6, a difference of 0.1 is the same answer and one of 0.3 is not."""
     bundle = Bundle.open(tiny_regressor.path)
-    expected = [-2 + 8 * float(each) for each in logits_of_the_programs(tiny_regressor)]
+    expected = [-2 + 8 * float(logits) for logits in logits_of_the_programs(tiny_regressor)]
     check = check_agreement(bundle, tiny_regressor.examples, expected)
     assert (
         0.1 < 8 * SAME_SHARE < 0.3
@@ -67,7 +67,7 @@ def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory, tiny_classifier):
-    """A model, and its Core ML packages for 8 and 16 tokens as a bundle would hold them, beside the tiny classifier's manifest."""
+    """A model, and its Core ML packages for 8 and 16 tokens in what stands for a bundle."""
     torch.manual_seed(1)
     config = EncoderConfig(
         vocab_size=tiny_classifier.manifest.model.vocab_size,
@@ -96,7 +96,7 @@ def packages(tmp_path_factory, tiny_classifier):
     return model, SimpleNamespace(path=path, manifest=manifest, tokenizer=tokenizer)
 
 
-def test_core_ml_gives_the_labels_of_float32_and_those_of_another_model_show(packages, tiny_classifier):
+def test_core_ml_gives_the_labels_of_float32_and_not_those_of_another_model(packages, tiny_classifier):
     model, bundle = packages
     check = check_coreml_labels(bundle, model, tiny_classifier.examples)
     assert check.passed and check.value == 1.0 and "24 dev examples" in check.program
@@ -107,7 +107,7 @@ def test_core_ml_gives_the_labels_of_float32_and_those_of_another_model_show(pac
     assert check_coreml_labels(bundle, other, tiny_classifier.examples).value == 0.0
 
 
-def test_texts_that_fit_no_bucket_are_said(packages, monkeypatch):
+def test_texts_that_fit_no_bucket_are_reported(packages, monkeypatch):
     model, bundle = packages
     texts = [ClassificationExample("ba " * 15, None, "0")]
     monkeypatch.setattr("pipeline.verify.agreement.lengths_of", lambda manifest, backend: [8])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import doctor
-from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, Tensor, Tokenizer
+from pipeline.bundle.manifest import Manifest, ModelShape, Program, QAOptions, TensorSpec, Tokenizer
 from pipeline.export.coreml import export_coreml
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.model.encoder import EncoderConfig
@@ -18,13 +18,13 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
 from pipeline.report.results import MacResults
 from pipeline.report.terminal import mac_lines
+from pipeline.schemes import FLOAT16_DEVICE_FLOOR_DB
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
 from pipeline.verify.coreml_parity import runner
 from pipeline.verify.evaluator.evaluator import evaluate, load_package
 from pipeline.verify.machine import Machine, this_machine
 from pipeline.verify.on_mac import (
-    FLOOR_DB,
     UNITS,
     AppleCoreML,
     MacReport,
@@ -168,7 +168,7 @@ def test_every_program_is_asked_for_on_every_processor(exported):
         expected
     )
     # Rounding to float16 costs something, and less than the floor allows.
-    assert FLOOR_DB < min(check.value for check in checks if "snr" in check.metric) < 80
+    assert FLOAT16_DEVICE_FLOOR_DB < min(check.value for check in checks if "snr" in check.metric) < 80
     assert [(plan.program, plan.length, plan.devices) for plan in plans] == [
         (name, length, {"Neural Engine": 1, "CPU": 1}) for name in ("embed", "segment_0") for length in (8, 16)
     ]
@@ -187,9 +187,9 @@ def test_int8_activations_need_agree_less(exported):
     for precision in ("int8", "int8-a8"):
         (check, _) = compare(program.model_copy(update={"precision": precision}), "qa", "cpu_ne", [right], [got])
         floors[precision] = (check.floor, check.passed)
-    assert floors == {"int8": (FLOOR_DB, False), "int8-a8": (8.0, True)}
+    assert floors == {"int8": (FLOAT16_DEVICE_FLOOR_DB, False), "int8-a8": (8.0, True)}
     embed = exported[1].programs[0].model_copy(update={"precision": "int8-a8"})
-    assert embed.name == "embed" and floor_of(embed) == FLOOR_DB
+    assert embed.name == "embed" and floor_of(embed) == FLOAT16_DEVICE_FLOOR_DB
 
 
 FAULTS = {
@@ -271,8 +271,8 @@ def test_what_apples_runtime_raises_is_one_line(exported, tmp_path):
 
 def test_an_uncertainty_that_is_off_fails_by_itself():
     tensors = [
-        Tensor(name="logits", dtype="float32", shape=[1, 3]),
-        Tensor(name="uncertainty", dtype="float32", shape=[1]),
+        TensorSpec(name="logits", dtype="float32", shape=[1, 3]),
+        TensorSpec(name="uncertainty", dtype="float32", shape=[1]),
     ]
     program = Program(
         name="segment_0",

@@ -16,7 +16,7 @@ from pipeline.bundle.manifest import MANIFEST_FILE, describe_files, read_manifes
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import describe
+from pipeline.export.bundle import BundleSource, Labels, describe
 from pipeline.export.coreml import export_coreml
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
@@ -85,7 +85,8 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
         examples = [QAExample(str(at), "ba be?", text, ()) for at, text in enumerate(texts)]
     else:
         examples = [ClassificationExample(text, None, "0") for text in texts]
-    manifest = describe(model, recipe, tokenizer, ("0", "1") if task == "classification" else (), {}, {})
+    labels = Labels(("0", "1") if task == "classification" else ())
+    manifest = describe(recipe, BundleSource(model, Programs.of(model)), tokenizer, labels, {}, {})
     gains = None
     if precision == "int8-a8":
         random = np.random.default_rng(0)

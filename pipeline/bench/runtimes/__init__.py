@@ -1,1 +1,1 @@
-"""The runtimes that are measured, each in a process of its own."""
+"""The benchmarked runtimes, one file each. To add a runtime, write its file and list it in `table`."""

@@ -1,4 +1,4 @@
-"""A student as people have it without this project: Hugging Face's module and one head, which is what the peers run."""
+"""The student as a user has it without this project: Hugging Face's module with one head. The peers run this model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipeline.tasks import get_task
 
 
 class PlainModel(nn.Module):
-    """`DistilBertModel` with a student's weights, and the student's last head; no other exits.
+    """`DistilBertModel` with the student's weights, followed by the student's last head.
 
     Args:
-        model: of any shape. Without token types and pooler every BERT is a DistilBERT.
-        attention: Hugging Face's name of the implementation.
+        model: the student, of any shape. A BERT without token types and pooler is a DistilBERT.
+        attention: Hugging Face's name of an attention implementation.
     """
 
     def __init__(self, model: ExitModel, attention: str = "sdpa"):
         super().__init__()
         transformers = import_quietly("transformers")
         config, state = fold_token_types(model.config, model.encoder.state_dict())
-        theirs = transformers.DistilBertConfig(
+        distilbert_config = transformers.DistilBertConfig(
             vocab_size=config.vocab_size,
             dim=config.hidden_size,
             n_layers=config.layers,
@@ -37,36 +37,45 @@ class PlainModel(nn.Module):
             attn_implementation=attention,
         )
         with torch.random.fork_rng(devices=[]), quiet_logging():
-            self.encoder = transformers.DistilBertModel(theirs)
+            self.encoder = transformers.DistilBertModel(distilbert_config)
         self.encoder.load_state_dict(hugging_face_state(state, config.layers))
         for module in self.encoder.modules():
-            if isinstance(module, nn.LayerNorm):  # DistilBertConfig has no such field
+            if isinstance(module, nn.LayerNorm):  # DistilBertConfig has no field for it
                 module.eps = config.layer_norm_eps
         self.task, self.head = model.task, model.heads[-1]
         self.requires_grad_(False).eval()
 
     @classmethod
     def load(cls, folder: Path, attention: str = "sdpa") -> PlainModel:
-        """Of a folder that `save_model` wrote."""
+        """Loads the student from a folder that `save_model` wrote."""
         return cls(load_model(folder), attention)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """input_ids, attention_mask: [1, length] integers. Returns (logits [1, labels],), or (start, end), [1, length] each."""
+        """Returns (logits [1, labels],), or for question answering (start logits, end logits), [1, length] each.
+
+        Args:
+            input_ids, attention_mask: integers [1, length].
+        """
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         logits = self.head(hidden, attention_bias(attention_mask))
         return get_task(self.task).split_logits(logits)
 
 
 def hugging_face_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """An encoder's state dict, without token types, under the names of `DistilBertModel`: `convert_encoder` the other way round."""
+    """Renames an encoder's state dict for `DistilBertModel`, as `convert_encoder` does in the other direction.
+
+    Args:
+        state: an encoder's state dict without token types.
+        layers: number of layers.
+    """
     embeddings = {"word.weight": "word_embeddings.weight", "position.weight": "position_embeddings.weight"}
-    embeddings |= {f"norm.{each}": f"LayerNorm.{each}" for each in ("weight", "bias")}
-    out = {f"embeddings.{theirs}": state[f"embeddings.{ours}"] for ours, theirs in embeddings.items()}
+    embeddings |= {f"norm.{kind}": f"LayerNorm.{kind}" for kind in ("weight", "bias")}
+    renamed = {f"embeddings.{theirs}": state[f"embeddings.{ours}"] for ours, theirs in embeddings.items()}
     for layer in range(layers):
         target, source = f"transformer.layer.{layer}", f"layers.{layer}"
-        for each in ("weight", "bias"):
-            for name, part in zip(DISTILBERT_QKV, state[f"{source}.qkv.{each}"].chunk(3)):
-                out[f"{target}.{name}.{each}"] = part
+        for kind in ("weight", "bias"):
+            for name, part in zip(DISTILBERT_QKV, state[f"{source}.qkv.{kind}"].chunk(3)):
+                renamed[f"{target}.{name}.{kind}"] = part
             for theirs, ours in DISTILBERT_LAYER.items():
-                out[f"{target}.{theirs}.{each}"] = state[f"{source}.{ours}.{each}"]
-    return out
+                renamed[f"{target}.{theirs}.{kind}"] = state[f"{source}.{ours}.{kind}"]
+    return renamed

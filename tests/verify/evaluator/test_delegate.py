@@ -15,7 +15,7 @@ from pipeline import cli
 from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, describe_files, read_manifest
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import describe
+from pipeline.export.bundle import BundleSource, Labels, describe
 from pipeline.export.executorch import lower, write
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.export.fingerprints import make_fingerprints
@@ -82,7 +82,8 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
         examples = [QAExample(str(at), "ba be?", text, ()) for at, text in enumerate(texts)]
     else:
         examples = [ClassificationExample(text, None, "0") for text in texts]
-    manifest = describe(model, recipe, tokenizer, ("0", "1") if task == "classification" else (), {}, {})
+    labels = Labels(("0", "1") if task == "classification" else ())
+    manifest = describe(recipe, BundleSource(model, Programs.of(model)), tokenizer, labels, {}, {})
     programs = export_executorch_coreml(model, folder, recipe)
     vectors = make_vectors(
         Programs.of(model), Programs.of(model), examples, tokenizer,

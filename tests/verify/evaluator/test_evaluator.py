@@ -122,7 +122,7 @@ def test_embed_looks_up_the_right_rows(packages):
 
 def save(module: nn.Module, path: Path, precision: str = "fp16") -> Path:
     """A module from x [1, 8] to y [1, 8] as a package."""
-    tensor = manifest.Tensor(name="x", dtype="float32", shape=[1, 8])
+    tensor = manifest.TensorSpec(name="x", dtype="float32", shape=[1, 8])
     convert(
         Source("program", module, (tensor,), (tensor.model_copy(update={"name": "y"}),)), 8, "iOS18", precision, path
     )

@@ -1,0 +1,58 @@
+"""Arguments and options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+DataSource = Annotated[
+    str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
+]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe, for example data.train=train.tsv. Can be repeated.",
+    ),
+]
+Out = Annotated[
+    Optional[Path], typer.Option("--out", metavar="DIR", help="Folder for the results; by default runs/NAME.")
+]
+Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first N examples.")]
+TextColumn = Annotated[
+    Optional[str], typer.Option("--text-column", help="Column of the text; guessed from the header by default.")
+]
+PairColumn = Annotated[Optional[str], typer.Option("--pair-column", help="Column of the second text of a pair.")]
+LabelColumn = Annotated[Optional[str], typer.Option("--label-column", help="Column of the label.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Speed = Annotated[
+    Optional[str],
+    typer.Option(
+        "--speed",
+        metavar="S",
+        help="exact, balanced or fast; or a number: stop at the first exit whose uncertainty is below it (0: never). "
+        "The default is exact.",
+    ),
+]
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON on stdout. `value` has `to_json`, is a pydantic model, or is plain data."""
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    elif hasattr(value, "model_dump"):
+        value = value.model_dump()
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints each line on stdout."""
+    for line in lines:
+        print(line)

@@ -1,0 +1,154 @@
+"""The commands that run the stages of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from pipeline.commands.options import AsJson, Out, RecipeFile, Settings, print_json
+from pipeline.support import processes
+from pipeline.support.progress import console, output, progress
+
+if TYPE_CHECKING:
+    from pipeline.run.engine import Run
+
+
+def run_recipe(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str) -> Run:
+    """Runs all stages up to `last` and returns the run. With several processes only the main one gets that far."""
+    from pipeline.recipe import load_recipe
+    from pipeline.run.engine import Run
+
+    with processes.together():
+        recipe = load_recipe(recipe_file, settings or [])
+        run = Run(recipe, out or Path("runs") / recipe.name)
+        run.run_up_to(last)
+    if not processes.is_main():
+        raise typer.Exit
+    return run
+
+
+def run(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+    """Runs every stage, from data to a measured bundle.
+
+    A second run repeats only what changed. A run that was killed continues where it was.
+    """
+    from pipeline.report.terminal import print_summary
+    from pipeline.run.stages.report import collect_results
+
+    results = run_recipe(recipe, settings, out, "report").results
+    print_summary(
+        collect_results(results),
+        results.stage_seconds(),
+        results.examples("dev"),
+        results.path("export"),
+        results.path("report") / "report.html",
+    )
+
+
+def stage_command(name: str, summary: str) -> Callable[..., None]:
+    """Returns the command that runs the stages up to `name`."""
+
+    def command(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+        finished = run_recipe(recipe, settings, out, name)
+        console.print(f"{name}: {finished.path(name)}")
+
+    command.__name__ = name
+    command.__doc__ = f"{summary} Runs the stages that it needs first, unless they are done."
+    return command
+
+
+finetune = stage_command("finetune", "Trains the teacher on the task.")
+pretrain = stage_command("pretrain", "Distills the student on plain text, before any task.")
+distill = stage_command("distill", "Distills the student from the teacher.")
+exits = stage_command("exits", "Trains the exit heads on the frozen student.")
+export = stage_command("export", "Writes the bundle.")
+report = stage_command("report", "Writes the page with all measurements.")
+
+
+def quantize(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|CHECKPOINT",
+            help="A recipe; or a fine-tuned BERT or DistilBERT, as a folder or as the name of a hub model.",
+        ),
+    ],
+    settings: Settings = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for the recipe's results; for a checkpoint the folder of its bundle, which must be new.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="For a checkpoint: print the result as JSON, and nothing else, on stdout."),
+    ] = False,
+) -> None:
+    """Quantizes a recipe's student, or any checkpoint.
+
+    For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A fine-tuned
+    checkpoint is not trained further. It becomes a bundle with one exit.
+    """
+    if Path(target).suffix == ".toml":
+        console.print(f"quantize: {run_recipe(Path(target), settings, out, 'quantize').path('quantize')}")
+        return
+    from pipeline.report.terminal import quantized_table
+    from pipeline.run.checkpoint import quantize_checkpoint
+
+    with progress() as on_step:
+        result = quantize_checkpoint(target, settings or [], out, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        output().print(quantized_table(result))
+
+
+def sensitivity(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    out: Out = None,
+    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix, separated by commas.")] = "int8,int4",
+    as_json: AsJson = False,
+) -> None:
+    """Measures the loss from quantizing each matrix alone.
+
+    The measurements are on the calibration split. The stages before run first, unless they are done.
+    """
+    from pipeline.report.terminal import sensitivity_table
+    from pipeline.run.quantizing import student_sensitivity
+
+    results = run_recipe(recipe, settings, out, "exits").results
+    with progress() as on_step:
+        names = [part.strip() for part in schemes.split(",") if part.strip()]
+        sensitivities = student_sensitivity(results, names, on_step)
+    if as_json:
+        print_json(sensitivities)
+    else:
+        output().print(sensitivity_table(sensitivities))
+
+
+def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Measures what each term of the training loss is worth.
+
+    Trains the student again without each term, and once from random weights. An ablation that was killed continues
+    where it was.
+    """
+    from pipeline.recipe import load_recipe
+    from pipeline.report.ablation import ablation_table
+    from pipeline.run.ablate import ablate as run_ablation
+
+    with processes.together():
+        loaded = load_recipe(recipe, settings or [])
+        ablation = run_ablation(loaded, out or Path("runs") / loaded.name)
+    if not processes.is_main():
+        raise typer.Exit
+    if as_json:
+        print_json(ablation)
+    else:
+        output().print(ablation_table(ablation))

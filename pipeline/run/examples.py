@@ -1,0 +1,90 @@
+"""The examples of a run: read from where the recipe says, sampled, and kept as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.data.examples import Example
+from pipeline.data.files import read_examples
+from pipeline.data.items import Item
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.names import Task
+from pipeline.recipe import Recipe
+from pipeline.tasks import Labels, get_task
+
+DEMO = "demo"  # the source that stands for the embedded data
+
+
+def read_source(recipe: Recipe, part: str) -> list[Example]:
+    """Reads the recipe's examples from the embedded data, a file, or a hub set.
+
+    Args:
+        recipe: names the source, its columns, and the limit on the number of examples.
+        part: "train" or "dev".
+
+    Raises:
+        UserError: the source cannot be read, or an example in it is malformed.
+    """
+    data = recipe.data
+    source, limit = getattr(data, part), getattr(data, f"{part}_limit")
+    if source == DEMO:
+        examples = get_task(recipe.task).load_demo()[0 if part == "train" else 1]
+    else:
+        examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+    return sample_examples(examples, limit, recipe.seed)
+
+
+def read_labelled(source: str, task: Task, text: str | None, text_pair: str | None, label: str | None) -> list[Example]:
+    """Reads labelled examples from a file or a hub set, or the embedded dev examples for "demo".
+
+    Args:
+        source: a file, the name of a hub set, or "demo".
+        task: says what an example is.
+        text, text_pair, label: names of columns; those that are None are guessed from the header.
+
+    Raises:
+        UserError: the source cannot be read, or an example in it is malformed.
+    """
+    if source == DEMO:
+        return get_task(task).load_demo()[1]
+    return read_examples(source, task, text=text, text_pair=text_pair, label=label)
+
+
+def read_unlabelled(recipe: Recipe) -> list[Example]:
+    """Reads the texts of `distill.unlabelled` without their labels; returns none if the recipe names no source."""
+    source, data = recipe.distill.unlabelled, recipe.data
+    if source is None:
+        return []
+    return read_examples(source, recipe.task, text=data.text, text_pair=data.text_pair, label="")
+
+
+def sample_examples(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
+    """Returns at most `limit` examples, drawn from the whole file because files are often sorted."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    return random.Random(seed).sample(examples, limit)
+
+
+def save_examples(examples: Sequence[Example], path: Path) -> None:
+    """Writes one JSON object per line."""
+    with open(path, "w", encoding="utf-8") as stream:
+        for example in examples:
+            stream.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+
+
+def load_examples(path: Path, task: Task) -> list[Example]:
+    """Reads what `save_examples` wrote."""
+    # Not splitlines(): texts may hold line separators that JSON does not escape.
+    with open(path, encoding="utf-8", newline="\n") as stream:
+        return [get_task(task).example_from_json(json.loads(line)) for line in stream]
+
+
+def training_items(
+    examples: Sequence[Example], tokenizer: WordPieceTokenizer, labels: Labels, recipe: Recipe
+) -> list[Item]:
+    """Returns what a model is trained on, by the recipe's task and lengths."""
+    return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)

@@ -1,0 +1,40 @@
+"""The stage bench: measures the bundle on this machine."""
+
+from __future__ import annotations
+
+from pipeline.bundle.opening import Bundle
+from pipeline.run.results import Results
+from pipeline.run.stage import Stage
+from pipeline.support.progress import OnStep
+from pipeline.support.workspace import Place, write_text
+
+EVALUATION_FILE = "evaluation.json"
+STUDY_FILE = "study.json"
+BENCH_FILE = "bench.json"
+
+
+def bench(results: Results, place: Place, on_step: OnStep) -> None:
+    """Writes score and latency at every speed on dev, the study of the exits, and the latency against BERT-base."""
+    from pipeline.bench.host import bench_host
+    from pipeline.bench.study import study_bundle
+    from pipeline.runtime.evaluate import evaluate
+
+    options = results.recipe.bench
+    folder, dev = results.path("export"), results.examples("dev")
+    evaluation = evaluate(Bundle.open(folder), dev, options.speeds, limit=options.evaluate_limit, on_progress=on_step)
+    write_text(place.out / EVALUATION_FILE, evaluation.model_dump_json(indent=2))
+    study = study_bundle(Bundle.open(folder), dev, options.evaluate_limit, on_step)
+    write_text(place.out / STUDY_FILE, study.model_dump_json(indent=2))
+    report = bench_host(
+        folder,
+        options.lengths,
+        options.repeats,
+        options.threads,
+        options.reference,
+        on_step,
+        reference_length=options.reference_length,
+    )
+    write_text(place.out / BENCH_FILE, report.model_dump_json(indent=2))
+
+
+STAGE = Stage("bench", "measurements", after=("export",), sections=("bench",), build=bench, version=2)

@@ -1,0 +1,76 @@
+"""The stage export: writes the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.bundle.manifest import Speed
+from pipeline.data.examples import Example
+from pipeline.data.labels import LabelRange
+from pipeline.run.results import SPEEDS_FILE, Results
+from pipeline.run.stage import Stage
+from pipeline.support.progress import OnStep
+from pipeline.support.workspace import Place
+from pipeline.tasks import get_task
+
+if TYPE_CHECKING:
+    from pipeline.export.bundle import Labels
+
+CONFORMANCE_EXAMPLES = 16
+
+
+def export(results: Results, place: Place, on_step: OnStep) -> None:
+    """Writes the bundle."""
+    from pipeline.export.bundle import BundleSource, TokenizerFiles, write_bundle
+    from pipeline.run.quantizing import coreml_student, quantized_student, student_input_gains, student_schemes
+
+    recipe = results.recipe
+    speeds = json.loads((results.path("quantize") / SPEEDS_FILE).read_text())
+    write_bundle(
+        place.out,
+        recipe,
+        BundleSource(
+            model=results.model("exits"),
+            quantized=quantized_student(results),
+            coreml_model=coreml_student(results),
+            matrix_schemes=student_schemes(results),
+            input_gains=student_input_gains(results, on_step),
+        ),
+        TokenizerFiles(results.vocab_file(), results.lowercase()),
+        bundle_labels(results),
+        speeds={name: Speed(**speed) for name, speed in speeds.items()},
+        conformance_examples=conformance_examples(results.examples("dev"), get_task(recipe.task).text_length),
+        provenance={
+            "recipe": recipe.name,
+            "teacher": recipe.teacher.weights,
+            "train": Path(recipe.data.train).name,
+            "dev": Path(recipe.data.dev).name,
+        },
+        on_step=on_step,
+    )
+
+
+def bundle_labels(results: Results) -> Labels:
+    """Returns the labels that go into the manifest: none for question answering."""
+    from pipeline.export.bundle import Labels
+
+    labels = results.labels()
+    if isinstance(labels, LabelRange):
+        return Labels(range=labels)
+    return Labels(labels if get_task(results.recipe.task).has_classes else ())
+
+
+def conformance_examples(
+    examples: list[Example], length: Callable[[Example], int], count: int = CONFORMANCE_EXAMPLES
+) -> list[Example]:
+    """Returns `count` examples spread over all lengths, the shortest and the longest among them."""
+    by_length = sorted(examples, key=length)
+    if len(by_length) <= count:
+        return by_length
+    return [by_length[round(index * (len(by_length) - 1) / (count - 1))] for index in range(count)]
+
+
+STAGE = Stage("export", "bundle", after=("quantize",), sections=("name", "export"), build=export, version=3)
