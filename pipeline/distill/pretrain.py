@@ -90,7 +90,7 @@ def student_of(teacher: MaskedLM, recipe: Recipe) -> MaskedLM:
     return student
 
 
-def hide(
+def mask_words(
     batch: Batch, indices: np.ndarray, number: int, tokenizer: WordPieceTokenizer, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks words of a batch with `mask_tokens`, seeded by the batch's number and the blocks' indices.
@@ -111,17 +111,17 @@ def hide(
 
 
 def mask_batch(batch: TensorBatch, blocks: Blocks, seed: int) -> MaskedBatch:
-    """Returns a batch of `blocks` with words masked, see `hide`."""
+    """Returns a batch of `blocks` with words masked, see `mask_words`."""
     # Masked on the CPU, where random numbers are the same on every machine.
     own = collate([blocks[index] for index in batch.indices.tolist()])
-    hidden, chosen = hide(own, batch.indices, batch.number, blocks.tokenizer, seed)
+    masked_ids, chosen = mask_words(own, batch.indices, batch.number, blocks.tokenizer, seed)
     weight = 1.0
     if len(batch.whole) > len(batch.indices):
         whole = collate([blocks[index] for index in batch.whole.tolist()])
-        _, all_chosen = hide(whole, batch.whole, batch.number, blocks.tokenizer, seed)
+        _, all_chosen = mask_words(whole, batch.whole, batch.number, blocks.tokenizer, seed)
         weight = chosen.sum() / all_chosen.sum() * len(batch.whole) / len(batch.indices)
     ids, is_chosen, words = (
-        torch.from_numpy(array).to(batch.ids.device) for array in (hidden, chosen, own.ids[chosen])
+        torch.from_numpy(array).to(batch.ids.device) for array in (masked_ids, chosen, own.ids[chosen])
     )
     return MaskedBatch(ids, batch.mask, is_chosen, words, word_weight=float(weight))
 

@@ -2,10 +2,10 @@
 
 The bound holds for any model and any data. The calibration split is cut in two. The smaller part proposes candidates
 and orders them by how clearly they seem safe (Pareto testing, Laufer-Goldshlager et al. 2023). The larger part tests
-them in that order by Learn-then-Test (Angelopoulos et al. 2021, section 2; CALM, Schuster et al. 2022, uses it for
-early exit): for each candidate the hypothesis that it loses more than `max_loss`. Testing stops at the first
-candidate that may. The order was fixed before testing, so all candidates before that one are safe at once with
-probability 1 - delta. We keep the fastest.
+them in that order (Learn-then-Test, Angelopoulos et al. 2021, section 2; CALM, Schuster et al. 2022, uses it for early
+exit). Each test asks whether a candidate may lose more than `max_loss`, and testing stops at the first that may. The
+order was fixed before testing, so all candidates before that one are safe at once with probability 1 - delta. We keep
+the fastest.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def convert_mlm_head(
     width = config.hidden_size
     shapes = {"dense.weight": (width, width), "bias": (config.vocab_size,)}
     for ours, theirs in names.items():
-        given, expected = tuple(state[theirs].shape), shapes.get(ours, (width,))
-        if given != expected:
-            raise UserError(f"has shape {given}, config.json says {expected}", file=file, field=theirs)
+        shape, expected = tuple(state[theirs].shape), shapes.get(ours, (width,))
+        if shape != expected:
+            raise UserError(f"has shape {shape}, config.json says {expected}", file=file, field=theirs)
     return {ours: state[theirs] for ours, theirs in names.items()}

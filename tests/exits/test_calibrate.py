@@ -59,36 +59,37 @@ def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
 )
 def test_the_bound_holds_on_new_examples(kind, max_loss, count):
     """Among many calibration splits, at most a share of delta gives thresholds that lose too much on the population."""
-    everyone = draw_population(kind)
-    uniform = {t: compute_losses(everyone, [t] * everyone.exits).mean() for t in np.arange(0.02, 1.01, 0.02)}
+    population = draw_population(kind)
+    uniform = {t: compute_losses(population, [t] * population.exits).mean() for t in np.arange(0.02, 1.01, 0.02)}
     # Guards that the bound can be missed: answers change both ways, the boldest threshold loses too much, others do
     # not.
-    changes = compute_losses(everyone, [1.01] * everyone.exits)
+    changes = compute_losses(population, [1.01] * population.exits)
     assert (changes > 0).mean() > 0.05 and (changes < 0).mean() > 0.02
     assert changes.mean() > max_loss and sum(0 < loss <= max_loss for loss in uniform.values()) >= 2
     random = np.random.default_rng(2)
     losses, depths = [], []
     for split in range(SPLITS):
-        rows = random.integers(0, len(everyone.score), count)
+        rows = random.integers(0, len(population.score), count)
         metric = "accuracy" if kind == "classification" else "f1"
-        speed = calibrate(take(everyone, rows), max_loss, DELTA, metric, seed=split)
-        losses.append(compute_losses(everyone, speed.thresholds).mean())
+        speed = calibrate(take(population, rows), max_loss, DELTA, metric, seed=split)
+        losses.append(compute_losses(population, speed.thresholds).mean())
         depths.append(speed.mean_depth)
     assert np.mean(np.array(losses) > max_loss) <= DELTA
-    assert np.mean(depths) < everyone.exits - 0.1  # full depth would satisfy the bound without any speed
+    assert np.mean(depths) < population.exits - 0.1  # full depth would satisfy the bound without any speed
 
 
 def test_more_data_allows_more_speed():
-    everyone = draw_population("classification")
+    population = draw_population("classification")
     depths = [
-        calibrate(take(everyone, np.arange(count)), 0.02, DELTA, "accuracy").mean_depth for count in (150, 5000, 40000)
+        calibrate(take(population, np.arange(count)), 0.02, DELTA, "accuracy").mean_depth
+        for count in (150, 5000, 40000)
     ]
     assert depths[0] > depths[1] > depths[2]
     # With much data it is about as fast as the boldest uniform threshold that is safe on the population, or faster.
-    speed = calibrate(everyone, 0.02, DELTA, "accuracy")
-    assert compute_losses(everyone, speed.thresholds).mean() <= 0.02
-    safe = max(t for t in np.arange(0.02, 1.01, 0.02) if compute_losses(everyone, [t] * 4).mean() <= 0.02)
-    assert speed.mean_depth <= (exits_taken(everyone.uncertainty, [safe] * 4) + 1).mean() + 0.1
+    speed = calibrate(population, 0.02, DELTA, "accuracy")
+    assert compute_losses(population, speed.thresholds).mean() <= 0.02
+    safe = max(t for t in np.arange(0.02, 1.01, 0.02) if compute_losses(population, [t] * 4).mean() <= 0.02)
+    assert speed.mean_depth <= (exits_taken(population.uncertainty, [safe] * 4) + 1).mean() + 0.1
 
 
 def test_each_exit_gets_its_own_threshold():
