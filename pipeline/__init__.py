@@ -1,3 +1,3 @@
-"""pocketbert: a BERT, distilled, with an exit after every layer, as a bundle that a phone runs."""
+"""pocketbert distils a BERT into a small model with an exit after every layer and packs it into a bundle for phones."""
 
 __version__ = "0.1.0"

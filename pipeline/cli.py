@@ -91,7 +91,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except processes.Elsewhere:  # another process has said why
+    except processes.FailedElsewhere:  # another process has said why
         sys.exit(2)
     except KeyboardInterrupt:
         if processes.is_main():

@@ -1,4 +1,4 @@
-"""A recipe is typed and checked once; whatever is wrong with it is one line with its key."""
+"""A recipe is typed and checked once, and every problem in it is one line with its key."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import Recipe, known_keys, load_recipe, parse_value
+from pipeline.recipe import Recipe, Section, known_keys, load_recipe, parse_value
 from pipeline.support.errors import UserError
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
-LEAST = 'name = "test"\ntask = "classification"\n'
+MINIMAL = 'name = "test"\ntask = "classification"\n'
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def write(tmp_path):
 
 
 def refused(path: Path, *overrides: str) -> str:
+    """Returns the error that loading a recipe raises, which is one line."""
     with pytest.raises(UserError) as caught:
         load_recipe(path, list(overrides))
     line = str(caught.value)
@@ -43,15 +44,15 @@ def test_every_shipped_recipe_loads(path):
     assert path.read_text().startswith(f"# pocketbert run recipes/{path.name}")  # opens with the command that runs it
 
 
-def test_the_least_recipe_has_defaults(write):
-    recipe = load_recipe(write(LEAST))
+def test_a_minimal_recipe_has_defaults(write):
+    recipe = load_recipe(write(MINIMAL))
     assert (recipe.data.train, recipe.teacher.weights, recipe.head) == ("demo", "minilm", "pooled")
-    assert load_recipe(write(LEAST), ["task=qa"]).head == "attention"
-    assert load_recipe(write(LEAST), ["exits.head=linear"]).head == "linear"
+    assert load_recipe(write(MINIMAL), ["task=qa"]).head == "attention"
+    assert load_recipe(write(MINIMAL), ["exits.head=linear"]).head == "linear"
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong", "near"),
+    ("text", "wrong", "nearest"),
     [
         ('[data]\ntrian = "a.tsv"', "data.trian", "data.train"),
         ("[teacher.training]\nepoch = 1", "teacher.training.epoch", "teacher.training.epochs"),
@@ -59,19 +60,19 @@ def test_the_least_recipe_has_defaults(write):
         ("seeds = 1", "seeds", "seed"),
     ],
 )
-def test_an_unknown_key_names_the_nearest_known_one(write, text, wrong, near):
-    path = write(LEAST + text)
-    assert refused(path) == f"{path}: {wrong}: unknown key; the nearest known one is {near}"
+def test_an_unknown_key_names_the_nearest_known_one(write, text, wrong, nearest):
+    path = write(MINIMAL + text)
+    assert refused(path) == f"{path}: {wrong}: unknown key; the nearest known one is {nearest}"
 
 
 def test_an_unknown_key_on_the_command_line(write):
-    assert refused(write(LEAST), "data.trian=a.tsv").endswith(
+    assert refused(write(MINIMAL), "data.trian=a.tsv").endswith(
         "data.trian: unknown key; the nearest known one is data.train"
     )
 
 
 @pytest.mark.parametrize(
-    ("override", "read"),
+    ("override", "is_set"),
     [
         ("seed=7", lambda r: r.seed == 7),
         ("exits.uncertainty=patience", lambda r: r.exits.uncertainty == "patience"),
@@ -91,18 +92,18 @@ def test_an_unknown_key_on_the_command_line(write):
         ("task=qa", lambda r: r.task == "qa"),
     ],
 )
-def test_overrides_are_typed(write, override, read):
-    assert read(load_recipe(write(LEAST), [override]))
+def test_overrides_are_typed(write, override, is_set):
+    assert is_set(load_recipe(write(MINIMAL), [override]))
 
 
 def test_the_last_override_wins_over_the_file(write):
     recipe = load_recipe(
-        write(LEAST + "seed = 1\n[data]\nmax_length = 64\n"), ["seed=2", "data.max_length=32", "seed=3"]
+        write(MINIMAL + "seed = 1\n[data]\nmax_length = 64\n"), ["seed=2", "data.max_length=32", "seed=3"]
     )
     assert (recipe.seed, recipe.data.max_length) == (3, 32)
 
 
-def test_values_are_toml_or_words():
+def test_a_value_is_toml_or_a_string():
     assert [parse_value(text) for text in ("1", "1.5", "true", "[1, 2]", "word", "a=b", "2024-x", "")] == [
         1, 1.5, True, [1, 2], "word", "a=b", "2024-x", "",
     ]  # fmt: skip
@@ -127,25 +128,27 @@ def test_values_are_toml_or_words():
     ],
 )
 def test_a_wrong_value_names_its_key(write, override, key):
-    path = write(LEAST)
+    path = write(MINIMAL)
     assert refused(path, override).startswith(f"{path}: {key}: ")
 
 
-def test_missing_keys_are_named(write):
+def test_a_missing_key_is_named(write):
     path = write('name = "test"\n')
     assert refused(path) == f"{path}: task: is required"
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "", "data.train"])
 def test_an_override_is_key_equals_value(write, override):
-    assert refused(write(LEAST), override).startswith(f"--set {override!r} is not key=value")
+    assert refused(write(MINIMAL), override).startswith(f"--set {override!r} is not key=value")
 
 
 def test_a_value_has_no_keys_below_it(write):
-    assert refused(write(LEAST), "name.first=a") == "name.first: 'name' holds a value, it has no keys below it"
+    assert refused(write(MINIMAL), "name.first=a") == (
+        "name.first: 'name' holds a value and has no keys below it; set 'name' itself"
+    )
 
 
-def test_files_that_are_no_recipe(write, tmp_path):
+def test_a_file_that_is_not_a_recipe_is_refused(write, tmp_path):
     assert "nowhere.toml: does not exist" in refused(tmp_path / "nowhere.toml")
     assert refused(tmp_path) == f"{tmp_path}: is a folder; give the recipe file in it"
     assert "recipe.toml: is not TOML" in refused(write("name = "))
@@ -160,11 +163,13 @@ def test_files_that_are_no_recipe(write, tmp_path):
     [
         (
             ["exits.head=attention"],
-            "exits.head: 'attention' is no head for classification; take one of pooled, fastbert, linear, bert, distilbert",
+            "exits.head: 'attention' is not a head for classification; "
+            "set it to one of pooled, fastbert, linear, bert, distilbert",
         ),
         (
             ["distill.training.exit_shares=[0, 0]"],
-            "distill.training.exit_shares: takes numbers of 0 or more, one of them above 0",
+            "distill.training.exit_shares: no share may be below 0, and one must be above 0; "
+            "correct them, or leave it out",
         ),
         (
             ["task=qa", "distill.unlabelled=texts.jsonl"],
@@ -172,7 +177,7 @@ def test_files_that_are_no_recipe(write, tmp_path):
         ),
         (
             ["task=qa", "exits.head=pooled"],
-            "exits.head: 'pooled' is no head for qa; take one of attention, fastbert, linear",
+            "exits.head: 'pooled' is not a head for qa; set it to one of attention, fastbert, linear",
         ),
         (
             ["task=qa", "qa.stride=317"],
@@ -180,11 +185,12 @@ def test_files_that_are_no_recipe(write, tmp_path):
         ),
         (
             ["task=regression"],
-            "exits.uncertainty: 'entropy' is no measure for regression; set it to change",
+            "exits.uncertainty: 'entropy' is not a measure for regression; set it to change",
         ),
         (
             ["exits.uncertainty=change"],
-            "exits.uncertainty: 'change' is no measure for classification; set it to entropy or max_probability or margin or patience or agreement",
+            "exits.uncertainty: 'change' is not a measure for classification; "
+            "set it to entropy or max_probability or margin or patience or agreement",
         ),
         (
             ["task=regression", "exits.uncertainty=change", "exits.temperature_scaling=true"],
@@ -192,27 +198,33 @@ def test_files_that_are_no_recipe(write, tmp_path):
         ),
         (
             ["task=regression", "exits.uncertainty=change", "exits.head=attention"],
-            "exits.head: 'attention' is no head for regression; take one of pooled, fastbert, linear, bert, distilbert",
+            "exits.head: 'attention' is not a head for regression; "
+            "set it to one of pooled, fastbert, linear, bert, distilbert",
         ),
         (
             ["export.coreml_precision=int4", "export.coreml_target=iOS17"],
-            "export.coreml_precision: int4 needs iOS18, export.coreml_target is iOS17; set that to iOS18, or take int8",
+            "export.coreml_precision: int4 needs iOS18, but export.coreml_target is iOS17; "
+            "set that to iOS18, or this to int8",
         ),
         (
             ["export.coreml_precision=palette6", "export.coreml_target=iOS16"],
-            "export.coreml_precision: palette6 needs iOS18, export.coreml_target is iOS16; set that to iOS18, or take palette6-per-tensor",
+            "export.coreml_precision: palette6 needs iOS18, but export.coreml_target is iOS16; "
+            "set that to iOS18, or this to palette6-per-tensor",
         ),
         (
             ["export.coreml_precision=int8-a8", "export.coreml_target=iOS16"],
-            "export.coreml_precision: int8-a8 needs iOS17, export.coreml_target is iOS16; set that to iOS17, or take int8",
+            "export.coreml_precision: int8-a8 needs iOS17, but export.coreml_target is iOS16; "
+            "set that to iOS17, or this to int8",
         ),
         (
             ["export.coreml_precision=mixed"],
-            "export.coreml_precision: mixed is what quantize.scheme=mixed found, and that is int8; set that to mixed, or take int8",
+            "export.coreml_precision: mixed follows quantize.scheme=mixed, but that is int8; "
+            "set that to mixed, or this to int8",
         ),
         (
             ["export.coreml_precision=int8-a8", "export.executorch_coreml=true"],
-            "export.executorch_coreml: computes in float16 and has no int8-a8; set it to false, or take another export.coreml_precision",
+            "export.executorch_coreml: computes in float16 and has no int8-a8; "
+            "set it to false, or export.coreml_precision to another scheme",
         ),
         (
             [
@@ -221,20 +233,27 @@ def test_files_that_are_no_recipe(write, tmp_path):
                 "quantize.budget_mb=9",
                 "export.executorch_coreml=true",
             ],
-            "export.executorch_coreml: computes in float16 and has no mixed; set it to false, or take another export.coreml_precision",
+            "export.executorch_coreml: computes in float16 and has no mixed; "
+            "set it to false, or export.coreml_precision to another scheme",
         ),
-        (["export.max_length=64"], "export.max_length: 64 is below the longest input, 128"),
-        (["task=qa", "export.max_length=256"], "export.max_length: 256 is below the longest input, 384"),
+        (
+            ["export.max_length=64"],
+            "export.max_length: 64 is below the longest input, 128; set it to at least that, or data.max_length lower",
+        ),
+        (
+            ["task=qa", "export.max_length=256"],
+            "export.max_length: 256 is below the longest input, 384; set it to at least that, or qa.window lower",
+        ),
     ],
 )
-def test_choices_must_fit_each_other(write, overrides, line):
-    path = write(LEAST)
+def test_values_that_do_not_fit_each_other_are_refused(write, overrides, line):
+    path = write(MINIMAL)
     assert refused(path, *overrides) == f"{path}: {line}"
 
 
-def test_choices_that_just_fit(write):
-    load_recipe(write(LEAST), ["task=qa", "qa.stride=316"])  # 384 - 64 - 3 = 317
-    load_recipe(write(LEAST), ["data.max_length=64", "export.max_length=64"])
+def test_values_that_just_fit_each_other_are_accepted(write):
+    load_recipe(write(MINIMAL), ["task=qa", "qa.stride=316"])  # 384 - 64 - 3 = 317
+    load_recipe(write(MINIMAL), ["data.max_length=64", "export.max_length=64"])
     for weights, target in (
         ("int4", "iOS18"),
         ("palette4", "iOS18"),
@@ -242,28 +261,39 @@ def test_choices_that_just_fit(write):
         ("int8", "iOS16"),
         ("int8-a8", "iOS17"),
     ):
-        load_recipe(write(LEAST), [f"export.coreml_precision={weights}", f"export.coreml_target={target}"])
-    load_recipe(write(LEAST), ["qa.stride=383"])  # nobody reads [qa] for classification
+        load_recipe(write(MINIMAL), [f"export.coreml_precision={weights}", f"export.coreml_target={target}"])
+    load_recipe(write(MINIMAL), ["qa.stride=383"])  # classification does not read [qa]
 
 
-def test_known_keys_are_all_that_a_recipe_takes():
+def test_known_keys_are_those_that_a_recipe_accepts():
     keys = known_keys(Recipe)
     assert {"name", "data.train", "teacher.training.epochs", "exits.training.epochs", "bench.speeds"} <= set(keys)
     assert "data" not in keys and len(keys) == len(set(keys))
 
 
+def test_every_key_has_a_description():
+    def check(section, prefix=""):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                check(field.annotation, f"{prefix}{name}.")
+            else:
+                assert field.description, prefix + name
+
+    check(Recipe)
+
+
 def test_a_recipe_cannot_be_changed(write):
     with pytest.raises(ValueError, match="frozen"):
-        load_recipe(write(LEAST)).seed = 3
+        load_recipe(write(MINIMAL)).seed = 3
 
 
 @pytest.mark.parametrize("task", ["classification", "qa"])
-def test_every_head_and_measure_that_exists_is_offered(write, task):
+def test_a_recipe_accepts_every_head_and_measure_that_exists(write, task):
     from pipeline.model.heads import HEADS
     from pipeline.model.uncertainty import MEASURES
     from pipeline.tasks import get_task
 
-    path = write(LEAST)
+    path = write(MINIMAL)
     assert set(get_task(task).heads) == set(HEADS[get_task(task).head_family])
     for kind in get_task(task).heads:
         assert load_recipe(path, [f"task={task}", f"exits.head={kind}"]).head == kind

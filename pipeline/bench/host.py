@@ -83,8 +83,8 @@ def bench_host(
         peers: candidates; those that this computer cannot run are left out, and the report says why.
 
     Raises:
-        UserError: there is no bundle, or it has no ExecuTorch programs or takes none of the lengths; the weights are of
-            another model; or a program cannot be run.
+        UserError: there is no bundle, it has no ExecuTorch programs, or it takes none of the lengths. Or the weights
+            are of another model, or a program cannot be run.
     """
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
@@ -191,8 +191,8 @@ def differences_from_eager(cases: Sequence[TimedCase], full_depth: int) -> dict[
     """Compares the answers at full depth with those of torch-eager at the same length.
 
     Returns:
-        by the name of a case, the largest difference of two logits as a share of the largest logit; empty if
-        torch-eager is not measured.
+        the largest difference of two logits as a share of the largest logit, by the name of the case. It is empty if
+            torch-eager is not measured.
     """
     eager_answers = {case.length: case.answer() for case in cases if case.source.system == "torch-eager"}
     differences = {}

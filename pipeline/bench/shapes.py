@@ -17,7 +17,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.packages import installed_version
 from pipeline.support.progress import OnStep, silent
-from pipeline.support.workspace import fingerprint
+from pipeline.support.workspace import digest_of
 from pipeline.tasks import get_task
 from quantize.schemes import apply_scheme
 
@@ -76,7 +76,7 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
         )
 
     versions = [installed_version(tool) for tool in TOOLS]
-    digest = fingerprint(recipe.model_dump(), config.to_dict(), versions, code_digest())
+    digest = digest_of(recipe.model_dump(), config.to_dict(), versions, code_digest())
     return cached_path(f"{recipe.name}-{digest[:16]}", build)
 
 

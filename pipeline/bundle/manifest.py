@@ -132,6 +132,11 @@ class ModelShape(Document):
     max_positions: int | None = Field(
         None, ge=1, description="The rows of the position table; null in bundles of minor version 0."
     )
+    token_types: int | None = Field(
+        None,
+        ge=0,
+        description="The rows of the token-type table, 0 where there is none; null in bundles of minor version 0.",
+    )
     parameters: int
     exit_layers: list[int]
     head: str

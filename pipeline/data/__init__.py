@@ -1,1 +1,1 @@
-"""Text in, features out. Nothing here imports torch or transformers, so the runner of a bundle shares it."""
+"""Reads text and turns it into arrays. Nothing here imports torch or transformers, so a bundle's runner uses it too."""

@@ -1,4 +1,4 @@
-"""Plain text to pre-train on: read as a stream, kept on disk as one row of token ids, given out in blocks of equal length."""
+"""Plain text for pre-training: streamed from its source, kept on disk as one row of token ids, read in blocks."""
 
 from __future__ import annotations
 
@@ -7,26 +7,49 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol, overload
 
 import numpy as np
 
-from pipeline.data.files import BINARY, exists, first_line, hub_name, hub_rows
+from pipeline.data.content import binary_form, exists
+from pipeline.data.hub import hub_name, hub_rows
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.recipe import Pretrain
 from pipeline.support.digests import sha256_of
-from pipeline.support.errors import UserError
+from pipeline.support.errors import UserError, first_line
 from pipeline.support.progress import OnStep, silent
 
 WAY_OUT = 'give a text file in UTF-8, a folder of such files, or a hub set as "owner/name:split"'
-LONGEST_PIECE = 1 << 20  # bytes; a file may be a single line
+MAX_PIECE_BYTES = 1 << 20  # a file may be a single long line
 PIECES_AT_ONCE = 256
-SHORTEST_BLOCK = 8  # tokens; what is left at the end of a corpus may be too short to say anything about a masked word
+MIN_BLOCK_TOKENS = 8  # a shorter rest of a corpus says too little about a masked word
+
+
+class CorpusOptions(Protocol):
+    """What a recipe says about its corpus (`pipeline.recipe.Pretrain`).
+
+    Attributes:
+        text: the column of the text if the corpus is a hub set.
+        limit: maximum number of blocks to read, None for all.
+        length: tokens of a block.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def limit(self) -> int | None: ...
+
+    @property
+    def length(self) -> int: ...
 
 
 def corpus_files(source: str) -> list[Path]:
-    """The files of a corpus in their order: the file itself, or all below a folder but hidden ones. UserError where there is none."""
+    """Returns the files of a corpus in order: the file itself, or all files below a folder except hidden ones.
+
+    Raises:
+        UserError: there are none.
+    """
     path = Path(source)
     if path.is_dir():
         files = [
@@ -43,36 +66,39 @@ def corpus_files(source: str) -> list[Path]:
 
 
 def corpus_digest(source: str) -> list[str]:
-    """What identifies a corpus: the digests of its files, or the name of a hub set."""
+    """Returns what identifies a corpus: the digests of its files, or the name of a hub set."""
     if not exists(Path(source)) and hub_name(source):
         return [source]
     return [sha256_of(file) for file in corpus_files(source)]
 
 
 def read_documents(source: str, column: str = "text") -> Iterator[tuple[int, str]]:
-    """(number of its document, text) for every line of a corpus, in order; a file is a document, and so is a row of a hub set.
+    """Yields (number of the document, text) for every line of a corpus, in order.
+
+    A file is a document, and so is a row of a hub set.
 
     Args:
-        source: a file, a folder, or a hub name, which is streamed.
-        column: of a hub set, where its text is.
+        source: a file, a folder, or the name of a hub set, which is streamed.
+        column: the column of a hub set that holds the text.
 
     Raises:
-        UserError: naming a file that is empty, binary or not UTF-8, or a hub set without such a column.
+        UserError: a file is empty, binary or not UTF-8, or a hub set has no such column.
     """
     hub = None if exists(Path(source)) else hub_name(source)
     if hub is None:
         for number, file in enumerate(corpus_files(source)):
-            for text in _read_file(file):
-                yield number, text
+            for piece in _read_file(file):
+                yield number, piece
         return
     rows = hub_rows(source, hub, streaming=True)
     number = 0
     while True:
         try:
             row = next(rows, None)
-        except Exception as error:  # a stream from the hub fails with whatever its HTTP library raises
+        except Exception as error:  # a stream from the hub raises the errors of its HTTP library
             raise UserError(
-                f"the stream broke off after row {number} ({type(error).__name__}: {first_line(error)}); run the same command again",
+                f"the stream broke off after row {number} ({type(error).__name__}: {first_line(error)}); "
+                "run the same command again",
                 file=source,
             ) from None
         if row is None:
@@ -80,7 +106,7 @@ def read_documents(source: str, column: str = "text") -> Iterator[tuple[int, str
         text = row.values.get(column)
         if not isinstance(text, str):
             raise UserError(
-                f"{row.place} has no text in column {column!r}; its columns are {', '.join(row.values)}",
+                f"{row.place} has no text in column {column!r}; set it to one of: {', '.join(row.values)}",
                 file=source,
                 field="pretrain.text",
             )
@@ -89,24 +115,23 @@ def read_documents(source: str, column: str = "text") -> Iterator[tuple[int, str
 
 
 def _read_file(file: Path) -> Iterator[str]:
-    """The lines of a text file; one longer than `LONGEST_PIECE` comes in parts. UserError if it is empty, binary or unreadable."""
+    """Yields the lines of a text file; a line longer than `MAX_PIECE_BYTES` comes in parts."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     number, blank = 1, True
     try:
         with open(file, "rb") as stream:
-            while chunk := stream.readline(LONGEST_PIECE):
-                if number == 1:
-                    for start, what in BINARY.items():
-                        if chunk.startswith(start):
-                            raise UserError(f"this is not text but {what}; or take it out of the corpus", file=file)
-                if b"\0" in chunk:
+            while piece := stream.readline(MAX_PIECE_BYTES):
+                form = binary_form(piece) if number == 1 else None
+                if form is not None:
+                    raise UserError(f"this is not text but {form}; or take it out of the corpus", file=file)
+                if b"\0" in piece:
                     raise UserError(
                         "this is not text but binary; take it out of the corpus", file=file, field=f"line {number}"
                     )
-                text = decoder.decode(chunk)
+                text = decoder.decode(piece)
                 blank = blank and not text.strip()
                 yield text
-                number += chunk.endswith(b"\n")
+                number += piece.endswith(b"\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise UserError(
@@ -121,21 +146,27 @@ def _read_file(file: Path) -> Iterator[str]:
 class Blocks(Sequence[Item]):
     """Blocks of up to `length` tokens, [CLS] text [SEP], cut from one long row of tokens that stays on disk.
 
-    As in RoBERTa (Liu et al. 2019, section 4.2: full sentences) a block may cross documents, with a [SEP] between them.
+    A block may cross documents, with a [SEP] between them: "full sentences" in RoBERTa (Liu et al. 2019, section 4.2).
 
     Args:
-        tokens: [tokens of the corpus], a memory map.
-        numbers: which blocks these are, in the row's own order.
+        tokens: the token ids of the corpus, [tokens], a memory map.
+        length: tokens of a block, [CLS] and [SEP] included.
+        tokenizer: the tokenizer that made the ids.
+        numbers: the blocks to take, as positions in the row; all blocks if None.
     """
 
     def __init__(
-        self, tokens: np.ndarray, length: int, tokenizer: WordPieceTokenizer, numbers: np.ndarray | None = None
+        self,
+        tokens: np.ndarray[Any, Any],
+        length: int,
+        tokenizer: WordPieceTokenizer,
+        numbers: np.ndarray[Any, Any] | None = None,
     ):
         self.tokens, self.length, self.tokenizer = tokens, length, tokenizer
         body = length - 2
         if numbers is None:
             whole, rest = divmod(len(tokens), body)
-            numbers = np.arange(whole + (rest + 2 >= SHORTEST_BLOCK))
+            numbers = np.arange(whole + (rest + 2 >= MIN_BLOCK_TOKENS))
         self.numbers = numbers
 
     @property
@@ -145,23 +176,34 @@ class Blocks(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, at: int) -> Item:
-        number, body = int(self.numbers[at]), self.length - 2
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Blocks: ...
+
+    def __getitem__(self, index: int | slice) -> Item | Blocks:
+        if isinstance(index, slice):
+            return Blocks(self.tokens, self.length, self.tokenizer, self.numbers[index])
+        number, body = int(self.numbers[index]), self.length - 2
         text = self.tokens[number * body : (number + 1) * body]
         ids = np.concatenate([[self.tokenizer.cls_id], text, [self.tokenizer.sep_id]]).astype(np.int64)
         return Item(ids, np.zeros(len(ids), np.int64), None)
 
     def split(self, count: int, seed: int) -> tuple[Blocks, Blocks]:
-        """(all but `count` blocks, those), the same for the same seed, each in order."""
-        held = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        rest = np.setdiff1d(np.arange(len(self)), held)
-        return tuple(Blocks(self.tokens, self.length, self.tokenizer, self.numbers[part]) for part in (rest, held))
+        """Returns (the other blocks, `count` random blocks), both in order. The same seed gives the same split."""
+        held_out = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        rest = np.setdiff1d(np.arange(len(self)), held_out)
+        return (
+            Blocks(self.tokens, self.length, self.tokenizer, self.numbers[rest]),
+            Blocks(self.tokens, self.length, self.tokenizer, self.numbers[held_out]),
+        )
 
 
 def write_corpus(
-    source: str, tokenizer: WordPieceTokenizer, file: Path, options: Pretrain, on_step: OnStep = silent
+    source: str, tokenizer: WordPieceTokenizer, file: Path, options: CorpusOptions, on_step: OnStep = silent
 ) -> None:
-    """Writes a corpus, or the part of it that the recipe's limit allows, as token ids to `file`, unless it is there whole from before.
+    """Writes the token ids of a corpus to `file`, up to the recipe's limit, unless the file is there already.
 
     Raises:
         UserError: see `read_documents`; or the text does not fill two blocks.
@@ -182,13 +224,13 @@ def write_corpus(
     os.replace(partial, file)
 
 
-def open_corpus(file: Path, tokenizer: WordPieceTokenizer, options: Pretrain) -> Blocks:
-    """The blocks of a corpus that `write_corpus` wrote with the same tokenizer."""
+def open_corpus(file: Path, tokenizer: WordPieceTokenizer, options: CorpusOptions) -> Blocks:
+    """Returns the blocks of a corpus that `write_corpus` wrote with the same tokenizer."""
     return Blocks(np.memmap(file, id_type(tokenizer), mode="r"), options.length, tokenizer)
 
 
-def id_type(tokenizer: WordPieceTokenizer) -> type:
-    """The least type that holds a tokenizer's ids; a hub's corpus has thousands of millions of them."""
+def id_type(tokenizer: WordPieceTokenizer) -> type[np.uint16] | type[np.uint32]:
+    """Returns the smallest type that holds a tokenizer's ids: a hub's corpus has billions of them."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
@@ -196,28 +238,29 @@ def _write_tokens(
     pieces: Iterator[tuple[int, str]],
     tokenizer: WordPieceTokenizer,
     stream: IO[bytes],
-    most: int | None,
+    max_tokens: int | None,
     on_step: OnStep,
 ) -> int:
-    """Writes the ids of all pieces to `stream`, a [SEP] between documents, until there are `most`. Returns how many there are."""
-    written, done, last = 0, 0, None
-    while most is None or written < most:
-        some = list(islice(pieces, PIECES_AT_ONCE))
-        if not some:
+    """Writes the ids of the pieces, with a [SEP] between documents. Returns the number of ids, at most `max_tokens`."""
+    written, done = 0, 0
+    last_document: int | None = None
+    while max_tokens is None or written < max_tokens:
+        batch = list(islice(pieces, PIECES_AT_ONCE))
+        if not batch:
             break
         ids: list[int] = []
-        for (document, _), found in zip(some, tokenizer.encode_ids([text for _, text in some])):
-            if not found:
+        for (document, _), piece_ids in zip(batch, tokenizer.encode_ids([text for _, text in batch])):
+            if not piece_ids:
                 continue
-            if last not in (None, document):
+            if last_document not in (None, document):
                 ids.append(tokenizer.sep_id)
-            last = document
-            ids += found
-        if most is not None:
-            ids = ids[: most - written]
+            last_document = document
+            ids += piece_ids
+        if max_tokens is not None:
+            ids = ids[: max_tokens - written]
         stream.write(np.asarray(ids, id_type(tokenizer)).tobytes())
-        written, done = written + len(ids), done + len(some)
-        # Nobody knows the end of a stream; the step after this one stands for it.
+        written, done = written + len(ids), done + len(batch)
+        # The end of a stream is unknown, so the total is always one step more.
         on_step(f"tokenizing the corpus, {written / 1e6:.1f} M tokens", done, done + 1)
     on_step(f"tokenizing the corpus, {written / 1e6:.1f} M tokens", done, done)
     return written

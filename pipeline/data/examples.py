@@ -1,4 +1,4 @@
-"""The two kinds of labelled example, and the tasks that they are for, as every other folder sees them."""
+"""The two kinds of labelled example."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Union
 
 @dataclass(frozen=True)
 class ClassificationExample:
-    """A text or a pair of texts; `label` is the class as the data file writes it, for regression a number, None when unlabelled."""
+    """A text or a pair of texts, for classification and regression.
+
+    Attributes:
+        label: the class as the data file writes it, a number for regression, None if unlabelled.
+    """
 
     text: str
     text_pair: str | None = None
@@ -17,7 +21,7 @@ class ClassificationExample:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as SQuAD has it: its text and the position of its first character in the passage."""
+    """An answer as in SQuAD: its text and the position of its first character in the passage."""
 
     text: str
     start: int
@@ -25,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class QAExample:
-    """A question on a passage. No answers means that the passage does not hold one (SQuAD v2.0)."""
+    """A question about a passage. It has no answers if the passage does not contain one (SQuAD v2.0)."""
 
     id: str
     question: str

@@ -1,4 +1,4 @@
-"""Classification features: a text or a pair of texts as the ids an encoder takes."""
+"""Turns a text or a pair of texts into the token ids that an encoder reads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.support.errors import UserError
 
 @dataclass(frozen=True)
 class ClassificationFeature:
-    """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, at its real length.
+    """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, without padding.
 
-    Args:
+    Attributes:
         ids: int64, [length].
         type_ids: int64, [length]; 0 up to the first [SEP], 1 after it.
-        answer_mask: none, every token is only read.
+        answer_mask: None, since no token may be an answer.
     """
 
     ids: np.ndarray
@@ -30,12 +30,13 @@ class ClassificationFeature:
 def encode_text(
     tokenizer: WordPieceTokenizer, text: str, text_pair: str | None, max_length: int
 ) -> ClassificationFeature:
-    """The feature of one text or pair; a text without a single piece gives `[CLS] [SEP]`.
+    """Returns the feature of one text or pair, cut to `max_length` tokens.
 
-    A pair that is too long loses pieces from the end of its longer text first, as Hugging Face's `longest_first`.
+    A text without tokens gives `[CLS] [SEP]`. A pair that is too long loses tokens from the end of its longer text
+    first, as with Hugging Face's `longest_first`.
 
     Raises:
-        UserError: `max_length` cannot hold the special tokens.
+        UserError: `max_length` is too small for the special tokens.
     """
     pair_ids = None if text_pair is None else tokenizer.encode(text_pair).ids
     return _assemble(tokenizer, tokenizer.encode(text).ids, pair_ids, max_length)
@@ -44,13 +45,14 @@ def encode_text(
 def encode_examples(
     tokenizer: WordPieceTokenizer, examples: Sequence[ClassificationExample], max_length: int
 ) -> list[ClassificationFeature]:
-    """`encode_text` for each example, tokenized over all cores.
+    """Returns the feature of each example, see `encode_text`; tokenizes on all cores.
 
     Raises:
-        UserError: `max_length` cannot hold the special tokens.
+        UserError: `max_length` is too small for the special tokens.
     """
     firsts = tokenizer.encode_batch([example.text for example in examples])
-    seconds = iter(tokenizer.encode_batch([e.text_pair for e in examples if e.text_pair is not None]))
+    pairs = [example.text_pair for example in examples if example.text_pair is not None]
+    seconds = iter(tokenizer.encode_batch(pairs))
     return [
         _assemble(tokenizer, first.ids, None if example.text_pair is None else next(seconds).ids, max_length)
         for example, first in zip(examples, firsts)
@@ -70,14 +72,17 @@ def _assemble(
     if second is None:
         ids = np.concatenate([cls, first[:room], sep])
         return ClassificationFeature(ids, np.zeros(len(ids), dtype=np.int64))
-    kept_first, kept_second = _longest_first(len(first), len(second), room)
+    kept_first, kept_second = _truncated_lengths(len(first), len(second), room)
     ids = np.concatenate([cls, first[:kept_first], sep, second[:kept_second], sep])
     type_ids = np.repeat(np.array([0, 1]), [kept_first + 2, kept_second + 1])
     return ClassificationFeature(ids, type_ids)
 
 
-def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many pieces of each text stay; of two long texts the odd piece goes to the longer (the second when equal)."""
+def _truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """Returns how many tokens of each text stay.
+
+    If both texts are cut and the room is odd, the longer text gets the odd token, the second if they are equally long.
+    """
     if first + second <= room:
         return first, second
     shorter = min(first, second, room // 2)

@@ -1,4 +1,4 @@
-"""The arrays that a bundle's programs take, from the ids of one input."""
+"""The arrays that a bundle's programs take as inputs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What a token that must not be seen, or must not be answered with, adds to its score. float16 holds it, its exponential is 0 in every
-# float type, and unlike -inf or finfo.min it can neither become NaN nor overflow when a score is added to it.
+# Added to the score of a token that must not be attended to or must not be an answer. float16 can hold it, and its
+# exponential is 0 in every float type. Unlike -inf or the least float it can neither become NaN nor overflow.
 MASKED = -1e4
 
 
@@ -15,10 +15,11 @@ MASKED = -1e4
 class ProgramInputs:
     """One input of S tokens, without padding.
 
-    Args:
+    Attributes:
         input_ids: int64, [1, S].
-        attention_bias: float32, [1, 1, S]; all 0, every token is real.
-        answer_bias: float32, [1, S]; 0 where a token may be (in) an answer, else -1e4. None for classification.
+        attention_bias: float32, [1, 1, S]; all 0, since no token is padding.
+        answer_bias: float32, [1, S]; 0 where an answer may start or end, else `MASKED`. None unless the task is
+            question answering.
     """
 
     input_ids: np.ndarray
@@ -27,11 +28,11 @@ class ProgramInputs:
 
 
 def program_inputs(ids: np.ndarray, answer_mask: np.ndarray | None = None) -> ProgramInputs:
-    """The programs' inputs.
+    """Returns the inputs of the programs for one input.
 
     Args:
-        ids: integers, [S]; at least [CLS] and [SEP].
-        answer_mask: bool, [S], for question answering.
+        ids: token ids, integers, [S]; at least [CLS] and [SEP].
+        answer_mask: bool, [S]; the tokens that an answer may start or end at, for question answering.
     """
     length = len(ids)
     bias = None

@@ -1,21 +1,28 @@
-"""Examples as arrays that a model learns from, and the batches they go in."""
+"""Turns examples into the arrays that a model learns from, and groups them into padded batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-UNLABELLED = -100  # the class of an item without one, in a batch with others that have; cross-entropy passes over it
+# The class of an unlabelled item in a batch that has labelled ones. PyTorch's cross-entropy ignores it.
+UNLABELLED = -100
+
+BATCHES_IN_A_POOL = 50
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input of a model. Arrays are [length]; `target` is (label,) or (start token, end token), None when unlabelled.
+    """One input of a model.
 
-    A regression's label is a float32, its share of the label range. `answer_mask` is true where a token may be in an answer; None but for
-    question answering.
+    Attributes:
+        ids: token ids, [length].
+        type_ids: [length]; 0 for the first text, 1 for the second.
+        target: (class,), (share of the label range, a float32,) for regression, (start token, end token) for question
+            answering; None if unlabelled.
+        answer_mask: bool, [length]; true where a token may be in an answer. None unless the task is question answering.
     """
 
     ids: np.ndarray
@@ -26,9 +33,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded arrays: ids, type_ids, mask, answer_mask [batch, length]; targets [batch, 1 or 2], as in `Item`. Padding is 0 everywhere.
+    """The padded arrays of some items; padding is 0.
 
-    Targets are None when no item has one; a row without one among others is `UNLABELLED`, for regression NaN.
+    Attributes:
+        ids, type_ids, answer_mask: as in `Item`, [batch, length].
+        mask: float32, [batch, length]; 1 for tokens, 0 for padding.
+        targets: as in `Item`, [batch, 1 or 2]. The row of an unlabelled item holds `UNLABELLED`, or NaN for regression.
+            None if no item is labelled.
     """
 
     ids: np.ndarray
@@ -39,55 +50,69 @@ class Batch:
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one pass, as arrays of indices: random, yet each of like lengths, so that little is padded.
+    """Returns the batches of one epoch as arrays of indices: random, but of similar lengths, to pad little.
 
-    Shuffled items are sorted by length within pools of 50 batches, cut, and the batches shuffled. The same arguments give the same
-    plan, so an interrupted run finds its place again by counting.
+    The shuffled indices are cut into pools of 50 batches. Each pool is sorted by length and cut into batches, and then
+    all batches are shuffled. The same arguments give the same plan, so a resumed training only counts batches.
+
+    Args:
+        lengths: tokens of each item.
+        batch_size: items of a batch; the last batch of a pool may hold fewer.
+        seed: seed of the run.
+        epoch: number of the epoch.
     """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    lengths = np.asarray(lengths)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    token_counts = np.asarray(lengths)
+    pool_size = BATCHES_IN_A_POOL * batch_size
     batches = []
-    for at in range(0, len(order), 50 * batch_size):
-        pool = order[at : at + 50 * batch_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
+    for pool_start in range(0, len(order), pool_size):
+        pool = order[pool_start : pool_start + pool_size]
+        pool = pool[np.argsort(token_counts[pool], kind="stable")]
         batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
-    return [batches[at] for at in random.permutation(len(batches))]
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 def sorted_batches(lengths: Sequence[int], tokens: int = 8192) -> Iterator[np.ndarray]:
-    """Every index once, longest first, in batches of at most `tokens` padded tokens: for measuring, not for learning."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    at = 0
-    while at < len(order):
-        size = max(1, tokens // int(lengths[order[at]]))
-        yield order[at : at + size]
-        at += size
+    """Yields every index once, in batches of at most `tokens` padded tokens, longest items first. For evaluation.
+
+    An item of more than `tokens` tokens is a batch of its own.
+    """
+    token_counts = np.asarray(lengths)
+    order = np.argsort(-token_counts, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // int(token_counts[order[start]]))
+        yield order[start : start + size]
+        start += size
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Pads items to the longest of them."""
+    """Returns items as one batch, padded to the longest of them. All of them have an answer mask, or none."""
     length = max(len(item.ids) for item in items)
 
-    def padded(arrays, dtype) -> np.ndarray:
-        out = np.zeros((len(items), length), dtype)
+    def padded(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
+        out: np.ndarray = np.zeros((len(items), length), dtype)
         for row, array in enumerate(arrays):
             out[row, : len(array)] = array
         return out
 
-    known = next((item.target for item in items if item.target is not None), None)
-    unknown = (
-        None
-        if known is None
-        else tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
-    )
+    answer_masks = [item.answer_mask for item in items if item.answer_mask is not None]
+    if len(answer_masks) not in (0, len(items)):
+        raise ValueError("some items of a batch have an answer mask and some have none")
     return Batch(
         ids=padded((item.ids for item in items), np.int64),
         type_ids=padded((item.type_ids for item in items), np.int64),
         mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
-        answer_mask=None if items[0].answer_mask is None else padded((item.answer_mask for item in items), bool),
-        # Its own type: int64 of Python's integers, float32 of a regression's.
-        targets=None
-        if known is None
-        else np.array([unknown if item.target is None else item.target for item in items]),
+        answer_mask=padded(answer_masks, bool) if answer_masks else None,
+        targets=_collate_targets(items),
     )
+
+
+def _collate_targets(items: Sequence[Item]) -> np.ndarray | None:
+    known = next((item.target for item in items if item.target is not None), None)
+    if known is None:
+        return None
+    missing = tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
+    # numpy chooses the type: int64 for Python's integers, float32 for the labels of a regression.
+    return np.array([missing if item.target is None else item.target for item in items])

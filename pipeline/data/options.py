@@ -1,4 +1,4 @@
-"""How inputs are cut: the lengths that a recipe sets for training and a manifest repeats for the phone."""
+"""The lengths at which inputs are cut. A recipe sets them for training, and a manifest repeats them for the phone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """How a passage is cut into windows and an answer is chosen. Lengths are in tokens.
+    """How a passage is cut into windows and how an answer is chosen. Lengths are in tokens.
 
     Attributes:
-        window: the longest window, special tokens included.
-        stride: passage tokens that a window shares with the one before it.
-        max_question: the question's tokens beyond this many are dropped.
-        max_answer: the longest answer.
-        allow_no_answer: whether "no answer" is an answer (SQuAD v2.0).
-        null_threshold: how much better than the best span "no answer" must score to win.
+        window: maximum number of tokens of a window, special tokens included.
+        stride: passage tokens that two neighbouring windows share.
+        max_question: question tokens to keep; the rest are dropped.
+        max_answer: maximum number of tokens of an answer.
+        allow_no_answer: whether "no answer" is a possible result (SQuAD v2.0).
+        null_threshold: "no answer" wins if its score exceeds that of the best span by more than this.
     """
 
     window: int
@@ -31,8 +31,8 @@ class InputOptions:
     """How a task's inputs are cut.
 
     Attributes:
-        max_length: the longest text or pair of texts in tokens, special tokens included.
-        question: for question answering, None for other tasks.
+        max_length: maximum number of tokens of a text or a pair of texts, special tokens included.
+        question: the lengths for question answering, None for other tasks.
     """
 
     max_length: int

@@ -1,4 +1,4 @@
-"""How well one number follows another: an uncertainty the answers' quality, a prediction its label. In ranks, ties are counted half."""
+"""Measures how well one number follows another: a prediction its label, or an uncertainty the quality of answers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import numpy as np
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs; values: [examples]. Returns [examples]."""
+    """Returns the ranks of values, [examples], counted from 1. Equal values share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
+    shared: np.ndarray = last - (counts - 1) / 2
+    return shared[place]
 
 
 def auroc(uncertainty: np.ndarray, right: np.ndarray) -> float | None:
-    """The area under the ROC curve of uncertainty as a detector of wrong answers.
+    """Returns the area under the ROC curve of uncertainty as a detector of wrong answers.
 
-    It is the chance that a wrong answer is more uncertain than a right one, the Mann-Whitney statistic (Hanley and McNeil 1982): 1 where
-    every wrong answer is less sure than every right one, 0.5 where uncertainty says nothing.
+    It is the probability that a wrong answer is more uncertain than a right one (the Mann-Whitney statistic, Hanley
+    and McNeil 1982). It is 1 if every wrong answer is more uncertain than every right one, and 0.5 if uncertainty tells
+    nothing. A tie counts half.
 
     Args:
         uncertainty: [examples].
         right: [examples], true or 1 where the answer is right.
 
     Returns:
-        in [0, 1]; None where all answers are right, or none is.
+        A number in [0, 1]; None if all answers are right, or none is.
     """
     wrong = ~np.asarray(right, dtype=bool)
     count = int(wrong.sum())
@@ -34,11 +36,7 @@ def auroc(uncertainty: np.ndarray, right: np.ndarray) -> float | None:
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Pearson's correlation, [examples] each.
-
-    Returns:
-        in [-1, 1]; None where either is the same for all examples.
-    """
+    """Returns Pearson's correlation of two arrays, [examples], in [-1, 1]; None if either array is constant."""
     if not (np.ptp(first) and np.ptp(second)):
         return None
     first, second = first - first.mean(), second - second.mean()
@@ -46,15 +44,15 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's rank correlation, [examples] each: -1 where one falls with every step of the other. See `pearson` for what it returns."""
+    """Returns Spearman's rank correlation of two arrays, [examples], in [-1, 1]; None if either array is constant."""
     return pearson(ranks(first), ranks(second))
 
 
 def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """What GLUE's STS-B is measured by, Pearson's and Spearman's correlation, and the mean absolute error in the data's unit.
+    """Returns Pearson's and Spearman's correlation, which GLUE's STS-B reports, and the mean absolute error.
 
     Args:
-        predictions, labels: [examples], in the data's unit.
+        predictions, labels: [examples], in the unit of the data.
     """
     return {
         "pearson": pearson(predictions, labels),

@@ -1,4 +1,4 @@
-"""From start and end logits back to an answer: the best span of a window, the best answer over windows."""
+"""Decodes start and end logits: the best span of a window, and the best answer over all windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.data.windows import QAWindow
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `start_token` to `end_token`, both inclusive; `score` is the sum of their start and end logit."""
+    """The tokens from `start_token` to `end_token`, both inclusive; `score` is start logit plus end logit."""
 
     start_token: int
     end_token: int
@@ -21,16 +21,16 @@ class Span:
 
 @dataclass(frozen=True)
 class DecodedAnswer:
-    """An answer read off the logits.
+    """An answer that was read off the logits.
 
-    Args:
-        text: `passage[start:end]`; "" when the answer is that there is none.
-        start: the answer's first character in the passage, -1 when there is none.
-        end: one past its last character, -1 when there is none.
-        score: start logit plus end logit, of the span or of [CLS]; comparable over the windows of one question.
-        window_index: the window it was read from.
-        probability: in [0, 1]; softmax of the start logits times that of the end logits, each over the tokens that
-            this window allows.
+    Attributes:
+        text: `passage[start:end]`; "" for "no answer".
+        start: the position of its first character in the passage; -1 for "no answer".
+        end: one past its last character; -1 for "no answer".
+        score: start logit plus end logit of the span, or of [CLS]; comparable between the windows of one question.
+        window_index: the window that it was found in.
+        probability: in [0, 1]; the softmax of the start logits at its first token times the softmax of the end logits
+            at its last token, both over the allowed tokens of this window.
     """
 
     text: str
@@ -44,15 +44,16 @@ class DecodedAnswer:
 def best_span(
     start_logits: np.ndarray, end_logits: np.ndarray, answer_mask: np.ndarray, max_answer_tokens: int
 ) -> Span:
-    """The best-scoring span of 1 to `max_answer_tokens` tokens whose ends `answer_mask` allows, exactly.
+    """Returns the span with the best score. The search is exact.
 
-    Position 0 is never part of it: [CLS] is no answer, see `null_score`. Of equal scores the first start wins, then
-    the shorter span.
+    A span has 1 to `max_answer_tokens` tokens, and `answer_mask` allows both of its ends. It never contains [CLS] at
+    position 0, see `null_score`. Between equal scores the earlier start wins, then the shorter span.
 
     Args:
         start_logits: [S].
         end_logits: [S].
         answer_mask: bool, [S].
+        max_answer_tokens: maximum number of tokens of a span.
 
     Raises:
         ValueError: no token is allowed, or `max_answer_tokens` is less than 1.
@@ -67,18 +68,18 @@ def best_span(
     first, last = int(positions[0]), int(positions[-1])
     length = last - first + 1
     width = min(max_answer_tokens, length)
-    # float64, in which the sum of two float32 logits is exact: spans that differ never tie by rounding.
+    # The sum of two float32 logits is exact in float64, so rounding never makes two scores equal.
     starts = np.where(allowed, start_logits, -np.inf).astype(np.float64)[first : last + 1]
     ends = np.full(length + width - 1, -np.inf)
     ends[:length] = np.where(allowed, end_logits, -np.inf)[first : last + 1]
-    # Row i holds the ends i ... i + width - 1: the band of the [length, length] matrix that spans may lie in.
+    # Row i holds the scores of the spans that start at i and end at i ... i + width - 1.
     scores = starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, width)  # [length, width]
     row, column = divmod(int(scores.argmax()), width)
     return Span(first + row, first + row + column, float(scores[row, column]))
 
 
 def null_score(start_logits: np.ndarray, end_logits: np.ndarray) -> float:
-    """The score of "no answer" in a window: the start and end logit of [CLS] (Devlin et al. 2019, 4.3)."""
+    """Returns the score of "no answer" in a window: start plus end logit of [CLS] (Devlin et al. 2019, section 4.3)."""
     return float(start_logits[0]) + float(end_logits[0])
 
 
@@ -90,17 +91,21 @@ def decode_answer(
     allow_no_answer: bool,
     null_threshold: float = 0.0,
 ) -> DecodedAnswer:
-    """The best span over all windows, or no answer.
+    """Returns the best span over all windows, or "no answer".
 
-    There is no answer when it is allowed and the least `null_score` of the windows exceeds the best span's score by
-    more than `null_threshold`: the least, since a window without the answer rightly says so.
+    If it is allowed, "no answer" wins when the lowest `null_score` of the windows exceeds the best span's score by more
+    than `null_threshold`. The lowest counts because a window without the answer has a high null score rightly.
 
     Args:
         windows: the windows of one question, as `make_windows` gives them.
         scores: (start_logits, end_logits) for each window, [S] each.
+        passage: the passage of the question.
+        max_answer_tokens: maximum number of tokens of an answer.
+        allow_no_answer: whether "no answer" is a possible result.
+        null_threshold: see above.
 
     Raises:
-        ValueError: `scores` does not fit `windows`.
+        ValueError: there is no window, or not a pair of logits for each.
     """
     if not windows or len(windows) != len(scores):
         raise ValueError(f"{len(windows)} windows, {len(scores)} pairs of logits")
@@ -111,10 +116,10 @@ def decode_answer(
     best = max(range(len(spans)), key=lambda index: spans[index].score)
     if allow_no_answer:
         nulls = [null_score(start_logits, end_logits) for start_logits, end_logits in scores]
-        least = min(range(len(nulls)), key=nulls.__getitem__)
-        if nulls[least] - spans[best].score > null_threshold:
-            probability = _probability(windows[least], scores[least], 0, 0)
-            return DecodedAnswer("", -1, -1, nulls[least], least, probability)
+        lowest = min(range(len(nulls)), key=nulls.__getitem__)
+        if nulls[lowest] - spans[best].score > null_threshold:
+            probability = _probability(windows[lowest], scores[lowest], 0, 0)
+            return DecodedAnswer("", -1, -1, nulls[lowest], lowest, probability)
     span = spans[best]
     start = int(windows[best].offsets[span.start_token, 0])
     end = int(windows[best].offsets[span.end_token, 1])
@@ -124,7 +129,9 @@ def decode_answer(
 
 def _probability(window: QAWindow, logits: tuple[np.ndarray, np.ndarray], start_token: int, end_token: int) -> float:
     allowed = window.answer_mask.copy()
-    allowed[start_token] = allowed[end_token] = True  # [CLS], when only the caller allows no answer
+    allowed[start_token] = allowed[end_token] = (
+        True  # [CLS], if the window does not allow "no answer" but the caller does
+    )
     start_logits, end_logits = logits
     return _softmax_at(start_logits, allowed, start_token) * _softmax_at(end_logits, allowed, end_token)
 

@@ -1,96 +1,55 @@
-"""What is asked of examples once they are read: which labels there are, and a part of them held apart."""
+"""Holds a part of the examples out of training."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
-from pipeline.data.labels import LabelRange
 from pipeline.support.errors import UserError
 
-
-def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The labels that occur, in the order of their class ids: numbers by value, names by the alphabet.
-
-    Raises:
-        UserError: an example without a label, or fewer than two different labels.
-    """
-    found = set(labels_of(examples))
-    if len(found) < 2:
-        only = f"one label only, {min(found)!r}" if found else "no examples, so no labels"
-        raise UserError(f"{only}; a classifier needs examples of at least two labels", field="data.label")
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in found):
-        return tuple(sorted(found, key=lambda value: (int(value), value)))
-    return tuple(sorted(found))
-
-
-def label_range(examples: Sequence[Example]) -> LabelRange:
-    """The least and the greatest number among the labels of a regression.
-
-    Raises:
-        UserError: an example without a label, or fewer than two different ones.
-    """
-    found = set(labels_of(examples))
-    if len(found) < 2:
-        only = f"one value only, {min(found):g}," if found else "no examples, so no values"
-        raise UserError(f"{only} where labels have to differ; give more data, or another column", field="data.label")
-    return LabelRange(minimum=min(found), maximum=max(found))
-
-
-def labels_of(examples: Sequence[Example]) -> list[str | float]:
-    """Every example's label. UserError for one without."""
-    labels = []
-    for number, example in enumerate(examples, start=1):
-        if not isinstance(example, ClassificationExample):
-            raise UserError('questions have answers, not labels; set task to "qa"', field=f"example {number}")
-        if example.label is None:
-            raise UserError(
-                "the example has no label; set data.label to the column that holds it", field=f"example {number}"
-            )
-        labels.append(example.label)
-    return labels
-
-
-# Shorter word sequences are anybody's: "a good film" in two texts does not make one of them a part of the other.
-FRAGMENT_WORDS = 5
+# Shorter word sequences occur in unrelated texts: "a good film" in two texts does not make one a part of the other.
+MIN_FRAGMENT_WORDS = 5
 
 
 def split_off(
     examples: Sequence[Example], groups: Sequence[Group], count: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Split examples into (rest, held), the same way for the same seed, each part in its old order.
+    """Splits examples into (rest, held out), both in the order of `examples`.
 
-    `held` is to say how a model does on what it never saw, so what belongs together stays on one side: the questions on one passage,
-    equal texts (or pairs of texts), and a text with its fragments (SST-2's training set holds the phrases of its sentences). Of a text
-    with its fragments, `held` takes the whole text alone, since whole texts are what an app will see, and the fragments go nowhere. A fragment
-    too short to tell whose it is always stays in the rest.
+    The held-out examples show how a model does on unseen text. So examples that belong together stay on one side:
 
-    Questions of a passage are all held: `held` has exactly `count` of them where passages allow it, otherwise as few more as they do.
+    - The questions about one passage are held out together.
+    - Of equal texts, or equal pairs of texts, one is held out and the others are dropped.
+    - Of a text and its fragments, the text is held out and the fragments are dropped. SST-2's training set has both
+      sentences and their phrases, and an app will see whole texts.
+    - A fragment of fewer than `MIN_FRAGMENT_WORDS` words may belong to several texts, so it always stays in the rest.
 
     Args:
-        groups: of the task (`TaskDefinition.group`).
+        examples: examples of one task.
+        groups: the examples that belong together, as `TaskDefinition.group` gives them.
+        count: examples to hold out. If passages do not allow exactly this many questions, as few more as possible.
+        seed: the same seed gives the same split.
 
     Raises:
         UserError: `count` is not positive, or leaves nothing for the rest.
     """
     if not 1 <= count < len(examples):
         raise UserError(
-            f"cannot hold {count} of {len(examples)} examples apart; set 1 to {max(len(examples) - 1, 1)}, "
+            f"cannot hold out {count} of {len(examples)} examples; set 1 to {max(len(examples) - 1, 1)}, "
             "or give more data",
             field="count",
         )
     order = list(groups)
     random.Random(seed).shuffle(order)
     held: set[int] = set()
-    gone: set[int] = set()
-    left = []
+    taken: set[int] = set()  # held out or dropped
+    too_large = []
 
     def hold(group: Group) -> None:
         held.update(group.held)
-        gone.update(group.members)
+        taken.update(group.members)
 
     for group in order:
         if not group.held:
@@ -98,29 +57,34 @@ def split_off(
         if len(held) + len(group.held) <= count:
             hold(group)
         else:
-            left.append(group)
-    if len(held) < count and left:
-        hold(min(left, key=lambda group: len(group.held)))
-    if len(held) < count or len(gone) == len(examples):
+            too_large.append(group)
+    if len(held) < count and too_large:
+        hold(min(too_large, key=lambda group: len(group.held)))
+    if len(held) < count or len(taken) == len(examples):
         raise UserError(
-            f"holding {count} examples apart leaves none, since {len(order)} "
-            f"text{'s' if len(order) != 1 else ''} stay whole; give more data, or hold fewer apart",
+            f"holding out {count} examples leaves none, since {len(order)} "
+            f"text{'s' if len(order) != 1 else ''} cannot be divided; give more data, or hold out fewer",
             field="count",
         )
-    rest = [example for index, example in enumerate(examples) if index not in gone]
+    rest = [example for index, example in enumerate(examples) if index not in taken]
     return rest, [examples[index] for index in sorted(held)]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Indices of examples that belong together: all `members`, and those of them that a held part takes."""
+    """Indices of examples that belong together.
+
+    Attributes:
+        members: all of them.
+        held: the members to hold out if the group is chosen; the others are then dropped.
+    """
 
     members: tuple[int, ...]
     held: tuple[int, ...]
 
 
 def passages(examples: Sequence[QAExample]) -> list[Group]:
-    """The questions of each passage."""
+    """Returns the questions about each passage as a group."""
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(example.passage, []).append(index)
@@ -128,12 +92,13 @@ def passages(examples: Sequence[QAExample]) -> list[Group]:
 
 
 def whole_texts(examples: Sequence[ClassificationExample]) -> list[Group]:
-    """Each text with its equals and its fragments of at least `FRAGMENT_WORDS` words; the held one is the first of the longest.
+    """Groups each text with its equals and its fragments of at least `MIN_FRAGMENT_WORDS` words.
 
-    Shorter fragments are groups of their own, of which none is held. Pairs of texts group with equal pairs only.
+    The held-out member is the longest text, the first one if several are equally long. A shorter fragment is a group of
+    its own with no held-out member. Pairs of texts are grouped with equal pairs only.
     """
-    first: dict[tuple, int] = {}
-    parent = []  # a forest: an example points towards the one that stands for its group
+    first: dict[tuple[str, str | None], int] = {}
+    parent: list[int] = []  # a union-find forest: following the parents leads to the example that represents the group
     for index, example in enumerate(examples):
         parent.append(first.setdefault((example.text, example.text_pair), index))
 
@@ -148,25 +113,26 @@ def whole_texts(examples: Sequence[ClassificationExample]) -> list[Group]:
         for index, example in enumerate(examples)
         if example.text_pair is None and parent[index] == index
     }
-    starts: dict[tuple, list[int]] = {}  # by their first words, all of them where there are fewer
+    # The texts that begin with the same words; a text of fewer words is found by all of them.
+    by_beginning: dict[tuple[str, ...], list[int]] = {}
     for index, text in words.items():
-        starts.setdefault(tuple(text[:FRAGMENT_WORDS]), []).append(index)
+        by_beginning.setdefault(tuple(text[:MIN_FRAGMENT_WORDS]), []).append(index)
     short_fragments = set()
     for index, text in words.items():
-        for at in range(len(text)):
-            for length in range(1, min(FRAGMENT_WORDS, len(text) - at) + 1):
-                for fragment in starts.get(tuple(text[at : at + length]), ()):
-                    if fragment == index or words[fragment] != text[at : at + len(words[fragment])]:
+        for start in range(len(text)):
+            for length in range(1, min(MIN_FRAGMENT_WORDS, len(text) - start) + 1):
+                for fragment in by_beginning.get(tuple(text[start : start + length]), ()):
+                    if fragment == index or words[fragment] != text[start : start + len(words[fragment])]:
                         continue
-                    if len(words[fragment]) < FRAGMENT_WORDS:
+                    if len(words[fragment]) < MIN_FRAGMENT_WORDS:
                         short_fragments.add(fragment)
                     else:
                         parent[find(fragment)] = find(index)
-    groups: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for index in range(len(examples)):
-        groups.setdefault(find(index), []).append(index)
-    whole = []
-    for standing_for, group in groups.items():
-        longest = min(group, key=lambda index: (-len(examples[index].text.split()), index))
-        whole.append(Group(tuple(group), () if standing_for in short_fragments else (longest,)))
-    return whole
+        members.setdefault(find(index), []).append(index)
+    groups = []
+    for representative, indices in members.items():
+        longest = min(indices, key=lambda index: (-len(examples[index].text.split()), index))
+        groups.append(Group(tuple(indices), () if representative in short_fragments else (longest,)))
+    return groups

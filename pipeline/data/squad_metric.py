@@ -12,22 +12,22 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, without the articles a, an, the, with single spaces: in this order."""
+    """Returns the text in lower case, then without ASCII punctuation, then without articles and extra spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when the normalised prediction equals one of the answers, else 0.0; no answers means that "" is right."""
+    """Returns 1.0 if the normalised prediction equals one of the answers, else 0.0. Without answers, "" is right."""
     return float(normalize_answer(prediction) in _normalized(answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best token F1 against any of the answers, in [0, 1]; no answers means that "" is right."""
+    """Returns the best token F1 with any of the answers, in [0, 1]. Without answers, "" is right."""
     return max(_token_f1(normalize_answer(prediction).split(), answer.split()) for answer in _normalized(answers))
 
 
 def _normalized(answers: Sequence[str]) -> list[str]:
-    """The answers normalised; those of which nothing stays do not count, as in the v2.0 script's filter."""
+    """Returns the normalised answers without the empty ones, as the official v2.0 script filters them; [""] if none."""
     if isinstance(answers, str):
         raise TypeError("answers is a list of texts, not one text")
     return [answer for answer in map(normalize_answer, answers) if answer] or [""]

@@ -1,4 +1,4 @@
-"""BERT's WordPiece over one vocabulary file: text in, piece ids and their places in the text out."""
+"""BERT's WordPiece tokenizer: turns text into token ids and the positions of the tokens in the text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from pipeline.support.errors import UserError
 
 REQUIRED_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-LONGEST_WORD = 100  # characters; a longer word is one [UNK], as in BERT's WordpieceTokenizer
+MAX_WORD_CHARACTERS = 100  # a longer word becomes one [UNK], as in BERT's WordpieceTokenizer
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """One text as word pieces, without [CLS] and [SEP].
+    """The tokens of one text, without [CLS] and [SEP].
 
-    Args:
-        ids: piece ids, int64, [tokens].
-        offsets: for each piece the (start, end) of its characters (code points) in the text as it was given.
+    Attributes:
+        ids: token ids, int64, [tokens].
+        offsets: (start, end) of each token's characters (code points) in the original text.
     """
 
     ids: np.ndarray
@@ -40,20 +40,22 @@ class TokenizedText:
 class WordPieceTokenizer:
     """BERT's BasicTokenizer followed by greedy longest-match WordPiece (Devlin et al. 2019, google-research/bert).
 
-    Text is only ever text: a "[SEP]" typed by a user is three pieces, `[`, `sep`, `]`, as in Google's tokenization.py,
-    so that no input can forge the border between question and passage. (Hugging Face needs `split_special_tokens=True`
-    for the same.)
+    A special token in the text is ordinary text: "[SEP]" becomes the three tokens `[`, `sep`, `]`, as in Google's
+    tokenization.py. So no input can forge the border between question and passage. Hugging Face does the same with
+    `split_special_tokens=True`.
 
     Args:
         tokens: the vocabulary in the order of its ids.
-        lowercase: BERT uncased: lower case, and accents stripped with it.
+        lowercase: lower the case and strip accents, as BERT uncased does.
     """
 
     def __init__(self, tokens: Sequence[str], lowercase: bool = True):
         self.tokens = tuple(tokens)
         self.lowercase = lowercase
         self._id_of = {token: index for index, token in enumerate(self.tokens)}
-        self._tokenizer = Tokenizer(WordPiece(self._id_of, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+        self._tokenizer = Tokenizer(
+            WordPiece(self._id_of, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+        )
         self._tokenizer.normalizer = BertNormalizer(
             clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
         )
@@ -61,10 +63,10 @@ class WordPieceTokenizer:
 
     @classmethod
     def from_vocab(cls, path: str | Path, lowercase: bool = True) -> WordPieceTokenizer:
-        """The tokenizer of a `vocab.txt`: one token a line, the line number less one is its id.
+        """Returns the tokenizer of a `vocab.txt`, which has one token a line; the first token has the id 0.
 
         Raises:
-            UserError: the file is missing, unreadable, empty, not UTF-8, has an empty line or a token twice, or lacks
+            UserError: the file is missing, unreadable, empty or not UTF-8, has an empty line or a token twice, or lacks
                 one of [PAD], [UNK], [CLS], [SEP].
         """
         return cls(_read_vocab(Path(path)), lowercase)
@@ -91,20 +93,20 @@ class WordPieceTokenizer:
 
     @property
     def mask_id(self) -> int | None:
-        """None when the vocabulary has no [MASK]; only pre-training needs one."""
+        """The id of [MASK], None if the vocabulary has none; only pre-training needs it."""
         return self._id_of.get("[MASK]")
 
     def encode(self, text: str) -> TokenizedText:
-        """The pieces of one text, without special tokens; empty for a text of white space and control characters."""
+        """Returns the tokens of one text. A text of white space and control characters has none."""
         return _tokenized(self._tokenizer.encode(_encodable(text), add_special_tokens=False))
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """`encode` for each text, spread over the cores."""
+        """Returns the tokens of each text, see `encode`; uses all cores."""
         encodings = self._tokenizer.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
         return [_tokenized(encoding) for encoding in encodings]
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids that `encode` gives each text, without the offsets, which take longer than the ids."""
+        """Returns the token ids of each text. This is faster than `encode_batch`, which also computes offsets."""
         encodings = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -114,8 +116,8 @@ def _tokenized(encoding: Encoding) -> TokenizedText:
 
 
 def _encodable(text: str) -> str:
-    # Half a surrogate pair (JSON's "\ud83d" alone) cannot leave Python as UTF-8. U+FFFD is one character too, so the
-    # offsets stand, and BERT's cleaning drops it.
+    # Half a surrogate pair, such as JSON's "\ud83d" alone, cannot be encoded as UTF-8. U+FFFD also is one character, so
+    # offsets stay right, and BERT's text cleaning drops it.
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -136,7 +138,7 @@ def _read_vocab(path: Path) -> list[str]:
         raise UserError(
             f"byte {error.start} is not UTF-8; save the vocabulary as UTF-8", file=path, field=f"line {line}"
         ) from None
-    # Not splitlines(): U+0085 and U+2028 end a line for Python, and are tokens in multilingual vocabularies.
+    # Not splitlines(): it also splits at U+0085 and U+2028, which are tokens in multilingual vocabularies.
     tokens = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
     if tokens == [""]:
         raise UserError(f"the vocabulary is empty; {way_out}", file=path)
@@ -144,13 +146,13 @@ def _read_vocab(path: Path) -> list[str]:
     for line, token in enumerate(tokens, start=1):
         if not token:
             raise UserError(
-                "the line is empty; a token stands on every line, since its number is its id",
+                "the line is empty; put a token on every line, since the line number is the token's id",
                 file=path,
                 field=f"line {line}",
             )
         if token in line_of:
             raise UserError(
-                f"{token!r} stands on line {line_of[token]} already; a token has one id, remove one of the two",
+                f"{token!r} stands on line {line_of[token]} already; remove one of the two, since a token has one id",
                 file=path,
                 field=f"line {line}",
             )

@@ -1,4 +1,4 @@
-"""Question-answering windows: a question with as much of its passage as fits, sliding over the passage."""
+"""Windows for question answering: a question with as much of its passage as fits, sliding over the passage."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SPECIALS = 3  # [CLS] question [SEP] passage [SEP]
 
 @dataclass(frozen=True)
 class QAWindow:
-    """`[CLS] question [SEP] part of the passage [SEP]` at its real length S.
+    """`[CLS] question [SEP] part of the passage [SEP]`, S tokens without padding.
 
-    Args:
+    Attributes:
         ids: int64, [S].
         type_ids: int64, [S]; 0 up to the first [SEP], 1 after it.
-        answer_mask: bool, [S]; the tokens that an answer may start or end at: the passage's, and [CLS] at position 0,
-            which stands for "no answer", when that is allowed.
+        answer_mask: bool, [S]; true at the tokens that an answer may start or end at: those of the passage, and [CLS]
+            at position 0, which stands for "no answer", if that is allowed.
         passage_start: the position of the first passage token.
-        offsets: int64, [S, 2]; start and end of each token's characters in the passage, (-1, -1) outside of it.
-        covers: the characters of the passage that no token outside this window has a part in, (start, end).
+        offsets: int64, [S, 2]; start and end of each token's characters in the passage, (-1, -1) for other tokens.
+        covers: the longest range of characters in the passage that touches no token outside this window, (start, end).
     """
 
     ids: np.ndarray
@@ -47,17 +47,17 @@ def make_windows(
     max_question: int,
     allow_no_answer: bool,
 ) -> list[QAWindow]:
-    """The windows of a question and its passage, from the first passage token to the last (Devlin et al. 2019, 4.2).
+    """Returns the windows of a question and its passage, in the order of the passage (Devlin et al. 2019, section 4.2).
 
     Args:
-        window: the longest window in tokens, special tokens included.
-        stride: the passage tokens that a window shares with the one before it, Hugging Face's meaning of the word.
-        max_question: the question's tokens beyond this many are dropped.
+        window: maximum number of tokens of a window, special tokens included.
+        stride: passage tokens that two neighbouring windows share, as in Hugging Face's tokenizers.
+        max_question: question tokens to keep; the rest are dropped.
         allow_no_answer: whether [CLS] may be the answer (SQuAD v2.0).
 
     Raises:
-        UserError: the window holds no passage token beside the question, `stride` leaves it no way forward, or the
-            passage has no text.
+        UserError: a window has no room for the passage beside the question, `stride` keeps the windows from advancing,
+            or the passage has no text.
     """
     question_ids = tokenizer.encode(question).ids[:max_question]
     tokens = tokenizer.encode(passage)
@@ -70,7 +70,7 @@ def make_windows(
             f"set at least {len(question_ids) + SPECIALS + 1}, or a smaller max_question",
             field="window",
         )
-    # A passage that fits at once needs no way forward, however large the overlap.
+    # If the passage fits into one window, the overlap does not matter.
     if stride < 0 or (stride >= room and len(tokens) > room):
         raise UserError(
             f"windows that hold {room} passage tokens cannot overlap by {stride}; set 0 to {room - 1}, "
@@ -104,18 +104,19 @@ def make_windows(
 
 
 def label_window(window: QAWindow, answer: Answer | None) -> tuple[int, int] | None:
-    """The positions of the answer's first and last token in this window, (start, end), both inclusive.
+    """Returns the positions of the answer's first and last token in a window, both inclusive.
 
-    It is (0, 0), the [CLS], for no answer, and None when the answer is not wholly in this window: SQuAD v2.0 trains
-    such a window as (0, 0) too, v1.1 leaves it out.
+    Without an answer, both are 0, the position of [CLS]. If the answer is not wholly in this window, the result is
+    None: a model for SQuAD v2.0 learns (0, 0) for such a window, a model for v1.1 does not learn from it.
     """
     if answer is None:
         return (0, 0)
     start, end = answer.start, answer.start + len(answer.text)
-    # Not the window's outermost tokens but what it covers: an answer may end in a character that has no token (a
-    # combining accent, a zero-width space), and it is in the window all the same.
-    inside = window.covers[0] <= start and end <= window.covers[1]
-    tokens = np.flatnonzero((window.offsets[:, 0] < end) & (window.offsets[:, 1] > start)) if inside else ()
+    # Compares with the covered characters, not with the outermost tokens: an answer may end in a character without a
+    # token, such as a combining accent or a zero-width space.
+    if start < window.covers[0] or end > window.covers[1]:
+        return None
+    tokens = np.flatnonzero((window.offsets[:, 0] < end) & (window.offsets[:, 1] > start))
     if len(tokens) == 0:
         return None
     return (int(tokens[0]), int(tokens[-1]))

@@ -33,7 +33,7 @@ class Gradients:
             failure: the exception that stopped this process's step, if any.
 
         Raises:
-            Exception: `failure`, on the process that failed; `Elsewhere` on the others.
+            Exception: `failure`, on the process that failed; `FailedElsewhere` on the others.
         """
         self.flat.zero_()
         for index, parameter in enumerate(self.parameters):
@@ -44,7 +44,7 @@ class Gradients:
         torch.distributed.all_reduce(self.flat)
         total, failures = self.totals.tolist()
         if failures:
-            processes.settle(failure)
+            processes.share_failure(failure)
         for parameter, view, present in zip(self.parameters, self.views, self.present.tolist()):
             # A parameter that has no gradient on any process keeps none. The optimizer skips it, as in a run of one
             # process.

@@ -294,12 +294,12 @@ class Trainer:
 
     def _share_start(self, start: int) -> Gradients | None:
         """Gives all processes the main process's weights. Returns their gradient exchange, None in a run of one."""
-        if not processes.shared():
+        if not processes.in_group():
             return None
         from accelerate.utils import broadcast
 
         gradients = Gradients(list(self.trained.values()), device())
-        if len(set(processes.agree(start))) > 1:
+        if len(set(processes.gather(start))) > 1:
             raise UserError(
                 "is not the same to all processes; --out must be on a file system that all hosts share",
                 file=self.checkpoint,

@@ -24,7 +24,7 @@ Weight = Compressed | np.ndarray
 
 
 @dataclass
-class Place:
+class StageFolder:
     """Where a program has a weight; `var` is the variable that holds it now."""
 
     weight: str
@@ -119,7 +119,7 @@ def key_of(value: np.ndarray) -> bytes:
     return value.astype(np.float16).tobytes()
 
 
-def find_marks(function, names: Mapping[bytes, str]) -> list[Place]:
+def find_marks(function, names: Mapping[bytes, str]) -> list[StageFolder]:
     """The places of the marked weights in a converted function.
 
     An array that is no mark and has more than one value must be the converter's own, as a batch norm's mean of zeros is: else it was
@@ -132,7 +132,7 @@ def find_marks(function, names: Mapping[bytes, str]) -> list[Place]:
             continue
         name = names.get(key_of(np.asarray(value)))
         if name is not None:
-            places.append(Place(name, np.shape(value), operation.outputs[0]))
+            places.append(StageFolder(name, np.shape(value), operation.outputs[0]))
         elif np.size(value) > 1 and np.ptp(value) > 0:
             raise RuntimeError(
                 f"the converter made {operation.name} of a weight; this version of coremltools is not supported"
@@ -140,7 +140,7 @@ def find_marks(function, names: Mapping[bytes, str]) -> list[Place]:
     return places
 
 
-def round_products(function, places: Sequence[Place], dtype: type) -> None:
+def round_products(function, places: Sequence[StageFolder], dtype: type) -> None:
     """Puts `quantize` and `dequantize`, operators of iOS 17, behind the products with the weights in these places.
 
     After the converter's passes, which would move them or join them with others. The scale is `STEP`, and there is no zero point.
@@ -167,7 +167,7 @@ def round_products(function, places: Sequence[Place], dtype: type) -> None:
                 operation.scopes.update(product.scopes)
 
 
-def put(function, place: Place, weight: Weight, name: str, target: str, dtype: type) -> None:
+def put(function, place: StageFolder, weight: Weight, name: str, target: str, dtype: type) -> None:
     """Replaces what is in a place, by an operator of that name."""
     old = place.var.op
     with function:
@@ -189,7 +189,7 @@ def parts_of(operation) -> dict[str, object]:
     return {name: var.op for name, var in operation.inputs.items() if var is not None and var.op is not None}
 
 
-def build(weight: Weight, place: Place, name: str, target: str, dtype: type, before):
+def build(weight: Weight, place: StageFolder, name: str, target: str, dtype: type, before):
     """A variable with the weight, made by the operator that the target decompresses it with, in front of another operator.
 
     Of constants with the same `weight_id`, a package holds one.

@@ -18,7 +18,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
 from pipeline.names import Task
-from pipeline.recipe import FEWEST_TO_ROUND_BY, Recipe, apply_settings, check_recipe
+from pipeline.recipe import MIN_ROUNDING_TEXTS, Recipe, apply_settings, check_recipe
 from pipeline.run.examples import read_source, sample_examples
 from pipeline.run.precision import has_int4, is_mixed
 from pipeline.run.preconditions import check_positions
@@ -288,4 +288,4 @@ def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Examp
     held_out = {without_label(text) for text in compared}
     left = [text for text in map(without_label, texts) if text not in held_out]
     chosen = sample_examples(left, recipe.quantize.rounding_texts, recipe.seed)
-    return chosen if len(chosen) >= FEWEST_TO_ROUND_BY else []
+    return chosen if len(chosen) >= MIN_ROUNDING_TEXTS else []

@@ -12,7 +12,7 @@ from pipeline.run.table import STAGES, stages_up_to
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
-from pipeline.support.workspace import Place, Workspace, fingerprint
+from pipeline.support.workspace import StageFolder, Workspace, digest_of
 
 
 class Run:
@@ -59,7 +59,7 @@ class Run:
         sections = [getattr(self.recipe, section) for section in stage.sections]
         values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
         before = [self.stage_key(earlier) for earlier in stage.after if self.results.has(earlier)]
-        return fingerprint(name, stage.version, values, stage.inputs(self.recipe), before)
+        return digest_of(name, stage.version, values, stage.inputs(self.recipe), before)
 
     def run_up_to(self, last: str) -> None:
         """Runs a stage and everything that it needs, skips what is done, and prints the time of each.
@@ -98,11 +98,11 @@ class Run:
         seconds = self.seconds(stage.name)
         console.print(f"{stage.name:<9} {float('nan') if seconds is None else seconds:.0f} s")
 
-    def _build_alone(self, stage: Stage, on_step: OnStep, place: Place) -> None:
+    def _build_alone(self, stage: Stage, on_step: OnStep, place: StageFolder) -> None:
         """Builds a stage in the main process."""
         stage.build(self.results, place, on_step)
 
-    def _build_together(self, stage: Stage, on_step: OnStep, place: Place | None = None) -> None:
+    def _build_together(self, stage: Stage, on_step: OnStep, place: StageFolder | None = None) -> None:
         """Builds a stage in every process, in the place that the main process, which alone has one, hands out."""
         common = processes.from_main(lambda: place)
         assert common is not None

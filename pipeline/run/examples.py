@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from pipeline.data.examples import Example
-from pipeline.data.files import read_examples
 from pipeline.data.items import Item
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
 from pipeline.tasks import Labels, get_task
+from pipeline.tasks.reading import read_examples
 
 DEMO = "demo"  # the source that stands for the embedded data
 
@@ -67,20 +64,6 @@ def sample_examples(examples: list[Example], limit: int | None, seed: int) -> li
     if limit is None or len(examples) <= limit:
         return examples
     return random.Random(seed).sample(examples, limit)
-
-
-def save_examples(examples: Sequence[Example], path: Path) -> None:
-    """Writes one JSON object per line."""
-    with open(path, "w", encoding="utf-8") as stream:
-        for example in examples:
-            stream.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-
-
-def load_examples(path: Path, task: Task) -> list[Example]:
-    """Reads what `save_examples` wrote."""
-    # Not splitlines(): texts may hold line separators that JSON does not escape.
-    with open(path, encoding="utf-8", newline="\n") as stream:
-        return [get_task(task).example_from_json(json.loads(line)) for line in stream]
 
 
 def training_items(

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.examples import Example
+from pipeline.data.jsonl import load_examples
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.recipe import Recipe
-from pipeline.run.examples import load_examples, read_unlabelled
+from pipeline.run.examples import read_unlabelled
+from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
     from pipeline.model.exit_model import ExitModel
@@ -61,7 +63,7 @@ class Results:
 
     def examples(self, part: str) -> list[Example]:
         """Returns the examples of "train", "calibration" or "dev"."""
-        return load_examples(self.path("prepare") / f"{part}.jsonl", self.recipe.task)
+        return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task).example_from_json)
 
     def lessons(self) -> list[Example]:
         """Returns what student and exits learn from: the training examples, then the recipe's texts without labels."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pipeline.recipe import Recipe
 from pipeline.run.results import Results
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 
-Build = Callable[[Results, Place, OnStep], None]
+Build = Callable[[Results, StageFolder, OnStep], None]
 
 
 def always(recipe: Recipe) -> bool:
@@ -36,7 +36,7 @@ class Stage:
         folder: the name of its folder in the output folder.
         after: the stages whose results it reads.
         sections: the parts of the recipe that it reads.
-        build: does the work and writes the results into `Place.out`.
+        build: does the work and writes the results into `StageFolder.out`.
         wanted: returns whether a recipe has this stage. A stage that it does not have is skipped as if it did not
             exist.
         trains: whether all processes of a run take part. Other stages run in the main process alone.

@@ -1,1 +1,1 @@
-"""What every other folder uses: errors, processes, progress, quiet libraries, stage folders."""
+"""Helpers for every other folder: errors, documents, digests, processes, progress, quiet libraries, workspaces."""

@@ -1,4 +1,4 @@
-"""The digest that identifies a file."""
+"""SHA-256 digests of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits. Raises OSError if it cannot be read."""
+    """Returns the file's SHA-256 as 64 hexadecimal digits. Raises OSError if the file cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK_BYTES):

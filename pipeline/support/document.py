@@ -1,4 +1,4 @@
-"""The base of everything that is written as JSON for people and scripts."""
+"""The base class of documents: manifests, reports, recipes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Document(BaseModel):
-    """A JSON document, or a part of one: immutable, and an unknown field is an error, since only this project writes them."""
+    """A document or a part of one. It is immutable, and an unknown field in it is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""The one error a user can cause: a single line that names the place and the way out."""
+"""The error for mistakes of the user: one line that names the place and the way out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in what the user gave, said in one line.
+    """A mistake in what the user gave.
 
-    The command line prints `str(error)` on stderr and exits with 2; it never shows a traceback for it.
+    The command line prints `str(error)` on stderr and exits with 2. It never shows a traceback for it.
 
     Args:
-        message: what is wrong, and after a semicolon or "; " the way out.
-        file: the file it is about, if there is one.
-        field: the key, column, line or manifest field it is about, if there is one.
+        message: what is wrong, then a semicolon, then what to do about it.
+        file: the file that is wrong, if there is one.
+        field: the recipe key, column, line or manifest field that is wrong, if there is one.
     """
 
     def __init__(self, message: str, *, file: str | Path | None = None, field: str | None = None):
@@ -22,3 +22,8 @@ class UserError(Exception):
         super().__init__(" ".join(line.split()))
         self.file = None if file is None else str(file)
         self.field = field
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, cut to 200 characters; the error's type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,6 +1,7 @@
-"""The processes of one run, as `accelerate launch` starts them: which one writes, and how all of them wait, share and fail together.
+"""Coordinates the processes of one run that `accelerate launch` started.
 
-A run of one process, the usual one, passes through here without importing anything.
+The main process (rank 0) writes files and the terminal. The others compute with it, wait for it and fail with it.
+A run of one process, the usual case, passes through here without importing torch or accelerate.
 """
 
 from __future__ import annotations
@@ -9,109 +10,125 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 
-# Others wait while one measures or downloads, for hours if it must be. A process that dies is noticed by the launcher, which ends the rest.
-PATIENCE = timedelta(days=7)
+# The other processes may wait for hours while one measures or downloads. The launcher notices a process that dies.
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
-parted = (
-    False  # every process on its own from here on: the run failed, or only the main process has anything left to do
-)
+# True once the processes no longer coordinate: the run failed, or only the main process has work left.
+group_dissolved = False
 
 
-class Elsewhere(Exception):
-    """Another process of the run failed and says why; this one ends without a word."""
+class FailedElsewhere(Exception):
+    """Another process of the run failed and reports why. This process ends without a message."""
 
 
 def count() -> int:
-    """How many processes the run has; 1 unless a launcher started it."""
+    """Returns the number of processes in the run, 1 unless a launcher started it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """Returns the number of this process in the run, counted from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and the terminal."""
+    """Returns whether this process writes files and the terminal."""
     return rank() == 0
 
 
-def state():
-    """accelerate's `PartialState`: this process' device; the group of several processes is made on the first call."""
+def state() -> PartialState:
+    """Returns accelerate's `PartialState`, which knows the device of this process.
+
+    The first call creates the process group if the run has several processes.
+    """
     import torch
     from accelerate import PartialState
 
-    # Said outright: left to itself, PartialState takes several processes without an accelerator for several runs of one.
+    # Without an explicit `cpu`, PartialState treats several processes without an accelerator as separate runs.
     cpu = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
     )
-    return PartialState(cpu=cpu, **({"timeout": PATIENCE} if count() > 1 else {}))
+    return PartialState(cpu=cpu, **({"timeout": COLLECTIVE_TIMEOUT} if count() > 1 else {}))
 
 
-def shared() -> bool:
-    """Whether other processes run beside this one and still keep step with it."""
-    return count() > 1 and not parted
+def in_group() -> bool:
+    """Returns whether this process still coordinates with others."""
+    return count() > 1 and not group_dissolved
 
 
-def agree(value: T = None) -> list[T]:
-    """Every process' value, in their order. All of them must call it, or have failed.
+def gather(value: T) -> list[T]:
+    """Returns the value of every process, in the order of their ranks.
+
+    Every process must call this or `share_failure`.
 
     Raises:
-        Elsewhere: when one has failed.
+        FailedElsewhere: another process has failed.
     """
-    if not shared():
+    if not in_group():
         return [value]
     answers = _exchange((False, value))
     if any(failed for failed, _ in answers):
-        part()
-        raise Elsewhere
+        dissolve_group()
+        raise FailedElsewhere
     return [value for _, value in answers]
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """What `work` returns on the main process, which alone calls it."""
-    return agree(work() if is_main() or not shared() else None)[0]
+    """Calls `work` on the main process only and returns its result on every process."""
+    if not in_group():
+        return work()
+    # The main process is rank 0, so the first value is what `work` returned there.
+    values: list[Any] = gather(work() if is_main() else None)
+    result: T = values[0]
+    return result
 
 
 def wait() -> None:
-    """Until every process is here."""
-    agree()
+    """Waits until every process has called this."""
+    gather(None)
 
 
-def settle(error: BaseException | None) -> None:
-    """Tells every process whether this one failed. The first that did raises its error, the others `Elsewhere`."""
+def share_failure(error: BaseException | None) -> None:
+    """Tells every process whether this one failed; returns if none did.
+
+    Raises:
+        FailedElsewhere: on every process but the first that failed, which raises its own `error`.
+    """
     failed = [failed for failed, _ in _exchange((error is not None, None))]
     if any(failed):
-        part()
-        if failed.index(True) == rank():
+        dissolve_group()
+        if error is not None and failed.index(True) == rank():
             raise error
-        raise Elsewhere
+        raise FailedElsewhere
 
 
-def part() -> None:
-    """No process waits for another any more.
+def dissolve_group() -> None:
+    """Ends the coordination: from here on no process waits for another.
 
-    The group goes here and not with the interpreter, whose end may abort the process in one of the group's threads.
+    The group is destroyed here because the interpreter's shutdown could abort the process in one of its threads.
     """
-    global parted
-    parted = True
+    global group_dissolved
+    group_dissolved = True
     state().destroy_process_group()
 
 
 def leave() -> None:
-    """The same without a failure: all processes call it when only the main one has anything left to do."""
-    if shared():
+    """Waits for all processes, then dissolves the group. They call it when only the main process has work left."""
+    if in_group():
         wait()
-        part()
+        dissolve_group()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What happens inside fails on all processes as soon as it fails on one, and one of them says why."""
+    """Makes all processes fail as soon as one fails inside the block. One of them reports why."""
     if count() == 1:
         yield
         return
@@ -119,8 +136,8 @@ def together() -> Iterator[None]:
         yield
         leave()
     except Exception as error:
-        if shared() and not isinstance(error, Elsewhere):
-            settle(error)
+        if in_group() and not isinstance(error, FailedElsewhere):
+            share_failure(error)
         raise
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while long work runs: a bar on a terminal, a line now and then elsewhere. All of it goes to stderr."""
+"""Shows the progress of long work on stderr: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -8,39 +8,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pipeline.support import processes
 
-# Of several processes, all of which come here, one speaks.
+# All processes of a run print here, but only the main one is heard.
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
-WIDTH_IN_A_FILE = 110
+WIDTH_OF_A_FILE = 110  # characters
 
 
 def output() -> Console:
-    """A console on stdout, for results; wide enough for a table where it is no terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_IN_A_FILE)
+    """Returns a console on stdout, for results. It is wide enough for a table even if stdout is a file."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
-# (what is being done, steps done, steps in all)
+# Arguments: a description of the work, the steps done, the steps in all.
 OnStep = Callable[[str, int, int], None]
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """An `OnStep` that shows nothing."""
+    """Shows nothing: the default `OnStep`."""
 
 
 @contextmanager
 def progress() -> Iterator[OnStep]:
-    """Gives a function to report steps with. A new description starts a new bar."""
+    """Yields a function that reports steps. A new description starts a new bar."""
     if not processes.is_main():
         yield silent
         return
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _line_printer()
         return
     columns = (
         TextColumn("  {task.description}"),
@@ -50,10 +58,10 @@ def progress() -> Iterator[OnStep]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def on_step(what: str, done: int, total: int) -> None:
-            # The text after a comma (a loss, say) changes from step to step; the bar stays the same one.
+            # The text after a comma, such as a loss, changes at every step. The bar stays the same.
             name = what.split(",")[0]
             if name not in tasks:
                 tasks[name] = bars.add_task(what, total=total)
@@ -62,16 +70,18 @@ def progress() -> Iterator[OnStep]:
         yield on_step
 
 
-def _lines() -> OnStep:
-    """Prints a line when something new starts, then at most one every ten seconds, and one at its end."""
-    state = {"name": None, "last": 0.0, "start": 0.0}
+def _line_printer() -> OnStep:
+    """Returns an `OnStep` that prints a line when work starts, then at most every ten seconds, and when it ends."""
+    current: str | None = None
+    started = last_line = 0.0
 
     def on_step(what: str, done: int, total: int) -> None:
+        nonlocal current, started, last_line
         now, name = time.monotonic(), what.split(",")[0]
-        if name != state["name"]:
-            state.update(name=name, start=now, last=0.0)
-        if done >= total or now - state["last"] >= SECONDS_BETWEEN_LINES:
-            state["last"] = now
-            print(f"  {what}: {done}/{total}, {now - state['start']:.0f} s", file=sys.stderr, flush=True)
+        if name != current:
+            current, started, last_line = name, now, 0.0
+        if done >= total or now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            print(f"  {what}: {done}/{total}, {now - started:.0f} s", file=sys.stderr, flush=True)
 
     return on_step

@@ -1,8 +1,11 @@
-"""The one place that silences what third-party libraries say on import and while they run.
+"""Silences third-party libraries while they are imported and while they run. Nothing else in the project does so.
 
-What is silenced, and why it is noise: torchao looks for CUDA kernels that a CPU build has not ("Failed to load ... .so") and
-registers enums in a deprecated way; coremltools warns that this torch and scikit-learn are newer than those it was tested with, and
-that macOS' frameworks are missing; ExecuTorch's cpuinfo lists the processor on stderr. None of it is for the user to act on.
+All of these messages are noise, since the user cannot act on any of them:
+
+- torchao looks for CUDA kernels that a CPU build does not have ("Failed to load ... .so") and registers enums in a
+  deprecated way;
+- coremltools warns that torch and scikit-learn are too new and that macOS frameworks are missing;
+- ExecuTorch's cpuinfo lists the processor on stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pipeline.support.errors import UserError
 
 @contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Drops Python warnings and all log records up to ERROR. What the user's own code prints, a progress bar say, still shows."""
+    """Drops Python warnings and all log records up to ERROR. Printed output, such as a progress bar, still shows."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:
@@ -35,22 +38,23 @@ def quiet_logging() -> Iterator[None]:
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keeps everything, native code's lines too, off the process' stderr (file descriptor 2) and shows it only if the block fails.
+    """Keeps everything off the process' stderr, native code's output too, and shows it only if the block fails.
 
-    The whole process loses its stderr for that time, a progress bar's thread too: only for short calls; `quiet_logging` for long ones.
+    The whole process loses its stderr (file descriptor 2) meanwhile, even the thread of a progress bar. Use this for
+    short calls and `quiet_logging` for long ones.
     """
     try:
         sys.stderr.flush()
         stderr = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # closed, or none at all (a windowed process): nothing to keep quiet
+    except (OSError, ValueError, AttributeError):  # closed or missing (a windowed process): nothing to silence
         yield
         return
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         failed = False
         try:
             yield
-        except UserError:  # says all there is to say
+        except UserError:  # its message is complete
             raise
         except BaseException:
             failed = True
@@ -59,13 +63,13 @@ def quiet_stderr() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             if failed:
-                said.seek(0)
-                os.write(stderr, said.read())
+                captured.seek(0)
+                os.write(stderr, captured.read())
             os.close(stderr)
 
 
 def import_quietly(name: str) -> ModuleType:
-    """Imports a module, `importlib.import_module(name)`, without the noise. Raises ImportError as an import does."""
+    """Imports a module without its messages. Raises ImportError as `importlib.import_module` does."""
     if name in sys.modules:
         return sys.modules[name]
     with quiet_stderr(), quiet_logging():

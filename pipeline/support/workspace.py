@@ -1,8 +1,10 @@
-"""Stage folders: written whole or not at all, skipped when nothing that went into them has changed.
+"""The output folder of a run, with one folder a stage.
 
-OUT/<stage>/              what a finished stage left
-OUT/.stages/<stage>.json  its fingerprint, its seconds, the digests of its files
-OUT/.work/<stage>/        a stage under way: `out` becomes the stage folder, the rest is its place to continue from
+A stage's folder is published whole or not at all. The stage is skipped while its inputs and its result are unchanged.
+
+OUT/<stage>/              the result of a finished stage
+OUT/.stages/<stage>.json  its key (a digest of its inputs), its seconds, the digest of its result
+OUT/.work/<stage>/        a stage under way: `out` becomes OUT/<stage>, the rest is for continuing after a kill
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.support import processes
 from pipeline.support.digests import sha256_of
@@ -25,28 +28,36 @@ from pipeline.support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a running stage writes: `out` is published when the stage returns; `scratch` survives a kill and is then deleted."""
+class StageFolder:
+    """Where a running stage writes.
+
+    Attributes:
+        out: the result, which is published when the stage returns.
+        scratch: what the stage needs to continue after a kill; it is deleted when the stage returns.
+    """
 
     out: Path
     scratch: Path
 
 
-def fingerprint(*parts) -> str:
-    """A digest of anything that JSON can hold."""
+def digest_of(*parts: object) -> str:
+    """Returns the SHA-256 of values that JSON can hold; others count as their `str`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def digest_tree(folder: Path) -> str:
-    """A digest of all files below a folder: names and contents."""
+    """Returns a digest of the names and contents of all files below a folder."""
     entries = [
         (path.relative_to(folder).as_posix(), sha256_of(path)) for path in sorted(folder.rglob("*")) if path.is_file()
     ]
-    return fingerprint(entries)
+    return digest_of(entries)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, is a full disk. Libraries written in C++ and Rust only say so in words."""
+    """Returns whether an error, or one that caused it, is a full disk.
+
+    Libraries written in C++ and Rust report it in the message only.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in str(error):
             return True
@@ -55,7 +66,11 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 class Workspace:
-    """The output folder of a run."""
+    """The output folder of a run.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -71,7 +86,13 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second run out of the same folder; all processes of one run share it. The lock goes with the process, however that ends."""
+        """Keeps a second run out of the folder; all processes of one run share the lock.
+
+        The operating system releases the lock when the process ends, even if it is killed.
+
+        Raises:
+            UserError: another run holds the lock.
+        """
         if not processes.is_main():
             yield
             return
@@ -85,54 +106,58 @@ class Workspace:
             yield
 
     def folder(self, stage: str) -> Path:
+        """Returns where the result of a stage is, or will be."""
         return self.root / stage
 
-    def record(self, stage: str) -> dict | None:
-        """What `run` noted when the stage finished, None if it has not."""
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """Returns the record that `run` wrote when the stage finished, None if there is none."""
         try:
-            return json.loads((self.root / ".stages" / f"{stage}.json").read_text())
+            record: dict[str, Any] = json.loads((self.root / ".stages" / f"{stage}.json").read_text())
         except (OSError, ValueError):
             return None
+        return record
 
-    def is_done(self, stage: str, mark: str) -> bool:
-        """Whether the stage's folder is there, whole, and made from exactly this."""
+    def is_done(self, stage: str, stage_key: str) -> bool:
+        """Returns whether the stage's folder is undamaged and was made from the inputs of this key."""
         record = self.record(stage)
         folder = self.folder(stage)
-        if not isinstance(record, dict) or record.get("fingerprint") != mark or not folder.is_dir():
+        # The field is called "fingerprint" in the records of existing runs.
+        if not isinstance(record, dict) or record.get("fingerprint") != stage_key or not folder.is_dir():
             return False
         return digest_tree(folder) == record.get("digest")
 
-    def run(self, stage: str, mark: str, build: Callable[[Place], None]) -> bool:
-        """Builds a stage unless it is done. Returns whether it had to.
+    def run(self, stage: str, stage_key: str, build: Callable[[StageFolder], None]) -> bool:
+        """Builds a stage unless it is done. Returns whether it was built now.
 
         Args:
-            stage: the folder's name.
-            mark: fingerprint of everything that goes in.
-            build: writes into `place.out`; called again with the same `place.scratch` after an interruption.
+            stage: the name of the stage's folder.
+            stage_key: a digest of everything that the result depends on.
+            build: writes the result into the stage folder's `out`. After an interruption it is called again with the
+                same `scratch`.
 
         Raises:
-            UserError: when the disk is full; everything finished stays.
+            UserError: the disk is full; the results of finished stages stay.
         """
-        if self.is_done(stage, mark):
+        if self.is_done(stage, stage_key):
             return False
         work = self.root / ".work" / stage
-        mark_file = work / "fingerprint"
-        if work.is_dir() and (not mark_file.is_file() or mark_file.read_text() != mark):
+        key_file = work / "fingerprint"
+        if work.is_dir() and (not key_file.is_file() or key_file.read_text() != stage_key):
             shutil.rmtree(work)
-        place = Place(out=work / "out", scratch=work)
+        stage_folder = StageFolder(out=work / "out", scratch=work)
         started = time.monotonic()
         try:
-            resumed = mark_file.is_file()
+            resumed = key_file.is_file()
             work.mkdir(exist_ok=True)
-            before = note_attempt(work)
-            write_text(mark_file, mark)
-            # A half-written result is never continued; what a stage can continue from, it keeps in scratch.
-            shutil.rmtree(place.out, ignore_errors=True)
-            place.out.mkdir()
-            build(place)
-            seconds = before + time.monotonic() - started
-            self._publish(stage, mark, place, seconds, resumed)
-        except UserError:  # says all there is to say
+            earlier_seconds = note_attempt(work)
+            write_text(key_file, stage_key)
+            # A half-written result is never continued. A stage keeps what it can continue from in scratch.
+            shutil.rmtree(stage_folder.out, ignore_errors=True)
+            stage_folder.out.mkdir()
+            build(stage_folder)
+            seconds = earlier_seconds + time.monotonic() - started
+            self._publish(stage, stage_key, stage_folder, seconds, resumed)
+        except UserError:  # its message is complete
             raise
         except Exception as error:
             if is_full_disk(error):
@@ -143,42 +168,43 @@ class Workspace:
             raise
         return True
 
-    def _publish(self, stage: str, mark: str, place: Place, seconds: float, resumed: bool) -> None:
+    def _publish(self, stage: str, stage_key: str, stage_folder: StageFolder, seconds: float, resumed: bool) -> None:
         folder = self.folder(stage)
         record = self.root / ".stages" / f"{stage}.json"
-        digest = digest_tree(place.out)
-        # Without its record a stage counts as undone, so a kill between these lines costs a rebuild, never a mix of old and new.
+        digest = digest_tree(stage_folder.out)
+        # A stage without a record counts as undone. So a kill between the next lines costs a rebuild but never mixes an
+        # old result with a new one.
         record.unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
-        os.rename(place.out, folder)
-        entry = {"fingerprint": mark, "digest": digest, "seconds": round(seconds, 1), "resumed": resumed}
+        os.rename(stage_folder.out, folder)
+        entry = {"fingerprint": stage_key, "digest": digest, "seconds": round(seconds, 1), "resumed": resumed}
         write_text(record, json.dumps(entry, indent=2) + "\n")
-        shutil.rmtree(place.scratch, ignore_errors=True)
+        shutil.rmtree(stage_folder.scratch, ignore_errors=True)
 
 
 def note_attempt(work: Path) -> float:
-    """Notes that work on a stage starts here and now; returns the seconds that earlier attempts, which were cut off, put into it.
+    """Notes that an attempt at a stage starts now. Returns the seconds that earlier, interrupted attempts took.
 
-    Nobody notes when a process is killed: an attempt lasted until it last wrote something that stayed.
+    A killed process cannot note its end. Its attempt counts until its last write to a file that still exists.
     """
     note = work / "attempt"
     spent = 0.0
     if note.is_file():
         earlier = json.loads(note.read_text())
-        last = max(path.stat().st_mtime for path in work.rglob("*") if path.is_file())
-        spent = earlier["spent"] + max(0.0, last - earlier["started"])
+        last_write = max(path.stat().st_mtime for path in work.rglob("*") if path.is_file())
+        spent = earlier["spent"] + max(0.0, last_write - earlier["started"])
     write_text(note, json.dumps({"spent": spent, "started": time.time()}))
     return spent
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small text file whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """The same of a file that is no text."""
+    """Writes a small binary file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -13,9 +13,8 @@ from pipeline.data.demo import classification as demo
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import ClassificationFeature, encode_examples
 from pipeline.data.items import Item
-from pipeline.data.labels import LabelRange
+from pipeline.data.labels import LabelRange, label_values
 from pipeline.data.options import InputOptions
-from pipeline.data.splits import label_values
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 from pipeline.tasks.measures import label_measures

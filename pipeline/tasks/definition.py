@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from pipeline.data.items import Item
 from pipeline.data.options import InputOptions
+from pipeline.data.rows import Row
 from pipeline.data.splits import Group
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Metric, Task, Uncertainty
-from pipeline.tasks.types import AnswerContext, Labels, Logits, ModelInput, ProgramMeasure, Result, Walk
+from pipeline.support.errors import UserError
+from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ModelInput, ProgramMeasure, Result, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +85,16 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     needs: ClassVar[str]
 
     # --- examples and labels ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def examples_of_rows(self, source: str | Path, rows: Iterator[Row], columns: Columns) -> Iterator[ExampleT]:
+        """The examples in the rows of a table. UserError for a row that is faulty, or columns that cannot be found."""
+
+    def examples_of_articles(self, path: Path, articles: list[Any]) -> Iterator[ExampleT]:
+        """The examples in the articles of a SQuAD document. UserError for a task that does not read SQuAD."""
+        raise UserError(
+            'this is SQuAD, questions on passages; set task to "qa", or name a classification file', file=path
+        )
 
     @abstractmethod
     def example_from_json(self, raw: dict[str, Any]) -> ExampleT:

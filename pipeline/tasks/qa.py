@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from pipeline.data.examples import Answer, QAExample
 from pipeline.data.inputs import MASKED
 from pipeline.data.items import Item
 from pipeline.data.options import InputOptions, QuestionOptions
+from pipeline.data.questions import questions_of_rows, questions_of_squad
+from pipeline.data.rows import Row
 from pipeline.data.spans import DecodedAnswer, best_span, decode_answer, null_score
 from pipeline.data.splits import Group, passages
 from pipeline.data.squad_metric import exact_match, f1
@@ -24,7 +26,7 @@ from pipeline.tasks.classification import kl_divergence
 from pipeline.tasks.definition import TaskDefinition
 from pipeline.tasks.measures import window_measures
 from pipeline.tasks.text import require_text
-from pipeline.tasks.types import AnswerContext, Labels, Logits, ProgramMeasure, Walk
+from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ProgramMeasure, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +95,12 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     needs = "a question and a passage"
 
     # --- examples and labels ----------------------------------------------------------------------------------------
+
+    def examples_of_rows(self, source: str | Path, rows: Iterator[Row], columns: Columns) -> Iterator[QAExample]:
+        return questions_of_rows(source, rows)
+
+    def examples_of_articles(self, path: Path, articles: list[Any]) -> Iterator[QAExample]:
+        return questions_of_squad(path, articles)
 
     def example_from_json(self, raw: dict[str, Any]) -> QAExample:
         return QAExample(**raw | {"answers": tuple(Answer(**answer) for answer in raw["answers"])})

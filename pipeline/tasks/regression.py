@@ -12,10 +12,9 @@ import numpy as np
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import ClassificationFeature, encode_examples
 from pipeline.data.items import Item
-from pipeline.data.labels import LabelRange
+from pipeline.data.labels import LabelRange, label_range
 from pipeline.data.options import InputOptions
 from pipeline.data.regression_metrics import regression_metrics
-from pipeline.data.splits import label_range
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 from pipeline.tasks.text import TextTask, checked_labels

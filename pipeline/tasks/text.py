@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,14 @@ import numpy as np
 
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import ClassificationFeature, encode_examples, encode_text
+from pipeline.data.labelled_texts import labelled_texts
 from pipeline.data.options import InputOptions
+from pipeline.data.rows import Row
 from pipeline.data.splits import Group, whole_texts
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 from pipeline.tasks.definition import DecodedT, TaskDefinition
-from pipeline.tasks.types import ProgramMeasure
+from pipeline.tasks.types import Columns, ProgramMeasure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,11 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
     head_family = "text"
     heads = ("pooled", "fastbert", "linear", "bert", "distilbert")
     needs = "a text"
+
+    def examples_of_rows(
+        self, source: str | Path, rows: Iterator[Row], columns: Columns
+    ) -> Iterator[ClassificationExample]:
+        return labelled_texts(source, rows, self.predicts_number, columns.text, columns.text_pair, columns.label)
 
     def example_from_json(self, raw: dict[str, Any]) -> ClassificationExample:
         return ClassificationExample(**raw)

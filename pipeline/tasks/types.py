@@ -85,6 +85,15 @@ class Result(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a user names; None for those to be found by their names, "" for none."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
 class ProgramMeasure(Protocol):
     """A measure of uncertainty as a program computes it, see `pipeline.model.uncertainty.Measure`."""
 

@@ -1,4 +1,4 @@
-"""The demo data: reproducible, clean, and out of reach of methods that do not read."""
+"""The demo data are reproducible and clean, and methods that do not read cannot solve them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("task, train_size, dev_size", [("classification", 2400, 400), ("qa", 1200, 200)])
-def test_load_demo_gives_the_promised_numbers(task, train_size, dev_size):
+def test_load_demo_gives_the_promised_number_of_examples(task, train_size, dev_size):
     train, dev = get_task(task).load_demo()
     assert (len(train), len(dev)) == (train_size, dev_size)
 
@@ -53,10 +53,10 @@ def test_every_process_gets_the_same_examples():
     digests = set()
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        run = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True, check=True
         )
-        digests.add(run.stdout)
+        digests.add(done.stdout)
     assert len(digests) == 1
 
 
@@ -110,7 +110,7 @@ def test_dev_joins_known_words_in_new_ways(reviews):
 
 
 class _BagOfWords:
-    """Counts of words and pairs of words: a naive Bayes and a logistic regression, in numpy."""
+    """A naive Bayes and a logistic regression on words and pairs of words, in numpy."""
 
     def __init__(self, texts: list[str], labels: np.ndarray):
         self.vocabulary: dict[str, int] = {}
@@ -155,7 +155,7 @@ def test_a_bag_of_words_solves_the_easy_reviews_and_guesses_the_hard_ones(review
         correct = model.correct(weights, texts["dev"], labels["dev"])
         assert correct.mean() <= 0.82
         assert correct[~easy].mean() <= 0.64
-        # The baseline works: it is the texts that are beyond it.
+        # The baseline itself works: only the hard texts defeat it.
         assert correct[easy].mean() >= 0.85
 
 
@@ -171,7 +171,7 @@ def test_no_hard_stratum_gives_its_label_away(reviews):
 # Question answering
 
 
-def test_answers_stand_where_they_say(questions):
+def test_answers_stand_at_their_positions(questions):
     for example in [*questions["train"], *questions["dev"]]:
         (answer,) = example.answers
         assert answer.text and answer.text == answer.text.strip()
@@ -206,7 +206,7 @@ def test_one_passage_has_different_answers_to_different_questions(questions):
 
 
 def test_every_number_in_an_answer_has_a_rival_of_its_kind(questions):
-    """Two prices, two years, two times: the kind of question alone does not point to the answer."""
+    """There are two prices, years or times, so the kind of question alone does not tell the answer."""
     numeric = 0
     for example in [*questions["train"], *questions["dev"]]:
         kinds = Counter(re.sub(r"\d+", "0", span) for span in set(re.findall(_NUMBER, example.passage)))
@@ -222,7 +222,7 @@ def test_no_question_can_be_answered_by_a_word_of_its_own(questions):
         assert not set(_words(example.answers[0].text)) <= set(_words(example.question)), example
 
 
-def test_unanswerable_questions_replace_some_and_leave_the_others(questions):
+def test_unanswerable_questions_replace_some_and_leave_the_rest(questions):
     for plain, mixed in zip(questions.values(), qa.generate(unanswerable=0.1)):
         changed = [new for old, new in zip(plain, mixed) if new != old]
         assert len(changed) == round(0.1 * len(plain))
@@ -247,7 +247,7 @@ _NAME = r"[A-Z][\w']*(?: [A-Z][\w']*)*"
 
 
 def _candidates(text: str, question: str, pattern: str = f"{_NUMBER}|{_NAME}") -> list[str]:
-    """Names and numbers in a text, without those that the question has already."""
+    """Returns the names and numbers in a text that the question does not contain."""
     text = re.sub(r"(?:^|(?<=[.] ))(?:The|It|She|He|On|A|Its|Their|Some|Several|Another) ", "", text)
     asked = set(_words(question))
     return [span for span in re.findall(pattern, text) if not asked & set(_words(span))]
@@ -262,7 +262,7 @@ def _most_frequent(example) -> str:
 
 
 def _first_of_its_type(example) -> str:
-    """Looks at the kind of question only."""
+    """Looks only at the kind of question."""
     question = example.question
     if re.search(r"^When|year|time\b|How|price|length|weight|size|total", question):
         pattern = _NUMBER
@@ -278,9 +278,9 @@ def _most_overlap(example) -> str:
 
 
 @pytest.mark.parametrize("baseline", [_first, _most_frequent, _first_of_its_type, _most_overlap])
-def test_answers_are_out_of_reach_without_reading(questions, baseline):
+def test_no_baseline_answers_without_reading(questions, baseline):
     examples = [*questions["train"], *questions["dev"]]
     score = np.mean([f1(baseline(example), [answer.text for answer in example.answers]) for example in examples])
     assert score < 0.6
-    # The baseline works: it finds some answers.
+    # The baseline itself works: it finds some answers.
     assert score > 0.03

@@ -1,4 +1,4 @@
-"""Every form of data file is read by what it holds, and every fault in one is a line that says where."""
+"""Every form of data file is recognised by its content, and every fault is one line that says where it is."""
 
 import builtins
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.examples import Answer, ClassificationExample, QAExample
-from pipeline.data.files import read_examples
-from pipeline.data.splits import label_values
+from pipeline.data.labels import label_values
 from pipeline.support.errors import UserError
+from pipeline.tasks.reading import read_examples
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -36,13 +36,14 @@ def _squad(answers=None, **changes):
 
 
 def _fault(path, task="classification", **columns) -> str:
+    """Returns the error that reading a file raises: one line with the path."""
     with pytest.raises(UserError) as caught:
         read_examples(path, task, **columns)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
 
-# --- what it reads --------------------------------------------------------------------------------------------------
+# What can be read.
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,11 @@ def _fault(path, task="classification", **columns) -> str:
         '{\n  "data": [\n{"text": "good , really", "category": 1}, {"text": "bad \\"film", "category": 0}]}',
     ],
 )
-def test_classification_by_content(tmp_path, content):
+def test_a_form_is_recognised_by_its_content(tmp_path, content):
     assert read_examples(_write(tmp_path, content), "classification") == TWO
 
 
-def test_parquet(tmp_path):
+def test_parquet_is_read(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "data.csv"  # the name does not matter
@@ -76,19 +77,19 @@ def test_parquet(tmp_path):
     assert read_examples(path, "qa") == [QAExample("q7", "Who left?", PASSAGE, (Answer("Ada", 18),))]
 
 
-def test_one_json_line_and_one_csv_column(tmp_path):
+def test_one_json_line_and_one_csv_column_are_read(tmp_path):
     assert read_examples(_write(tmp_path, '{"text": "good", "label": "x"}'), "classification")[0].label == "x"
     assert read_examples(_write(tmp_path, "text\nhello\n"), "classification") == [ClassificationExample("hello")]
 
 
-def test_csv_cells_over_several_lines_and_of_any_length(tmp_path):
+def test_csv_cells_may_span_lines_and_have_any_length(tmp_path):
     long = "word " * 40_000
     path = _write(tmp_path, f'text,label\n"one\ntwo",1\n"{long}",0\nthree\n')
     assert [e.text for e in read_examples(path, "classification", limit=2)] == ["one\ntwo", long]
-    assert "line 5" in _fault(path)  # the record is the third, its line the fifth
+    assert "line 5" in _fault(path)  # the third record starts on the fifth line
 
 
-def test_pairs_and_named_columns(tmp_path):
+def test_pairs_and_named_columns_are_read(tmp_path):
     path = _write(tmp_path, "index\tsentence1\tsentence2\tgold\n0\tone\ttwo\tyes\n")
     assert read_examples(path, "classification", label="gold") == [ClassificationExample("one", "two", "yes")]
     assert read_examples(path, "classification", text="sentence2", text_pair="", label="gold") == [
@@ -96,7 +97,7 @@ def test_pairs_and_named_columns(tmp_path):
     ]
 
 
-def test_unlabelled(tmp_path):
+def test_unlabelled_texts_are_read(tmp_path):
     path = _write(tmp_path, "index\tsentence\n0\tone\n")
     assert read_examples(path, "classification") == [ClassificationExample("one")]
     assert read_examples(_write(tmp_path, [{"text": "one", "label": None}]), "classification")[0].label is None
@@ -108,7 +109,7 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     assert read_examples(path, "classification")[0].text == "one\u2028two\x85three"
 
 
-def test_squad(tmp_path):
+def test_squad_is_read(tmp_path):
     expected = [QAExample("q7", "Who left?", PASSAGE, (Answer("Ada", 18),))]
     for indent in (None, 1):
         assert read_examples(_write(tmp_path, json.dumps(_squad(), indent=indent)), "qa") == expected
@@ -121,7 +122,7 @@ def test_squad(tmp_path):
     "answers",
     [{"text": ["Ada"], "answer_start": [18]}, [{"text": "Ada", "answer_start": 18}]],
 )
-def test_flat_questions(tmp_path, answers):
+def test_rows_of_questions_are_read(tmp_path, answers):
     row = {"id": 7, "question": "Who left?", "passage": PASSAGE, "answers": answers}
     expected = [QAExample("7", "Who left?", PASSAGE, (Answer("Ada", 18),))]
     assert read_examples(_write(tmp_path, [row]), "qa") == expected
@@ -138,33 +139,33 @@ def test_a_wrong_start_moves_to_the_nearest_occurrence(tmp_path, given, nearest)
     assert read_examples(path, "qa")[0].answers == (Answer("Ada", nearest),)
 
 
-def test_limit_reads_no_further(tmp_path):
+def test_nothing_is_read_beyond_the_limit(tmp_path):
     path = _write(tmp_path, '{"text": "one", "label": 1}\n{"text": "two", "label": 0}\n{broken\n')
     assert len(read_examples(path, "classification", limit=2)) == 2
     with pytest.raises(UserError, match="limit"):
         read_examples(path, "classification", limit=0)
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------
+# What is refused.
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     assert "no such file" in _fault(tmp_path / "train.tsv")
     assert "no such file" in _fault("nowhere/train.tsv")
 
 
-def test_folder(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     assert "folder" in _fault(tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every file")
-def test_permissions(tmp_path):
+def test_a_file_without_read_permission_is_refused(tmp_path):
     path = _write(tmp_path, "text\tlabel\n")
     path.chmod(0)
     assert "permissions" in _fault(path)
 
 
-def test_permissions_as_the_system_reports_them(tmp_path, monkeypatch):
+def test_a_permission_error_of_the_system_is_reported(tmp_path, monkeypatch):
     path = _write(tmp_path, "text\tlabel\n")
 
     def refuse(self):
@@ -175,17 +176,17 @@ def test_permissions_as_the_system_reports_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
-def test_empty_file(tmp_path, content):
+def test_an_empty_file_is_refused(tmp_path, content):
     assert "empty" in _fault(_write(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", ["text\tlabel\n", "text,label\n", "[]", '{"data": []}'])
-def test_no_rows(tmp_path, content):
+def test_a_file_without_examples_is_refused(tmp_path, content):
     fault = _fault(_write(tmp_path, content), "qa" if "data" in content else "classification")
     assert "no examples" in fault
 
 
-def test_not_utf_8(tmp_path):
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
     fault = _fault(_write(tmp_path, b"text\tlabel\ncaf\xe9\t1\n"))
     assert "line 2" in fault and "byte 14 (0xe9)" in fault
     fault = _fault(_write(tmp_path, b"\xef\xbb\xbftext\tlabel\ncaf\xe9\t1\n"))
@@ -206,28 +207,28 @@ def test_not_utf_8(tmp_path):
         ("[" * 100_000, 1),
     ],
 )
-def test_broken_json(tmp_path, content, line):
+def test_broken_json_is_refused(tmp_path, content, line):
     assert f"line {line}" in _fault(_write(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", ['text,label\none,1\n"two,0\n', 'text,label\none,1\n"two"x,0\n'])
-def test_broken_csv(tmp_path, content):
+def test_broken_csv_is_refused(tmp_path, content):
     fault = _fault(_write(tmp_path, content))
     assert "line 3" in fault and "broken CSV" in fault
 
 
-def test_broken_parquet(tmp_path):
+def test_broken_parquet_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     assert "broken Parquet" in _fault(_write(tmp_path, b"PAR1" + bytes(40)))
 
 
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in _fault(_write(tmp_path, b"PAR1"))
 
 
 @pytest.mark.parametrize("row", ["one", "one\t1\textra"])
-def test_a_row_of_another_width(tmp_path, row):
+def test_a_row_with_more_or_fewer_cells_than_the_header_is_refused(tmp_path, row):
     assert "line 3" in _fault(_write(tmp_path, f"text\tlabel\nzero\t0\n{row}\n"))
 
 
@@ -268,7 +269,7 @@ def test_a_bad_row_is_named(tmp_path, content, place):
     assert place in _fault(_write(tmp_path, content))
 
 
-def test_an_answer_that_is_nowhere_in_its_passage(tmp_path):
+def test_an_answer_that_its_passage_does_not_contain_is_refused(tmp_path):
     fault = _fault(_write(tmp_path, _squad([{"text": "Bob", "answer_start": 0}])), "qa")
     assert "q7" in fault and "'Bob'" in fault
     row = {"id": "q9", "question": "Who?", "context": PASSAGE, "answers": {"text": ["Bob"], "answer_start": [0]}}
@@ -289,29 +290,29 @@ def test_an_answer_that_is_nowhere_in_its_passage(tmp_path):
         (_squad(answers={"text": "Ada"}), "qas[0].answers: an object where a list belongs"),
     ],
 )
-def test_broken_squad(tmp_path, document, place):
+def test_broken_squad_is_refused(tmp_path, document, place):
     assert place in _fault(_write(tmp_path, document), "qa")
 
 
-def test_squad_without_answers_is_not_taken_for_unanswerable(tmp_path):
+def test_a_squad_question_without_answers_does_not_count_as_unanswerable(tmp_path):
     document = _squad()
     del document["data"][0]["paragraphs"][0]["qas"][0]["answers"]
     assert 'no "answers"' in _fault(_write(tmp_path, document), "qa")
 
 
-def test_broken_flat_questions(tmp_path):
+def test_broken_rows_of_questions_are_refused(tmp_path):
     row = {"question": "Who?", "context": PASSAGE, "answers": {"text": ["Ada"], "answer_start": []}}
     assert "row 1, answers" in _fault(_write(tmp_path, [row]), "qa")
     assert "no column answers" in _fault(_write(tmp_path, [{"question": "Who?", "context": PASSAGE}]), "qa")
     assert "row 1, context" in _fault(_write(tmp_path, [dict(row, context=" ")]), "qa")
 
 
-def test_the_other_task(tmp_path):
+def test_data_of_the_other_task_are_refused(tmp_path):
     assert 'task to "qa"' in _fault(_write(tmp_path, _squad()))
     assert "no column question" in _fault(_write(tmp_path, [{"text": "one", "label": 1}]), "qa")
 
 
-# --- the hub --------------------------------------------------------------------------------------------------------
+# The hub.
 
 
 def _hub(monkeypatch, load_dataset):
@@ -320,24 +321,24 @@ def _hub(monkeypatch, load_dataset):
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
-def test_hub_names(monkeypatch):
+def test_hub_names_are_loaded(monkeypatch):
     rows = [{"sentence": "one", "label": 1, "idx": 0}]
-    asked = []
+    requests = []
 
     def load_dataset(name, config, split):
-        asked.append((name, config, split))
+        requests.append((name, config, split))
         return rows if split else {"train": rows, "test": rows}
 
     _hub(monkeypatch, load_dataset)
     expected = [ClassificationExample("one", label="1")]
     assert read_examples("stanfordnlp/sst2:train", "classification") == expected
     assert read_examples("nyu-mll/glue/sst2:train[:5%]", "classification") == expected
-    assert asked == [("stanfordnlp/sst2", None, "train"), ("nyu-mll/glue", "sst2", "train[:5%]")]
+    assert requests == [("stanfordnlp/sst2", None, "train"), ("nyu-mll/glue", "sst2", "train[:5%]")]
     fault = _fault("stanfordnlp/sst2", "classification")
     assert "train, test" in fault and "stanfordnlp/sst2:train" in fault
 
 
-def test_hub_not_reachable(monkeypatch):
+def test_an_unreachable_hub_is_reported(monkeypatch):
     def load_dataset(name, config, split):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
@@ -346,7 +347,7 @@ def test_hub_not_reachable(monkeypatch):
     assert "no such file" in fault and "not reachable" in fault and "and more" not in fault
 
 
-def test_hub_has_no_such_split(monkeypatch):
+def test_a_split_that_the_hub_does_not_have_is_reported(monkeypatch):
     def load_dataset(name, config, split):
         raise ValueError("Unknown split \"x\". Should be one of ['train'].")
 
@@ -354,7 +355,7 @@ def test_hub_has_no_such_split(monkeypatch):
     assert "Unknown split" in _fault("stanfordnlp/sst2:x")
 
 
-def test_a_path_never_asks_the_hub(tmp_path, monkeypatch):
+def test_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypatch):
     def load_dataset(name, config, split):
         raise AssertionError("asked the hub")
 
@@ -369,7 +370,7 @@ def test_a_path_never_asks_the_hub(tmp_path, monkeypatch):
     assert len(read_examples("data/train", "classification")) == 1
 
 
-def test_neither_pyarrow_nor_datasets_is_needed_for_text(tmp_path, monkeypatch):
+def test_a_text_file_needs_neither_pyarrow_nor_datasets(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def refuse(name, *args, **kwargs):
@@ -390,7 +391,7 @@ def test_neither_pyarrow_nor_datasets_is_needed_for_text(tmp_path, monkeypatch):
         ("squad/dev.json", "qa", 5824),
     ],
 )
-def test_published_files(name, task, count):
+def test_published_files_are_read(name, task, count):
     examples = read_examples(SHARED / name, task)
     assert len(examples) == count
     if task == "qa":
@@ -399,7 +400,7 @@ def test_published_files(name, task, count):
         assert len(label_values(examples)) == (4 if name.startswith("ag_news") else 2)
 
 
-# --- numbers to predict ---------------------------------------------------------------------------------------------
+# Regression.
 
 
 @pytest.mark.parametrize(
@@ -407,17 +408,18 @@ def test_published_files(name, task, count):
     [
         'sentence1\tsentence2\tscore\na "b\tc\t3.800\nd\te\t-1e1\n',
         'sentence1,sentence2,score\n"a ""b",c, 3.8\nd,e,-10\n',
-        '{"sentence1": "a \\"b", "sentence2": "c", "similarity": 3.8}\n{"sentence1": "d", "sentence2": "e", "similarity": "-10"}\n',
+        '{"sentence1": "a \\"b", "sentence2": "c", "similarity": 3.8}\n'
+        '{"sentence1": "d", "sentence2": "e", "similarity": "-10"}\n',
         '[{"text": "a \\"b", "text_pair": "c", "label": 3.8}, {"text": "d", "text_pair": "e", "label": -10}]',
     ],
 )
-def test_a_regressions_labels_are_numbers(tmp_path, content):
+def test_the_labels_of_a_regression_are_numbers(tmp_path, content):
     expected = [ClassificationExample('a "b', "c", 3.8), ClassificationExample("d", "e", -10.0)]
     assert read_examples(_write(tmp_path, content), "regression") == expected
 
 
 @pytest.mark.parametrize(
-    ("content", "place", "said"),
+    ("content", "place", "problem"),
     [
         ("sentence\tscore\none\t1\ntwo\t3,8\n", "line 3, score", "'3,8' where a finite number belongs"),
         ("sentence\tscore\none\t1\ntwo\t\n", "line 3, score", "'' where"),
@@ -428,11 +430,11 @@ def test_a_regressions_labels_are_numbers(tmp_path, content):
         ('[{"text": "one", "label": 1}, {"text": "two"}]', "row 2, label", "the label is missing"),
     ],
 )
-def test_a_label_that_is_no_number_is_named(tmp_path, content, place, said):
+def test_a_label_that_is_not_a_number_is_named(tmp_path, content, place, problem):
     fault = _fault(_write(tmp_path, content), "regression")
-    assert f"{place}: {said}" in fault
+    assert f"{place}: {problem}" in fault
 
 
-def test_a_measurement_is_no_class_and_null_no_label(tmp_path):
+def test_a_measurement_is_not_a_class_and_null_is_not_a_label(tmp_path):
     assert 'set task to "regression"' in _fault(_write(tmp_path, [{"text": "a", "label": 3.8}]))
     assert read_examples(_write(tmp_path, [{"text": "a", "label": None}]), "regression") == [ClassificationExample("a")]

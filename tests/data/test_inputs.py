@@ -10,7 +10,7 @@ from pipeline.model.encoder import attention_bias
 from pipeline.model.uncertainty import answer_bias
 
 
-def test_the_arrays_are_what_the_model_computes_from_masks():
+def test_the_arrays_equal_those_that_the_model_computes_from_masks():
     mask = np.array([True, False, False, True, True, False])
     inputs = program_inputs(np.array([2, 7, 3, 8, 9, 3], dtype=np.int32), mask)
     assert inputs.input_ids.dtype == np.int64 and inputs.input_ids.tolist() == [[2, 7, 3, 8, 9, 3]]

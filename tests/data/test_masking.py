@@ -1,4 +1,4 @@
-"""Dynamic masking: BERT's shares, drawn by seed."""
+"""Dynamic masking has the shares of BERT and depends on the seed only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def many(seed: int = 0, rows: int = 400, length: int = 128):
     return ids, maskable, [(seed, row) for row in range(rows)]
 
 
-def test_shares_are_berts():
+def test_shares_are_those_of_bert():
     ids, maskable, seeds = many()
     hidden, chosen = mask_tokens(ids, maskable, seeds, MASK, WORDS)
     assert not chosen[~maskable].any()
@@ -30,7 +30,7 @@ def test_shares_are_berts():
     assert others.min() >= 0 and others.max() < WORDS and len(np.unique(others)) > 300
 
 
-def test_the_same_seed_draws_the_same_and_another_one_others():
+def test_the_same_seed_chooses_the_same_tokens_and_another_seed_others():
     ids, maskable, seeds = many(rows=20)
     first, again = mask_tokens(ids, maskable, seeds, MASK, WORDS), mask_tokens(ids, maskable, seeds, MASK, WORDS)
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
@@ -48,7 +48,7 @@ def test_a_row_is_masked_the_same_in_any_batch():
     assert not alone[1][0, 40:].any()
 
 
-def test_the_shortest_text_has_a_word_to_find():
+def test_the_shortest_text_has_a_hidden_token():
     ids = np.full((200, 3), 9)
     maskable = np.zeros(ids.shape, bool)
     maskable[:, 1] = True
@@ -57,7 +57,7 @@ def test_the_shortest_text_has_a_word_to_find():
     assert not mask_tokens(ids, np.zeros(ids.shape, bool), [(row,) for row in range(200)], MASK, WORDS)[1].any()
 
 
-def test_the_ids_given_are_left_alone():
+def test_the_given_ids_are_not_changed():
     ids, maskable, seeds = many(rows=3)
     before = ids.copy()
     mask_tokens(ids, maskable, seeds, MASK, WORDS)

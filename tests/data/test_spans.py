@@ -1,4 +1,4 @@
-"""The span decoder is exact, quick, and gives text that is the passage's own."""
+"""The span decoder is exact and fast, and its answers are quotations from the passage."""
 
 import time
 
@@ -21,11 +21,11 @@ def _brute_force(start_logits, end_logits, answer_mask, longest):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_best_span_is_the_brute_force_one(seed):
+def test_best_span_equals_brute_force(seed):
     random = np.random.default_rng(seed)
     length = int(random.integers(2, 48))
     longest = int(random.integers(1, 52))
-    # Rounded for some seeds, so that scores tie.
+    # Rounded for some seeds, so that some scores are equal.
     start_logits, end_logits = random.normal(size=(2, length)).round(1 if seed % 3 == 0 else 7).astype(np.float32)
     mask = random.random(length) < (0.7 if seed % 2 else 0.15)
     mask[0] = bool(seed % 2)
@@ -63,7 +63,7 @@ PASSAGE = "red green blue gold"
 
 
 def _window(words: list[str], allow_no_answer: bool) -> QAWindow:
-    """[CLS] q [SEP] the words of PASSAGE [SEP]."""
+    """Returns the window [CLS] q [SEP] words of PASSAGE [SEP]."""
     length = len(words) + 4
     offsets = np.full((length, 2), -1)
     for index, word in enumerate(words):
@@ -74,10 +74,11 @@ def _window(words: list[str], allow_no_answer: bool) -> QAWindow:
     return QAWindow(np.arange(length), np.zeros(length, dtype=int), mask, 3, offsets, (0, len(PASSAGE)))
 
 
-def _logits(length: int, **at: float) -> np.ndarray:
+def _logits(length: int, **values: float) -> np.ndarray:
+    """Returns logits that are 0 but for the given values; `_3=2.0` is the value 2 at position 3."""
     logits = np.zeros(length)
-    for position, value in at.items():
-        logits[int(position[1:])] = value
+    for name, value in values.items():
+        logits[int(name[1:])] = value
     return logits
 
 
@@ -100,19 +101,19 @@ def test_the_best_window_wins():
     assert answer.probability == pytest.approx(1 / (1 + np.exp(-4)) * 1 / (1 + np.exp(-2)))
 
 
-def test_a_long_answer_is_not_allowed():
+def test_an_answer_has_at_most_the_allowed_tokens():
     windows, scores = _case(False)
     answer = decode_answer(windows, scores, PASSAGE, 1, allow_no_answer=False)
     assert (answer.text, answer.score) == ("blue", 4.0)
 
 
-def test_no_answer_needs_the_least_null_score_above_the_threshold():
+def test_no_answer_needs_the_lowest_null_score_to_exceed_the_threshold():
     windows, scores = _case(True)
     nothing = decode_answer(windows, scores, PASSAGE, 8, allow_no_answer=True)
     assert (nothing.text, nothing.start, nothing.end, nothing.score, nothing.window_index) == ("", -1, -1, 6.5, 1)
     exps = [np.exp([3.0, 4.0, 0.0]), np.exp([3.5, 0.0, 2.0])]
     assert nothing.probability == pytest.approx(exps[0][0] / exps[0].sum() * exps[1][0] / exps[1].sum())
-    # The margin is 6.5 - 6: it has to be exceeded, not reached.
+    # The margin is 6.5 - 6. A threshold of exactly this margin is not exceeded.
     assert decode_answer(windows, scores, PASSAGE, 8, True, null_threshold=0.5).text == "blue gold"
     assert decode_answer(windows, scores, PASSAGE, 8, True, null_threshold=0.49).text == ""
     assert decode_answer(windows, scores, PASSAGE, 8, False, null_threshold=-99.0).text == "blue gold"
@@ -125,7 +126,7 @@ def test_large_logits_keep_the_probability_finite():
     assert answer.probability == pytest.approx(1 / 9)
 
 
-def test_windows_and_scores_must_fit():
+def test_each_window_needs_scores():
     windows, scores = _case(False)
     with pytest.raises(ValueError):
         decode_answer(windows, scores[:1], PASSAGE, 8, allow_no_answer=False)

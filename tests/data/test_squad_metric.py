@@ -1,4 +1,4 @@
-"""The metric agrees with the official evaluation script's definition, worked out by hand."""
+"""The metric follows the official evaluation script; the expected values are worked out by hand."""
 
 import importlib
 import random
@@ -9,21 +9,21 @@ from pipeline.data.squad_metric import exact_match, f1, normalize_answer
 
 
 @pytest.mark.parametrize(
-    ("text", "normal"),
+    ("text", "normalised"),
     [
         ("The Cat, sat.", "cat sat"),
         ("  an   apple\ta day\n", "apple day"),
         ("theatre anaconda", "theatre anaconda"),
         ("U.S.A.", "usa"),
-        ("the-end", "theend"),  # punctuation goes first, so this is one word and no article
+        ("the-end", "theend"),  # punctuation is removed first, so "the" is no word of its own
         ("24–10", "24–10"),  # an en dash is not ASCII punctuation
         ("A", ""),
         ("“The”", "“ ”"),
         ("ÉCOLE", "école"),
     ],
 )
-def test_normalisation(text, normal):
-    assert normalize_answer(text) == normal
+def test_an_answer_is_normalised(text, normalised):
+    assert normalize_answer(text) == normalised
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_normalisation(text, normal):
         ("", ["the"], 1, 1),
     ],
 )
-def test_scores(prediction, answers, exact, token_f1):
+def test_scores_are_those_of_the_script(prediction, answers, exact, token_f1):
     assert exact_match(prediction, answers) == exact
     assert f1(prediction, answers) == pytest.approx(token_f1)
 

@@ -1,4 +1,4 @@
-"""The tokenizer gives what Hugging Face's BERT tokenizer gives, and says what is wrong with a vocabulary."""
+"""The tokenizer agrees with Hugging Face's BERT tokenizer and reports what is wrong with a vocabulary."""
 
 import importlib.util
 import os
@@ -53,7 +53,7 @@ def hugging_face():
 
 
 @pytest.mark.parametrize("text", TRICKY)
-def test_ids_and_offsets_are_hugging_faces(tokenizer, hugging_face, text):
+def test_ids_and_offsets_equal_hugging_faces(tokenizer, hugging_face, text):
     expected = hugging_face(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True,
                             truncation=False, padding=False)  # fmt: skip
     given = tokenizer.encode(text)
@@ -72,12 +72,12 @@ def test_cased_keeps_case_and_accents(vocab_path):
         assert given.encode(text).offsets == want["offset_mapping"]
 
 
-def test_offsets_count_characters_of_the_text_as_given(tokenizer):
+def test_offsets_count_characters_of_the_original_text(tokenizer):
     text = "😀 É 漢字 Über"
     assert [text[start:end] for start, end in tokenizer.encode(text).offsets] == ["😀", "É", "漢", "字", "Über"]
 
 
-def test_batch_is_each_alone(tokenizer):
+def test_a_batch_gives_the_same_as_single_texts(tokenizer):
     for text, batched in zip(TRICKY, tokenizer.encode_batch(TRICKY), strict=True):
         alone = tokenizer.encode(text)
         assert np.array_equal(alone.ids, batched.ids) and alone.offsets == batched.offsets
@@ -90,7 +90,7 @@ def test_half_a_surrogate_pair_is_dropped_and_shifts_nothing(tokenizer):
     assert tokenizer.encode_batch([text])[0].offsets == given.offsets
 
 
-def test_special_ids(tokenizer, hugging_face):
+def test_special_ids_equal_hugging_faces(tokenizer, hugging_face):
     assert tokenizer.vocab_size == hugging_face.vocab_size
     for name in ("pad", "unk", "cls", "sep", "mask"):
         assert getattr(tokenizer, f"{name}_id") == getattr(hugging_face, f"{name}_token_id")
@@ -110,7 +110,7 @@ def test_small_vocabulary_with_windows_line_ends_and_no_mask(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         (b"", "empty"),
         (b"\n\n", "empty"),
@@ -121,11 +121,11 @@ def test_small_vocabulary_with_windows_line_ends_and_no_mask(tmp_path):
         ("hello\n", "no [PAD], [UNK], [CLS], [SEP]"),
     ],
 )
-def test_a_bad_vocabulary_is_named(tmp_path, content, said):
+def test_a_bad_vocabulary_is_named(tmp_path, content, problem):
     path = _vocab(tmp_path, content)
     with pytest.raises(UserError) as caught:
         WordPieceTokenizer.from_vocab(path)
-    assert str(path) in str(caught.value) and said in str(caught.value)
+    assert str(path) in str(caught.value) and problem in str(caught.value)
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):
@@ -151,7 +151,7 @@ A, B = "one two three four five six seven", "eight nine ten eleven twelve thirte
     "pair", [(A, None), (A, B), (B, A), (A, A), (A, ""), ("", B), ("", None), ("one", B), (B, "one")]
 )
 def test_classification_features_are_truncated_as_hugging_face_does(tokenizer, hugging_face, pair, max_length):
-    # As a batch of one: alone, Hugging Face takes an empty second text for none.
+    # A batch of one: Hugging Face ignores an empty second text of a single pair.
     batch = [part if part is None else [part] for part in pair]
     expected = hugging_face(*batch, truncation=True, max_length=max_length, padding=False)
     given = encode_text(tokenizer, *pair, max_length)
@@ -159,7 +159,7 @@ def test_classification_features_are_truncated_as_hugging_face_does(tokenizer, h
     assert given.type_ids.tolist() == expected["token_type_ids"][0]
 
 
-def test_encode_examples_is_encode_text_of_each(tokenizer):
+def test_encode_examples_gives_the_same_as_encode_text(tokenizer):
     pairs = [(A, None), (A, B), ("", None), (B, A)]
     features = encode_examples(tokenizer, [ClassificationExample(*pair) for pair in pairs], 12)
     for pair, feature in zip(pairs, features, strict=True):

@@ -1,4 +1,4 @@
-"""Windows slide as Hugging Face's do, and a label points at the tokens of the answer."""
+"""Windows equal those of Hugging Face, and a label names the tokens of the answer."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ def hugging_face():
 
 
 @pytest.mark.parametrize(("window", "stride"), [(384, 128), (32, 0), (32, 8), (24, 12), (14, 2), (13, 1), (12, 0)])
-def test_windows_are_hugging_faces(tokenizer, hugging_face, window, stride):
+def test_windows_equal_hugging_faces(tokenizer, hugging_face, window, stride):
     expected = hugging_face(
         QUESTION, PASSAGE, truncation="only_second", max_length=window, stride=stride, padding=False,
         return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -48,26 +48,26 @@ def test_windows_are_hugging_faces(tokenizer, hugging_face, window, stride):
     given = make_windows(tokenizer, QUESTION, PASSAGE, window, stride, 64, allow_no_answer=False)
     assert [w.ids.tolist() for w in given] == expected["input_ids"]
     assert [w.type_ids.tolist() for w in given] == expected["token_type_ids"]
-    for index, one in enumerate(given):
+    for index, made in enumerate(given):
         in_passage = np.array([part == 1 for part in expected.sequence_ids(index)])
-        assert np.array_equal(one.answer_mask, in_passage)
-        assert one.passage_start == int(np.argmax(in_passage))
-        assert one.offsets[in_passage].tolist() == [
+        assert np.array_equal(made.answer_mask, in_passage)
+        assert made.passage_start == int(np.argmax(in_passage))
+        assert made.offsets[in_passage].tolist() == [
             list(offset) for offset, inside in zip(expected["offset_mapping"][index], in_passage) if inside
         ]
-        assert (one.offsets[~in_passage] == -1).all()
+        assert (made.offsets[~in_passage] == -1).all()
 
 
 def test_a_long_question_is_cut(tokenizer):
-    (one,) = make_windows(tokenizer, QUESTION, "A short passage.", 64, 16, 4, allow_no_answer=False)
-    assert one.passage_start == 4 + 2
-    assert one.ids[1:5].tolist() == tokenizer.encode(QUESTION).ids[:4].tolist()
+    (window,) = make_windows(tokenizer, QUESTION, "A short passage.", 64, 16, 4, allow_no_answer=False)
+    assert window.passage_start == 4 + 2
+    assert window.ids[1:5].tolist() == tokenizer.encode(QUESTION).ids[:4].tolist()
 
 
 def test_cls_may_be_the_answer_only_when_no_answer_is_allowed(tokenizer):
     for allowed in (True, False):
-        for one in make_windows(tokenizer, QUESTION, PASSAGE, 32, 8, 64, allow_no_answer=allowed):
-            assert bool(one.answer_mask[0]) is allowed
+        for window in make_windows(tokenizer, QUESTION, PASSAGE, 32, 8, 64, allow_no_answer=allowed):
+            assert bool(window.answer_mask[0]) is allowed
 
 
 def _answer(text: str) -> Answer:
@@ -75,33 +75,33 @@ def _answer(text: str) -> Answer:
 
 
 @pytest.mark.parametrize("text", ["The", "Île-de-Neige mountains", "96 km", "漢字", "Überlingen", "story", "The river"])
-def test_a_label_gives_the_answer_back(tokenizer, text):
-    answer, found = _answer(text), 0
-    for one in make_windows(tokenizer, QUESTION, PASSAGE, 32, 12, 64, allow_no_answer=False):
-        label = label_window(one, answer)
+def test_the_tokens_of_a_label_are_the_answer(tokenizer, text):
+    answer, labelled = _answer(text), 0
+    for window in make_windows(tokenizer, QUESTION, PASSAGE, 32, 12, 64, allow_no_answer=False):
+        label = label_window(window, answer)
         if label is None:
-            inside = one.offsets[one.answer_mask]
+            inside = window.offsets[window.answer_mask]
             assert not (inside[0, 0] <= answer.start and answer.start + len(text) <= inside[-1, 1])
             continue
-        found += 1
-        assert PASSAGE[one.offsets[label[0], 0] : one.offsets[label[1], 1]] == text
-    assert found
+        labelled += 1
+        assert PASSAGE[window.offsets[label[0], 0] : window.offsets[label[1], 1]] == text
+    assert labelled
 
 
-def test_an_answer_inside_a_token_is_that_token(tokenizer):
-    (one,) = make_windows(tokenizer, QUESTION, PASSAGE, 384, 128, 64, allow_no_answer=False)
-    start, end = label_window(one, _answer("1850"))
-    assert PASSAGE[one.offsets[start, 0] : one.offsets[end, 1]] == "1850s"
+def test_the_label_of_a_part_of_a_token_is_the_token(tokenizer):
+    (window,) = make_windows(tokenizer, QUESTION, PASSAGE, 384, 128, 64, allow_no_answer=False)
+    start, end = label_window(window, _answer("1850"))
+    assert PASSAGE[window.offsets[start, 0] : window.offsets[end, 1]] == "1850s"
 
 
 def test_an_answer_that_ends_in_a_character_without_a_token_is_found(tokenizer):
     passage = "The old name was Pārvatī\u200e"
-    (one,) = make_windows(tokenizer, "name?", passage, 64, 16, 16, allow_no_answer=False)
-    start, end = label_window(one, Answer("Pārvatī\u200e", 17))
-    assert (one.offsets[start, 0], one.offsets[end, 1]) == (17, 24)
+    (window,) = make_windows(tokenizer, "name?", passage, 64, 16, 16, allow_no_answer=False)
+    start, end = label_window(window, Answer("Pārvatī\u200e", 17))
+    assert (window.offsets[start, 0], window.offsets[end, 1]) == (17, 24)
 
 
-def test_no_answer_and_an_answer_elsewhere(tokenizer):
+def test_a_window_without_the_answer_has_no_label(tokenizer):
     last_word = _answer("story")
     strict = make_windows(tokenizer, QUESTION, PASSAGE, 32, 8, 64, allow_no_answer=False)
     lenient = make_windows(tokenizer, QUESTION, PASSAGE, 32, 8, 64, allow_no_answer=True)
@@ -110,7 +110,7 @@ def test_no_answer_and_an_answer_elsewhere(tokenizer):
     assert label_window(strict[-1], last_word) == label_window(lenient[-1], last_word) != (0, 0)
 
 
-def test_an_answer_cut_by_the_border_is_in_neither_window(tokenizer):
+def test_an_answer_across_two_windows_is_in_neither(tokenizer):
     first, second = make_windows(tokenizer, "a", "one two three four five six", 7, 0, 8, allow_no_answer=False)[:2]
     cut = Answer("three four", 8)
     assert label_window(first, cut) is None and label_window(second, cut) is None
@@ -118,7 +118,7 @@ def test_an_answer_cut_by_the_border_is_in_neither_window(tokenizer):
 
 
 @pytest.mark.parametrize(("window", "stride", "field"), [(11, 0, "window"), (14, 3, "stride"), (64, -1, "stride")])
-def test_a_window_that_cannot_move_is_refused(tokenizer, window, stride, field):
+def test_windows_that_cannot_advance_are_refused(tokenizer, window, stride, field):
     with pytest.raises(UserError) as caught:
         make_windows(tokenizer, QUESTION, PASSAGE, window, stride, 64, allow_no_answer=False)
     assert caught.value.field == field

@@ -136,7 +136,7 @@ def test_a_distilbert_in_int4_is_close_to_hugging_faces_and_smaller(classifier, 
         and sum(result.parts.values())
         == sum(file.bytes for file in manifest.files) + (out / "manifest.json").stat().st_size
     )
-    with pytest.raises(UserError, match="bundle: is there already"):
+    with pytest.raises(UserError, match="bundle: is already there"):
         quantize_checkpoint(str(classifier), [], out)
 
 

@@ -6,20 +6,20 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.bundle.manifest import read_manifest
-from pipeline.data.examples import Answer, QAExample
 from pipeline.data.labels import LabelRange
 from pipeline.recipe import Recipe
 from pipeline.run.engine import Run
-from pipeline.run.examples import load_examples, save_examples
 from pipeline.run.table import STAGES, stages_up_to
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import digest_tree
+
+# Only ends a hang: no test here depends on how fast the machine is.
+pytestmark = pytest.mark.timeout(3600)
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "good bad film story plot actor very not but dull bright slow fast the a it was".split()
@@ -139,30 +139,48 @@ def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen:
 
 def finish(recipe: Path, out: Path, *settings: str) -> str:
     process = start(recipe, out, *settings)
-    _, progress = process.communicate(timeout=400)
+    _, progress = process.communicate()
     assert process.returncode == 0, progress
     return progress
 
 
-def kill_in(stage: str, recipe: Path, out: Path) -> bool:
-    """Starts a run and kills it just after the stage has begun. Returns false if the stage was over before."""
-    process = start(recipe, out)
-    work = out / ".work" / STAGES[stage].folder
-    record = out / ".stages" / f"{STAGES[stage].folder}.json"
-    try:
-        while process.poll() is None and not record.is_file():
-            # A training is killed when it has something to continue from.
-            ready = work / "checkpoint.pt" if stage in ("finetune", "distill", "exits") else work / "out"
-            if ready.exists():
-                time.sleep(0.05)
-                break
-            time.sleep(0.002)
-        done = record.is_file()
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.communicate()
-    return not done
+# Runs the command line and kills its own process at a fixed point of one stage, not after some time. An audit hook sees
+# the stage's files: a training ends at its second checkpoint, when it can continue from the first. Another stage ends
+# when it opens the first file of its result, which is then half written.
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+
+work, trains = Path(sys.argv.pop(1)), sys.argv.pop(1) == "True"
+checkpoint, result = str(work / "checkpoint.pt"), str(work / "out") + os.sep
+
+def kill_in_stage(event, arguments):
+    if event == "os.rename" and trains:
+        reached = str(arguments[1]) == checkpoint and os.path.exists(checkpoint)
+    else:
+        reached = event == "open" and str(arguments[0]).startswith(result)
+    if reached:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill_in_stage)
+from pipeline.cli import main
+main()
+"""
+
+
+def kill_in(stage: str, recipe: Path, out: Path) -> None:
+    """Starts a run that is killed while the stage is under way."""
+    trains = stage in ("finetune", "distill", "exits")
+    command = [sys.executable, "-c", KILLED_RUN, str(out / ".work" / STAGES[stage].folder), str(trains)]
+    killed = subprocess.run(
+        [*command, "run", str(recipe), "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr)
+    assert not (out / ".stages" / f"{STAGES[stage].folder}.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +191,10 @@ def whole(recipe_file, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.timeout(900)
 def test_a_run_that_is_killed_in_every_stage_ends_in_the_same_bundle(recipe_file, whole, tmp_path):
     out = tmp_path / "killed"
-    killed = [stage for stage in order(recipe_file) if kill_in(stage, recipe_file, out)]
-    # A stage of milliseconds may be over before the signal arrives, a long one may not.
-    assert {"finetune", "distill", "exits", "export"} <= set(killed)
+    for stage in order(recipe_file):
+        kill_in(stage, recipe_file, out)
     progress = finish(recipe_file, out)
     assert "finetune  unchanged" in progress
     assert digest_tree(out / "bundle") == digest_tree(whole / "bundle")
@@ -312,13 +328,6 @@ def test_a_regression_runs_from_data_to_report(recipe_file, tmp_path):
     assert results["metrics"]["teacher"]["pearson"] > 0.8 and results["metrics"]["quantized"]["pearson"] > 0.8
     assert results["evaluation"]["speeds"][0]["mean_absolute_error"] < 8  # the labels have a standard deviation of 13
     assert "Pearson" in (tmp_path / "out" / "report" / "report.html").read_text()
-
-
-def test_examples_are_the_same_after_a_round_trip_to_disk(tmp_path):
-    # Unicode line separators belong to the text and end no line.
-    examples = [QAExample("1", "Who\u2028?", "A\u0085 B\r\nC", (Answer("B", 3),)), QAExample("2", "x", "y")]
-    save_examples(examples, tmp_path / "examples.jsonl")
-    assert load_examples(tmp_path / "examples.jsonl", "qa") == examples
 
 
 def test_a_stage_runs_after_all_stages_that_it_needs():

@@ -1,8 +1,8 @@
 """Makes the programs of the peers: the systems that run the bundle's weights in other ways.
 
 All peers except `pocketbert-monolithic` run the student as Hugging Face's module with its last head
-(`pipeline.bench.runtimes.plain`), since a user who has no exits needs no exit heads. The cache folder keeps every
-program under a digest of the weights and of the library versions.
+(`pipeline.bench.runtimes.plain`), since a user without exits needs no exit heads. The cache folder keeps every program
+under a digest of the weights and of the library versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.support.digests import sha256_of
 from pipeline.support.errors import UserError
 from pipeline.support.packages import installed_version
 from pipeline.support.progress import OnStep, silent
-from pipeline.support.workspace import fingerprint
+from pipeline.support.workspace import digest_of
 from quantize.schemes import quantize_programs
 
 MODEL_FILES = ("model.safetensors", "model.json")
@@ -81,7 +81,7 @@ class StudentWeights:
     def cached(self, name: str, build: Callable[[Path], None]) -> Path:
         """Calls `cached_path` in a folder for these weights, the bundle's scheme and the installed libraries."""
         manifest = self.manifest
-        digest = fingerprint(
+        digest = digest_of(
             [sha256_of(self.folder / file) for file in MODEL_FILES],
             [manifest.scheme, manifest.embeddings_scheme, manifest.matrix_schemes],
             [manifest.max_length, manifest.exits.model_dump()],

@@ -1,1 +1,1 @@
-"""The demo data that ship with pocketbert: small, made by the project, hard enough for early exits to matter."""
+"""The demo data sets: small, written by the project, and hard enough that early exits matter."""

@@ -1,19 +1,19 @@
-"""Short reviews, easy and hard, whose sentiment a bag of words can only guess half of the time.
+"""Short reviews, easy and hard. A bag of words can only guess the sentiment of the hard ones.
 
-Every text is made here from hand-written words and frames. An easy text states one opinion. A hard text holds words of
-both polarities, or negates them, so that only their order or their owner tells the label. One rule a stratum:
+Every text is made here from hand-written words and sentence frames. An easy text states one opinion. A hard text has
+words of both polarities, or negates them, so that only their order or whose opinion they are tells the label. Each
+kind of text (stratum) has one rule:
 
-- contrast: the main clause decides, that is the clause after "but" and the one without "although";
-- negation: the frame turns its clause round ("nobody could claim that ...") or does not ("nobody could deny that ...");
-- opinion: the writer decides, whatever somebody else thought;
+- contrast: the main clause decides: the clause after "but", or the clause without "although";
+- negation: the frame reverses its clause ("nobody could claim that ...") or does not ("nobody could deny that ...");
+- opinion: the writer's opinion decides, not somebody else's;
 - expectation: what happened decides, not what was expected;
 - change: the present decides, not the past;
-- stacked: a contrast, one of whose clauses is negated.
+- stacked: a contrast with one negated clause.
 
-Three habits keep the label out of single words and pairs of words. Within a hard stratum each word and each frame is
-drawn without regard to the label. The deciding clause comes first about as often as last. And a word of sentiment that
-does not end the text is followed by words from one list, whichever clause it stands in, so that pairs such as
-"awful but" never form.
+Three rules keep single words and pairs of words from giving the label away. Within a hard stratum, words and frames are
+drawn independently of the label. The deciding clause comes first about as often as last. A word of sentiment that does
+not end the text is followed by words from the same list in every clause, so that pairs such as "awful but" never form.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LABELS = ("negative", "positive")
 TRAIN_SIZE = 2400
 DEV_SIZE = 400
 
-# The share of each stratum, in percent; all but "easy" are hard.
+# Percentage of each stratum; all but "easy" are hard.
 STRATA = {
     "easy": 45,
     "contrast": 15,
@@ -41,13 +41,13 @@ STRATA = {
     "stacked": 3,
 }
 
-# One in so many pairs of a noun and an adjective is kept out of the training texts.
+# Every sixth pair of a noun and an adjective, by its checksum, is kept out of the training texts.
 _HELD_OUT_EVERY = 6
 
 
 @dataclass(frozen=True)
 class StratifiedExample:
-    """An example and the kind of difficulty it was made for, one of the keys of `STRATA`."""
+    """An example and its stratum, a key of `STRATA`."""
 
     stratum: str
     example: ClassificationExample
@@ -55,7 +55,7 @@ class StratifiedExample:
 
 @dataclass(frozen=True)
 class _Aspect:
-    """Something a review may praise or blame, with the adjectives that fit nothing else as well."""
+    """Something that a review may praise or blame, with adjectives that fit it better than others."""
 
     name: str
     positive: tuple[str, ...]
@@ -73,7 +73,7 @@ class _Aspect:
 
 @dataclass(frozen=True)
 class _Domain:
-    """A kind of review: its aspects, what the whole thing may be called, plain facts, and pairs of a past and a now."""
+    """A kind of review: its aspects, names of the reviewed thing, neutral facts, and pairs of a past and a present time."""
 
     aspects: tuple[_Aspect, ...]
     things: tuple[str, ...]
@@ -485,12 +485,12 @@ _MOOD_SWINGS_DECIDED_FIRST = (
 
 
 def is_held_out(noun: str, adjective: str) -> bool:
-    """Whether this pair of a noun and an adjective is kept out of the training texts, for dev to test on."""
+    """Returns whether only dev texts may have this pair of a noun and an adjective."""
     return zlib.crc32(f"{noun} {adjective}".encode()) % _HELD_OUT_EVERY == 0
 
 
 class _Writer:
-    """Writes texts for one split; `dev` may use the held-out pairs of noun and adjective and does so often."""
+    """Writes the texts of one split. Only those of `dev` use the held-out pairs of noun and adjective, often."""
 
     def __init__(self, rng: random.Random, dev: bool):
         self.rng = rng
@@ -506,7 +506,7 @@ class _Writer:
             text = f"{fact} {text}" if self.rng.random() < 0.5 else f"{text} {fact}"
         return _as_sentences(text)
 
-    # The strata: each takes the polarity that the whole text is to have.
+    # One method for each stratum; it takes the polarity that the whole text must have.
 
     def easy(self, polarity: int) -> str:
         aspect, other = self._aspects()
@@ -615,10 +615,10 @@ class _Writer:
             lambda last: clause(other, 1 - polarity, not negate_deciding, last),
         )
 
-    # The parts.
+    # The parts of a text.
 
     def _contrast(self, deciding: Callable[[bool], str], other: Callable[[bool], str]) -> str:
-        """Joins two clauses; each maker is told whether its clause ends the sentence."""
+        """Joins two clauses. The function that makes a clause gets whether the clause ends the sentence."""
         frames = _CONTRASTS_DECIDED_LAST if self.rng.random() < 0.5 else _CONTRASTS_DECIDED_FIRST
         frame = self.rng.choice(frames)
         deciding_last = frame.index("{d}") > frame.index("{s}")
@@ -645,7 +645,7 @@ class _Writer:
         return f" {self.rng.choice(tails)}" if closed or self.rng.random() < 0.4 else ""
 
     def _clause(self, aspect: _Aspect, polarity: int, *, closed: bool = False, tails: tuple[str, ...] = _TAILS) -> str:
-        """One opinion of the writer on one aspect; a `closed` clause does not end in a word of sentiment."""
+        """Returns the writer's opinion on one aspect; a `closed` clause does not end in a word of sentiment."""
         kind = self.rng.randrange(6)
         if kind == 0:
             return f"I {self.rng.choice(_VERB_ADVERBS)} {self.rng.choice(_VERBS[polarity])} the {aspect.name}"
@@ -661,7 +661,7 @@ class _Writer:
         return f"{opening} {self._maybe_intensifier()}{adjective}{self._maybe_tail(closed, tails)}"
 
     def _thought(self, person: str, aspect: _Aspect, polarity: int, again: bool = False) -> str:
-        """What a person, perhaps "I", thought of an aspect, in words that fit both."""
+        """Returns what a person, or "I", thought of an aspect, in words that fit both."""
         pronoun = "them" if aspect.plural else "it"
         object_ = pronoun if again else f"the {aspect.name}"
         kind = self.rng.randrange(3)
@@ -674,12 +674,12 @@ class _Writer:
         )
 
     def _state(self, aspect: _Aspect, verb: str, polarity: int) -> str:
-        # The intensifier is not optional: without it "is awful" would be the present and "was awful" the past.
+        # Always with an intensifier: else "is awful" would only occur in the present and "was awful" in the past.
         adjective = self._adjective(aspect.name, polarity, aspect)
         return f"{verb} {self.rng.choice(_INTENSIFIERS)} {adjective} {self.rng.choice(_DEGREE_TAILS)}"
 
     def _thing(self, polarity: int) -> str:
-        """The whole that is reviewed, with its article: "an awful meal"."""
+        """Returns the reviewed thing as a whole, with its article: "an awful meal"."""
         thing = self.rng.choice(self.domain.things)
         adjective = self._adjective(thing, polarity)
         intensifier = self._maybe_intensifier()
@@ -699,12 +699,12 @@ def _lower_first(text: str) -> str:
 
 
 def _as_sentences(text: str) -> str:
-    """The text with a capital at the start of each sentence."""
+    """Returns the text with a capital at the start of each sentence."""
     return re.sub(r"(^|[.] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
 def _quotas(size: int) -> dict[str, int]:
-    """How many examples of each stratum make up `size`: even numbers, so that the labels balance in each."""
+    """Returns how many of `size` examples each stratum has: even numbers, so that labels balance in each stratum."""
     quotas = {name: 2 * round(size * percent / 200) for name, percent in STRATA.items()}
     quotas["easy"] += size - sum(quotas.values())
     return quotas
@@ -726,12 +726,12 @@ def _split(rng: random.Random, size: int, dev: bool, seen: set[str]) -> list[Str
 
 
 def _key(text: str) -> str:
-    """What two texts share when they differ in case and punctuation only."""
+    """Returns a key that is equal for texts that differ in case and punctuation only."""
     return " ".join(re.findall(r"[a-z'-]+", text.lower()))
 
 
 def generate_stratified(seed: int = 7) -> tuple[list[StratifiedExample], list[StratifiedExample]]:
-    """Writes the train and the dev set, each example with its stratum; the same seed gives the same texts."""
+    """Returns the train and the dev set, each example with its stratum. The same seed gives the same texts."""
     rng = random.Random(seed)
     seen: set[str] = set()
     train = _split(rng, TRAIN_SIZE, dev=False, seen=seen)
@@ -740,6 +740,6 @@ def generate_stratified(seed: int = 7) -> tuple[list[StratifiedExample], list[St
 
 
 def generate(seed: int = 7) -> tuple[list[ClassificationExample], list[ClassificationExample]]:
-    """Writes the train and the dev set, 2,400 and 400 reviews; labels are "negative" and "positive" in equal number."""
+    """Returns the train and the dev set, 2,400 and 400 reviews, half of them "negative" and half "positive"."""
     train, dev = generate_stratified(seed)
     return [item.example for item in train], [item.example for item in dev]

@@ -1,9 +1,9 @@
 """Short passages with questions that cannot be answered without reading the question.
 
-Every passage is made here from hand-written words and frames. It tells of two or three entities of one kind, of each
-the same facts: two people with two jobs and two home towns, three trains with three platforms. Around them stand
-sentences that name more towns, years and people, to no purpose. A question asks for one fact of one entity, or for the
-entity that a fact is true of, in other words than the passage uses where there are any.
+Every passage is made here from hand-written words and sentence frames. It states the same facts about two or three
+entities of one kind: two people with their jobs and home towns, three trains with their platforms. Other sentences
+name more towns, years and people as distractors. A question asks for one fact about one entity, or for the entity that
+a fact is true of. It uses other words than the passage where possible.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TIMES = tuple(f"{hour}:{minute}" for hour in range(7, 22) for minute in ("05", 
 
 @dataclass(frozen=True)
 class _Entity:
-    """One of the things that a passage tells of: its full name, what may stand for it, and its pronoun."""
+    """A person or thing that a passage is about: its full name, shorter names and its pronoun."""
 
     name: str
     article: str
@@ -53,9 +53,9 @@ class _Entity:
 
 @dataclass(frozen=True)
 class _Relation:
-    """A kind of fact. {v} is its value, {a} the article of the value, {e} the entity.
+    """A kind of fact. {v} stands for its value, {a} for the article of the value, {e} for the entity.
 
-    `predicates` follow the entity's name in the passage; `questions` ask for the value; `reverse_questions` give the
+    `predicates` follow the entity's name in the passage. `questions` ask for the value. `reverse_questions` state the
     value and ask for the entity.
     """
 
@@ -67,7 +67,11 @@ class _Relation:
 
 @dataclass(frozen=True)
 class _Scenario:
-    """A kind of passage. An empty `names` means people. The asides hold {person}, {town}, {year}, {day} or {time}."""
+    """A kind of passage.
+
+    Its entities are people if `names` is empty. `openers` and `closers` are distracting sentences; {person}, {town},
+    {year}, {day}, {month} and {time} stand for random values.
+    """
 
     names: tuple[str, ...]
     relations: tuple[_Relation, ...]
@@ -692,7 +696,7 @@ _SCENARIOS = (
 
 @dataclass(frozen=True)
 class _Fact:
-    """Where the passage names the value, and the last place before it where it names the entity."""
+    """Where the passage names the value of a fact, and where it last named the entity before that."""
 
     value: Answer
     entity: Answer
@@ -700,7 +704,7 @@ class _Fact:
 
 @dataclass
 class _Passage:
-    """A passage as it is written, with the place of every value and of the entity that it was said of."""
+    """A passage that is being written. `facts` has a key (entity, relation) for each fact; `used` has all named words."""
 
     scenario: _Scenario
     entities: list[_Entity]
@@ -711,7 +715,7 @@ class _Passage:
     used: set[str] = field(default_factory=set)
 
     def add(self, words: str) -> Answer:
-        """Appends words, with a capital where a sentence begins, and says where they stand."""
+        """Appends words, with a capital at the start of a sentence, and returns where they stand."""
         if not self.text or self.text.endswith(". "):
             words = words[0].upper() + words[1:]
         start = len(self.text)
@@ -724,13 +728,13 @@ class _Passage:
 
 
 class _Writer:
-    """Writes passages and asks about them, all from one source of chance."""
+    """Writes passages and questions about them with one random generator."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
 
     def passage(self) -> _Passage:
-        """A passage within the limits of length."""
+        """Returns a passage within the limits of length."""
         while True:
             passage = self._draft()
             words = len(passage.text.split())
@@ -738,8 +742,8 @@ class _Writer:
                 return passage
 
     def questions(self, passage: _Passage, count: int, first_id: int, split: str) -> list[QAExample]:
-        """Questions with an answer in the passage, no two about the same fact."""
-        examples = []
+        """Returns questions that the passage answers, no two about the same fact."""
+        examples: list[QAExample] = []
         for entity, relation in self.rng.sample(sorted(passage.facts), min(count, len(passage.facts))):
             fact = passage.facts[entity, relation]
             kind = passage.relations[relation]
@@ -754,7 +758,7 @@ class _Writer:
         return examples
 
     def unanswerable(self, passage: _Passage) -> str:
-        """A question of the passage's kind that it does not answer: of an absent entity, or for an absent fact."""
+        """Returns a question that the passage does not answer: about an absent entity, or for an absent fact."""
         absent = [relation for relation in passage.scenario.relations if relation not in passage.relations]
         if absent and self.rng.random() < 0.5:
             return self._question(self.rng.choice(absent), self.rng.choice(passage.entities))
@@ -796,7 +800,7 @@ class _Writer:
         ]
 
     def _value(self, passage: _Passage, values: Sequence[str]) -> str:
-        """A value none of whose words or numbers stands for anything else in the passage."""
+        """Returns a value whose words and numbers occur nowhere else in the passage."""
         value = self.rng.choice(values)
         while not passage.used.isdisjoint(_telling_words(value)):
             value = self.rng.choice(values)
@@ -837,7 +841,7 @@ class _Writer:
         return self.rng.choice(passage.relations[relation].predicates)
 
     def _by_relation(self, passage: _Passage, values: list[list[str]]) -> None:
-        """One sentence a relation: "Anna Reed works as a baker, while Paul Hale works as a nurse"."""
+        """Writes one sentence a relation: "Anna Reed works as a baker, while Paul Hale works as a nurse"."""
         count = len(passage.entities)
         for relation in range(len(passage.relations)):
             order = self.rng.sample(range(count), count)
@@ -851,7 +855,7 @@ class _Writer:
             passage.end_sentence()
 
     def _by_entity(self, passage: _Passage, values: list[list[str]]) -> None:
-        """One sentence an entity: "Anna Reed works as a baker and grew up in Leeds"."""
+        """Writes one sentence an entity: "Anna Reed works as a baker and grew up in Leeds"."""
         count = len(passage.relations)
         for entity in range(len(passage.entities)):
             mention = self._subject(passage, entity)
@@ -862,7 +866,7 @@ class _Writer:
             passage.end_sentence()
 
     def _with_pronouns(self, passage: _Passage, values: list[list[str]]) -> None:
-        """Two sentences an entity, the second with a pronoun: "Anna Reed works as a baker. She grew up in Leeds"."""
+        """Writes two sentences an entity, the second with a pronoun: "Anna Reed works as a baker. She grew up in Leeds"."""
         count = len(passage.relations)
         for entity in range(len(passage.entities)):
             mention = self._subject(passage, entity)
@@ -878,7 +882,7 @@ class _Writer:
 
 
 def _telling_words(value: str) -> list[str]:
-    """The words that tell a value from others of its kind: not its unit."""
+    """Returns the words that distinguish a value from others of its kind, which its unit does not."""
     number = value.split()[0]
     return (
         [number] if number.isdigit() else [word for word in value.split() if word not in ("platform", "Room", "Hall")]
@@ -886,12 +890,12 @@ def _telling_words(value: str) -> list[str]:
 
 
 def _is_met(entity: _Entity, passage: _Passage) -> bool:
-    """Whether the passage has this entity, or a person with one of its names."""
+    """Returns whether the passage names this entity, or a person with one of its names."""
     return entity in passage.entities or not passage.used.isdisjoint(entity.short_names)
 
 
 def _split(rng: random.Random, size: int, split: str, seen: set[str]) -> tuple[list[QAExample], list[_Passage]]:
-    """Examples of a split, and the passage that each is about."""
+    """Returns the examples of a split, and for each the passage that it is about."""
     writer = _Writer(rng)
     examples: list[QAExample] = []
     passages: list[_Passage] = []
@@ -910,7 +914,7 @@ def _split(rng: random.Random, size: int, split: str, seen: set[str]) -> tuple[l
 def _without_answers(
     rng: random.Random, examples: list[QAExample], passages: list[_Passage], share: float
 ) -> list[QAExample]:
-    """The examples, of which the given share now asks for what the passage does not say."""
+    """Returns the examples, with unanswerable questions in place of the given share of them."""
     writer = _Writer(rng)
     asked = {(example.question, example.passage) for example in examples}
     changed = list(examples)
@@ -924,15 +928,15 @@ def _without_answers(
 
 
 def generate(seed: int = 11, unanswerable: float = 0.0) -> tuple[list[QAExample], list[QAExample]]:
-    """Writes the train and the dev set, 1,200 and 200 questions; the same seed gives the same questions.
+    """Returns the train and the dev set, 1,200 and 200 questions. The same seed gives the same questions.
 
     Args:
-        seed: of the random choices.
-        unanswerable: the share of the questions that the passage does not answer, as in SQuAD v2.0. The others are the
-            same, whatever the share.
+        seed: the seed of all random choices.
+        unanswerable: share of the questions that the passage does not answer, as in SQuAD v2.0. The other questions do
+            not depend on it.
 
     Raises:
-        ValueError: when `unanswerable` is not a share of 1.
+        ValueError: `unanswerable` is not between 0 and 1.
     """
     if not 0.0 <= unanswerable <= 1.0:
         raise ValueError(f"unanswerable is a share between 0 and 1, not {unanswerable}")

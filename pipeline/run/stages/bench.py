@@ -6,14 +6,14 @@ from pipeline.bundle.opening import Bundle
 from pipeline.run.results import Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 
 EVALUATION_FILE = "evaluation.json"
 STUDY_FILE = "study.json"
 BENCH_FILE = "bench.json"
 
 
-def bench(results: Results, place: Place, on_step: OnStep) -> None:
+def bench(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes score and latency at every speed on dev, the study of the exits, and the latency against BERT-base."""
     from pipeline.bench.host import bench_host
     from pipeline.bench.study import study_bundle

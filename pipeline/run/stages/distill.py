@@ -8,10 +8,10 @@ from pipeline.run.results import LOSS_CURVE_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support import processes
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 
 
-def distill(results: Results, place: Place, on_step: OnStep) -> None:
+def distill(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the student: its encoder and its last exit head, both trained, and the other heads untrained."""
     import torch
 

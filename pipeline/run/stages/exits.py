@@ -9,12 +9,12 @@ from pipeline.run.results import LOSS_CURVE_FILE, METRICS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support import processes
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 
 TEMPERATURES_FILE = "temperatures.json"
 
 
-def exits(results: Results, place: Place, on_step: OnStep) -> None:
+def exits(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the student with its trained exit heads, and the scores of every exit on dev."""
     from pipeline.exits.predictions import predict, run_model
     from pipeline.exits.self_distill import self_distill

@@ -13,7 +13,7 @@ from pipeline.data.labels import LabelRange
 from pipeline.run.results import SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONFORMANCE_EXAMPLES = 16
 
 
-def export(results: Results, place: Place, on_step: OnStep) -> None:
+def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the bundle."""
     from pipeline.export.bundle import BundleSource, TokenizerFiles, write_bundle
     from pipeline.run.quantizing import coreml_student, quantized_student, student_input_gains, student_schemes

@@ -13,10 +13,10 @@ from pipeline.run.results import LOSS_CURVE_FILE, METRICS_FILE, TOKENIZER_FILE, 
 from pipeline.run.stage import Stage
 from pipeline.support import processes
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 
 
-def finetune(results: Results, place: Place, on_step: OnStep) -> None:
+def finetune(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the teacher, its tokenizer, and its scores on dev."""
     from pipeline.distill.finetune import build_teacher
     from pipeline.distill.finetune import finetune as train_teacher

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 
+from pipeline.data.jsonl import save_examples
 from pipeline.data.labels import LabelRange
 from pipeline.data.splits import split_off
 from pipeline.run.digests import data_digests
-from pipeline.run.examples import read_source, read_unlabelled, save_examples
+from pipeline.run.examples import read_source, read_unlabelled
 from pipeline.run.preconditions import check_calibration_size
 from pipeline.run.results import LABELS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 from pipeline.tasks import get_task
 
 
-def prepare(results: Results, place: Place, on_step: OnStep) -> None:
+def prepare(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the examples of train, calibration and dev, and the labels.
 
     Raises:

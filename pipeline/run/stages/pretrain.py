@@ -16,14 +16,14 @@ from pipeline.run.stage import Stage
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 
 if TYPE_CHECKING:
     from pipeline.model.mlm import MaskedLM
     from pipeline.model.pretrained import Pretrained
 
 
-def pretrain(results: Results, place: Place, on_step: OnStep) -> None:
+def pretrain(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the student's encoder, and how well it finds masked words before and after."""
     import torch
 

@@ -10,11 +10,11 @@ from pipeline.run.preconditions import SPEEDS, check_calibration_size
 from pipeline.run.results import ANSWERS_FILE, METRICS_FILE, SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 from pipeline.tasks import get_task
 
 
-def quantize(results: Results, place: Place, on_step: OnStep) -> None:
+def quantize(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the named speeds, the scores of the quantized model on dev, and its answers there.
 
     The quantized model itself is not saved: `quantized_student` makes it from the student, the mix and the rounded

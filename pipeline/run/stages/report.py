@@ -12,13 +12,13 @@ from pipeline.run.stage import Stage
 from pipeline.run.stages.bench import BENCH_FILE, EVALUATION_FILE, STUDY_FILE
 from pipeline.run.stages.verify import CHECKS_FILE
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place
+from pipeline.support.workspace import StageFolder
 
 if TYPE_CHECKING:
     from pipeline.report.results import RunResults
 
 
-def report(results: Results, place: Place, on_step: OnStep) -> None:
+def report(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the page and the results on it."""
     from pipeline.report.report import write_report
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.run.results import ANSWERS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
-from pipeline.support.workspace import Place, write_text
+from pipeline.support.workspace import StageFolder, write_text
 
 if TYPE_CHECKING:
     from pipeline.verify.verify import Verification
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHECKS_FILE = "checks.json"
 
 
-def verify(results: Results, place: Place, on_step: OnStep) -> None:
+def verify(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes all checks.
 
     Raises:

@@ -138,9 +138,9 @@ def test_only_the_fastest_variant_is_reported(tiny_classifier, tmp_path):
     report = bench_host(
         tiny_classifier.path, [8, 16], repeats=3, threads=1, reference="none", weights=tmp_path, peers=peers
     )
-    assert sorted(result.length for result in report.of("torch-eager")) == [8, 16]
-    assert all(result.difference == 0 for result in report.of("torch-eager"))
-    differences = {result.depth: result.difference for result in report.of("pocketbert")}
+    assert sorted(result.length for result in report.measurements_of("torch-eager")) == [8, 16]
+    assert all(result.difference == 0 for result in report.measurements_of("torch-eager"))
+    differences = {result.depth: result.difference for result in report.measurements_of("pocketbert")}
     assert differences[1] is None and differences[2] > 0.01, "other weights give other answers"
     assert len(report.results) == 6
     assert BenchReport.model_validate_json(report.model_dump_json()) == report
