@@ -90,7 +90,7 @@ def verify_package(
 ) -> None:
     """Evaluates one saved package; the arguments are those of `verify`."""
     from pipeline.report.terminal import fault_lines, package_table, warning_lines
-    from pipeline.verify.evaluator.package import examine_package
+    from pipeline.verify.evaluator.examine import examine_package
     from pipeline.verify.neural_engine import lint
 
     if precision not in ("float32", "float16"):
@@ -101,7 +101,7 @@ def verify_package(
     if outputs is not None:
         report.save(outputs)
     if as_json:
-        print_json({**report.to_json(), "warnings": [warning.to_json() for warning in warnings]})
+        print_json({**report.to_json(), "warnings": [warning.model_dump(mode="json") for warning in warnings]})
     else:
         output().print(package_table(report))
         print_lines(fault_lines(report))

@@ -1,15 +1,19 @@
-"""The programs in the layout that the Neural Engine wants: channels first, [1, channels, 1, length], linear layers as 1x1 convolutions.
+"""Rewrites the programs in the layout that suits the Neural Engine: [1, channels, 1, length].
 
-An exact rewrite of `pipeline.model.segments.Programs` with the same weights, after Apple's "Deploying Transformers on the Apple Neural
-Engine" (2022): four dimensions with the tokens last, so that the axis that is padded to 64 bytes is the long one; convolutions, which its
-compiler maps best; attention head by head, in the two contractions that Core ML has without a reshape; the keys' transpose as the one
-change of layout in a layer.
+The rewrite of `pipeline.model.segments.Programs` is exact and has the same weights. It follows Apple's "Deploying
+Transformers on the Apple Neural Engine" (2022):
+
+- Four dimensions with the tokens last: the last axis is padded to 64 bytes, and should be the long one.
+- Linear layers as 1x1 convolutions, which the compiler maps best.
+- Attention head by head, in the two contractions that Core ML has without a reshape.
+- One change of layout in a layer, the transpose of the keys.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +24,25 @@ from pipeline.model.heads import AttentionSpan, PooledClassifier
 from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
 from quantize.int8_inputs import Int8InputLinear
 
-# A layer norm's epsilon of 1e-12 is 0 in float16; this, its smallest number, changes a variance of about 1 by no bit of float32.
-SMALLEST_EPS = 2.0**-24
+# A layer norm's epsilon of 1e-12 is 0 in float16. This is float16's smallest number; added to a variance of about 1 it
+# changes no bit of float32.
+MIN_EPS = 2.0**-24
 
 
 def channels_first(programs: Programs) -> Programs:
-    """A copy of float programs whose hidden states are [1, hidden_size, 1, length] and whose attention bias is [1, length, 1, 1]."""
+    """Returns a copy of float programs in the new layout.
+
+    Hidden states are [1, hidden_size, 1, length], and the attention bias is [1, length, 1, 1].
+    """
     segments = []
     for segment in programs.segments:
-        layers = [ChannelsFirstLayer(layer) for layer in segment.layers]
+        assert isinstance(segment, SegmentProgram)  # a ModuleList does not know what it holds
+        layers: list[nn.Module] = [ChannelsFirstLayer(cast(ExportLayer, layer)) for layer in segment.layers]
         head = HEADS.get(type(segment.head), TokensFirst)(segment.head)
-        segments.append(
-            SegmentProgram(segment.task, layers, head, 1.0 / float(segment.inverse_temperature), programs.uncertainty)
-        )
-    return Programs(programs.task, ChannelsFirstEmbed(programs.embed), segments, programs.uncertainty).eval()
+        temperature = 1.0 / float(cast(Tensor, segment.inverse_temperature))
+        segments.append(SegmentProgram(segment.task, layers, head, temperature, programs.uncertainty))
+    embed = cast(EmbedProgram, ChannelsFirstEmbed(programs.embed))  # it has the same interface
+    return Programs(programs.task, embed, segments, programs.uncertainty).eval()
 
 
 def to_channels_first(hidden: Tensor) -> Tensor:
@@ -47,24 +56,24 @@ def to_tokens_first(hidden: Tensor) -> Tensor:
 
 
 def convolution(linear: nn.Linear | Int8InputLinear, rows: slice = slice(None)) -> nn.Conv2d:
-    """A linear layer, or those of its outputs, as a 1x1 convolution; what its inputs pass first is `inputs_of` it."""
+    """Returns a linear layer, or some of its outputs, as a 1x1 convolution, without the rounding of its inputs."""
     linear = plain(linear)
     weight, bias = linear.weight[rows].detach(), linear.bias[rows].detach()
-    made = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-    made.load_state_dict({"weight": weight[:, :, None, None].clone(), "bias": bias.clone()})
-    return made
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    layer.load_state_dict({"weight": weight[:, :, None, None].clone(), "bias": bias.clone()})
+    return layer
 
 
 def plain(linear: nn.Linear | Int8InputLinear) -> nn.Linear:
     return linear.linear if isinstance(linear, Int8InputLinear) else linear
 
 
-def inputs_of(linear: nn.Linear | Int8InputLinear) -> nn.Module:
-    """What a linear layer's inputs pass first: nothing, or their rounding to int8."""
+def input_rounding(linear: nn.Linear | Int8InputLinear) -> nn.Module:
+    """Returns the rounding of a linear layer's inputs to int8, or an identity if it does not round them."""
     if not isinstance(linear, Int8InputLinear):
         return nn.Identity()
     inputs = copy.deepcopy(linear.inputs)
-    inputs.reciprocal = inputs.reciprocal[None, :, None, None]
+    inputs.reciprocal = cast(Tensor, inputs.reciprocal)[None, :, None, None]  # registered buffers have no type
     return inputs
 
 
@@ -80,11 +89,14 @@ class ChannelsFirstEmbed(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """A layer norm over dimension 1, spelled out: Core ML's own norms the last dimensions."""
+    """A layer norm over dimension 1, spelled out because Core ML's own normalizes the last dimensions."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.LayerNorm):
         super().__init__()
-        self.eps = max(norm.eps, SMALLEST_EPS)
+        self.eps = max(norm.eps, MIN_EPS)
         self.register_buffer("weight", norm.weight.detach()[None, :, None, None].clone())
         self.register_buffer("bias", norm.bias.detach()[None, :, None, None].clone())
 
@@ -100,10 +112,10 @@ class ChannelsFirstLayer(nn.Module):
     def __init__(self, layer: ExportLayer):
         super().__init__()
         self.head_dim, width = layer.head_dim, plain(layer.qkv).in_features
-        self.qkv_inputs, self.attention_out_inputs = inputs_of(layer.qkv), inputs_of(layer.attention_out)
-        self.ffn_in_inputs, self.ffn_out_inputs = inputs_of(layer.ffn_in), inputs_of(layer.ffn_out)
+        self.qkv_inputs, self.attention_out_inputs = input_rounding(layer.qkv), input_rounding(layer.attention_out)
+        self.ffn_in_inputs, self.ffn_out_inputs = input_rounding(layer.ffn_in), input_rounding(layer.ffn_out)
         self.query, self.key, self.value = (
-            convolution(layer.qkv, slice(at * width, (at + 1) * width)) for at in range(3)
+            convolution(layer.qkv, slice(part * width, (part + 1) * width)) for part in range(3)
         )
         self.attention_out, self.attention_norm = convolution(layer.attention_out), ChannelNorm(layer.attention_norm)
         self.ffn_in, self.ffn_out = convolution(layer.ffn_in), convolution(layer.ffn_out)
@@ -118,26 +130,29 @@ class ChannelsFirstLayer(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_dim: int) -> Tensor:
-    """Attention head by head; query, key, value: [1, channels, 1, length], the scale in the query; bias: [1, length, 1, 1] of the keys.
+    """Computes attention head by head, in the one form of rank 4 that Core ML's einsum has, "nchw,nwhu->nchu".
 
-    Both contractions are of the form "nchw,nwhu->nchu", the one of rank 4 that Core ML's einsum runs as it is.
+    Args:
+        query, key, value: [1, channels, 1, length]; the query includes the scale.
+        bias: [1, length, 1, 1], of the keys.
     """
     contexts = []
-    heads = zip(query.split(head_dim, 1), key.transpose(1, 3).split(head_dim, 3), value.split(head_dim, 1))
-    for one_query, one_key, one_value in heads:
-        scores = torch.einsum("bchq,bkhc->bkhq", one_query, one_key) + bias  # [1, keys, 1, queries]
-        contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), one_value))
+    queries, values = torch.split(query, head_dim, 1), torch.split(value, head_dim, 1)
+    keys = torch.split(key.transpose(1, 3), head_dim, 3)
+    for head_query, head_key, head_value in zip(queries, keys, values):
+        scores = torch.einsum("bchq,bkhc->bkhq", head_query, head_key) + bias  # [1, keys, 1, queries]
+        contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), head_value))
     return torch.cat(contexts, dim=1)
 
 
 class ChannelsFirstPooled(nn.Module):
-    """`PooledClassifier`: each query's softmax over the tokens is one column of a contraction with the hidden states."""
+    """`PooledClassifier`, with the pooling of all queries as one contraction with the hidden states."""
 
     def __init__(self, head: PooledClassifier):
         super().__init__()
         queries, width = head.score.out_features, head.value.out_features
         self.score, self.value = convolution(head.score), convolution(head.value)
-        # All queries' narrow states at once: the linear layer over [queries, width] is a convolution as wide as there are queries.
+        # The linear layer over the narrow states of all queries, [queries, width], is a convolution over the queries.
         self.out = nn.Conv2d(width, head.out.out_features, (1, queries))
         weight = head.out.weight.detach().view(-1, queries, width).transpose(1, 2).unsqueeze(2)
         self.out.load_state_dict({"weight": weight.clone(), "bias": head.out.bias.detach().clone()})
@@ -150,17 +165,17 @@ class ChannelsFirstPooled(nn.Module):
 
 
 class ChannelsFirstSpan(nn.Module):
-    """`AttentionSpan`, its one attention head as those of a layer."""
+    """`AttentionSpan`, with its one attention head computed as those of a layer."""
 
     def __init__(self, head: AttentionSpan):
         super().__init__()
         self.scale, self.width = head.scale, head.mix.out_features
         self.qkv, self.mix, self.out, self.direct = (
-            convolution(each) for each in (head.qkv, head.mix, head.out, head.direct)
+            convolution(linear) for linear in (head.qkv, head.mix, head.out, head.direct)
         )
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [1, hidden_size, 1, length]; bias: [1, length, 1, 1]. Returns logits [1, length, 2], start and end."""
+        """hidden: [1, hidden_size, 1, length]; bias: [1, length, 1, 1]. Returns start and end logits [1, length, 2]."""
         query, key, value = self.qkv(hidden).split(self.width, 1)
         seen = attend(query * self.scale, key, value, bias, self.width)
         logits = self.out(F.gelu(self.mix(torch.cat([seen, query], dim=1)))) + self.direct(hidden)  # [1, 2, 1, length]
@@ -168,7 +183,7 @@ class ChannelsFirstSpan(nn.Module):
 
 
 class TokensFirst(nn.Module):
-    """Any other head as it is, on hidden states brought back to its layout."""
+    """Any other head, unchanged: the hidden states are brought back to its layout."""
 
     def __init__(self, head: nn.Module):
         super().__init__()
@@ -178,7 +193,8 @@ class TokensFirst(nn.Module):
         return self.head(to_tokens_first(hidden), bias.reshape(1, 1, -1))
 
 
-HEADS: dict[type, Callable[[nn.Module], nn.Module]] = {
+# Any: each takes the head that is its key.
+HEADS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     PooledClassifier: ChannelsFirstPooled,
     AttentionSpan: ChannelsFirstSpan,
 }

@@ -1,8 +1,8 @@
-"""The programs of a model as one ExecuTorch file, with XNNPACK's kernels and free length.
+"""Writes a model's programs as one ExecuTorch file, with XNNPACK's kernels and free length.
 
-Lowering retraces a graph dozens of times, some 15 s for one layer whatever its width, and the layers of a transformer differ in their
-weights alone. So a structure is lowered once; further segments of that structure get a copy of the lowered graph with their own
-weights, for which only the delegates that hold weights are compiled again (`with_weights`).
+Lowering retraces a graph dozens of times: some 15 s for one layer, whatever its width. But the layers of a transformer
+differ only in their weights. So a structure is lowered once. Further segments of that structure get a copy of the
+lowered graph with their own weights, and only the delegates that hold weights are compiled again (`with_weights`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from torch.export import Dim, ExportedProgram
 from pipeline.bundle import manifest
 from pipeline.model.encoder import ExportLayer
 from pipeline.model.segments import Monolith, Programs
+from pipeline.names import Task
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging
 from pipeline.tasks import get_task
 
-SHORTEST = 2  # [CLS] [SEP]; for a length of 1 torch would make a graph of its own
+MIN_LENGTH = 2  # [CLS] [SEP]; for a length of 1 torch would make a graph of its own
+
+
+# Everything in a program but the values of its weights.
+StructureKey = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A structure that has been lowered: the program before and after."""
+    """A structure that was lowered: the program before and after."""
 
     exported: ExportedProgram
     edge: ExportedProgram
@@ -44,10 +49,10 @@ def export_executorch(
     The same programs give the same bytes.
 
     Args:
-        programs: float or quantized (`quantize.schemes.apply_scheme`); left as they are.
-        path: the file; it appears when it is whole.
-        precision: what the manifest says of it, the scheme's name.
-        on_step: told before each step and after the last; a step takes 3 to 15 s.
+        programs: float or quantized (`quantize.schemes.apply_scheme`); they are not changed.
+        path: the file; it appears when it is complete.
+        precision: the scheme's name, for the manifest.
+        on_step: called before each program or file and after the last; each takes 3 to 15 s.
 
     Returns:
         the manifest's entry of each program.
@@ -60,45 +65,47 @@ def export_executorch(
     import_quietly("executorch.exir")
     modules: dict[str, nn.Module] = {"embed": programs.embed}
     modules.update((f"segment_{index}", segment) for index, segment in enumerate(programs.segments))
-    entries, edges, structures = [], {}, {}
+    entries: list[manifest.Program] = []
+    edges: dict[str, ExportedProgram] = {}
+    lowered: dict[StructureKey, Lowered] = {}
     for done, (name, module) in enumerate(modules.items()):
         on_step(f"ExecuTorch, {name}", done, len(modules) + 1)
         with quiet_logging():
             exported = export_program(module, programs, max_length)
-            structure = structure_of(exported)
-            if structure in structures:
-                edges[name] = with_weights(structures[structure], exported.state_dict)
+            key = structure_key(exported)
+            if key in lowered:
+                edges[name] = with_weights(lowered[key], exported.state_dict)
             else:
                 edges[name] = lower(exported)
-                structures[structure] = Lowered(exported, edges[name])
-        entries.append(describe(name, exported, programs.task, path.name, precision))
+                lowered[key] = Lowered(exported, edges[name])
+        entries.append(describe_program(name, exported, programs.task, path.name, precision))
     on_step(f"ExecuTorch, {path.name}", len(modules), len(modules) + 1)
     with quiet_logging():
-        write(edges, path)
+        write_pte(edges, path)
     on_step(f"ExecuTorch, {path.name}", len(modules) + 1, len(modules) + 1)
     return entries
 
 
 def export_monolith(programs: Programs, path: Path, max_length: int) -> None:
-    """Writes the programs as one, a `Monolith`, into a `.pte` with the method `forward`; arguments and errors as of `export_executorch`.
+    """Writes the programs as one, a `Monolith`, into a `.pte` with the method `forward`.
 
-    Its layers are lowered together, which takes a minute or two.
+    Its layers are lowered together, which takes a minute or two. Arguments and errors are those of `export_executorch`.
     """
     check_length(programs, max_length)
     import_quietly("executorch.exir")
     with quiet_logging():
-        write({"forward": lower(export_program(Monolith(programs), programs, max_length))}, path)
+        write_pte({"forward": lower(export_program(Monolith(programs), programs, max_length))}, path)
 
 
 def check_length(programs: Programs, max_length: int) -> None:
-    """UserError unless the model has that many positions."""
+    """Raises UserError if the model has too few positions."""
     positions = programs.embed.embeddings.position.num_embeddings
     if max_length > positions:
         raise UserError(f"{max_length} is longer than the model's {positions} positions", field="export.max_length")
 
 
 def example_inputs(module: nn.Module, programs: Programs, length: int) -> dict[str, Tensor]:
-    """A program's inputs at one length, by name."""
+    """Returns a program's inputs at one length, by name."""
     ids = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
     if module is programs.embed:
         return ids
@@ -111,9 +118,9 @@ LENGTH_AXIS = {"input_ids": 1, "hidden": 1, "attention_bias": 2, "answer_bias": 
 
 
 def export_program(module: nn.Module, programs: Programs, max_length: int) -> ExportedProgram:
-    """The program as a graph of free length; its weights are plain tensors, torchao's subclasses taken apart."""
-    plain = import_quietly("torchao.utils").unwrap_tensor_subclass(with_parts(module))
-    length = Dim("length", min=SHORTEST, max=max_length)
+    """Exports a program as a graph of free length. Weights of torchao's types are unwrapped to plain tensors."""
+    plain = import_quietly("torchao.utils").unwrap_tensor_subclass(split_qkv(module))
+    length = Dim("length", min=MIN_LENGTH, max=max_length)
     inputs = example_inputs(module, programs, min(16, max_length))
     with torch.no_grad():
         return torch.export.export(
@@ -122,53 +129,53 @@ def export_program(module: nn.Module, programs: Programs, max_length: int) -> Ex
 
 
 class QueryKeyValue(nn.Module):
-    """A fused layer of query, key and value as three with its rows, which give the same bits.
+    """Three linear layers in place of a fused layer of query, key and value; they give the same bits.
 
-    Between the fused one and the attention ExecuTorch copies all it gave, 16 bytes at a time: a layer of DistilBERT's takes 3 to 7 % longer at 128 tokens.
+    ExecuTorch copies the fused layer's output before the attention, 16 bytes at a time. That makes a layer of
+    DistilBERT 3 to 7 % slower at 128 tokens.
     """
 
     def __init__(self, fused: nn.Linear):
         super().__init__()
         outputs = fused.out_features // 3
         self.query, self.key, self.value = (
-            rows_of(fused, slice(at, at + outputs)) for at in range(0, fused.out_features, outputs)
+            rows_of(fused, slice(first, first + outputs)) for first in range(0, fused.out_features, outputs)
         )
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden: [batch, length, hidden_size]. Returns three like it."""
+        """hidden: [batch, length, hidden_size]. Returns three tensors of that shape."""
         return self.query(hidden), self.key(hidden), self.value(hidden)
 
 
 def rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
-    """A layer, plain or torchao's, that gives some of the outputs of one."""
+    """Returns a layer that computes some outputs of a linear layer, which may be torchao's."""
     part = nn.Linear(linear.in_features, rows.stop - rows.start, device="meta")
-    part.weight, part.bias = (
-        nn.Parameter(each[rows].clone(), requires_grad=False) for each in (linear.weight, linear.bias)
-    )
+    part.weight = nn.Parameter(linear.weight[rows].clone(), requires_grad=False)
+    part.bias = nn.Parameter(linear.bias[rows].clone(), requires_grad=False)
     return part
 
 
-def with_parts(module: nn.Module) -> nn.Module:
-    """A copy whose layers have `QueryKeyValue`s, where query, key and value are one plain or torchao linear layer."""
+def split_qkv(module: nn.Module) -> nn.Module:
+    """Returns a copy whose layers have a `QueryKeyValue` in place of a fused linear layer."""
     copied = copy.deepcopy(module)
     for layer in copied.modules():
         if isinstance(layer, ExportLayer) and isinstance(layer.qkv, nn.Linear):
-            layer.qkv = QueryKeyValue(layer.qkv)
+            layer.register_module("qkv", QueryKeyValue(layer.qkv))  # `layer.qkv = ` would need the type nn.Linear
     return copied
 
 
-def structure_of(exported: ExportedProgram) -> tuple:
-    """All of a program but its weights' values: the graph with every constant in it, the weights' names, shapes and types."""
+def structure_key(exported: ExportedProgram) -> StructureKey:
+    """Returns the graph with all its constants, and the names, shapes and types of the weights."""
     weights = {**exported.state_dict, **exported.constants}
     shapes = tuple((name, tuple(weight.shape), weight.dtype) for name, weight in sorted(weights.items()))
     return exported.graph_module.code, str(exported.graph_signature), str(exported.range_constraints), shapes
 
 
 def lower(exported: ExportedProgram) -> ExportedProgram:
-    """The edge program with all that XNNPACK can run handed to it, by one partitioner.
+    """Lowers a program: hands all that XNNPACK can run to it, by one partitioner.
 
-    ExecuTorch's examples put one for dynamically quantized layers in front of it: each linear layer is then a call of its own, and the whole
-    graph is decomposed once more.
+    ExecuTorch's examples put a partitioner for dynamically quantized layers in front. Each linear layer is then a call
+    of its own, and the whole graph is decomposed once more.
     """
     exir = import_quietly("executorch.exir")
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
@@ -176,25 +183,24 @@ def lower(exported: ExportedProgram) -> ExportedProgram:
 
 
 def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedProgram:
-    """A lowered program with other weights, equal to what `lower` makes of a program of that structure with those weights.
+    """Returns a lowered program with other weights, as if a program of that structure with those weights were lowered.
 
-    Lowering hands weights on unchanged, to the delegates' own programs or to what is left outside; both are looked up by name.
-    Compiling a delegate is a function of its program alone (`BackendDetails.preprocess`), and is repeated.
+    Lowering passes weights on unchanged, to the delegates' own programs or to the graph outside them. Both are looked
+    up by name. Compiling a delegate depends only on its program (`BackendDetails.preprocess`), and is repeated.
 
     Raises:
-        RuntimeError: lowering did change a weight, so that it cannot be looked up (another version of ExecuTorch, perhaps).
+        RuntimeError: lowering changed a weight, so that it cannot be looked up (perhaps a newer ExecuTorch).
     """
     lowered_backend_module = import_quietly("executorch.exir.lowered_backend_module")
     backend = import_quietly("executorch.backends.xnnpack.xnnpack_preprocess").XnnpackBackend
 
-    def replaced(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def replace_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: replacement(name, tensor) for name, tensor in state.items()}
 
     def replacement(name: str, tensor: Tensor) -> Tensor:
         original = lowered.exported.state_dict.get(name)
-        if (
-            original is None and tensor.numel() == 1
-        ):  # a number in the graph, made a tensor: equal structures have equal ones
+        # Lowering makes tensors of numbers in the graph, which are equal in equal structures.
+        if original is None and tensor.numel() == 1:
             return tensor
         if original is None or not torch.equal(original, tensor):
             raise RuntimeError(f"lowering changed the weight {name}; this version of ExecuTorch is not supported")
@@ -205,11 +211,12 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
         program = module.original_module
         if not program.state_dict:
             continue
-        own = rebuilt(program, copy.deepcopy(program.graph_module), replaced(program.state_dict))
-        # preprocess works on the graph it is given.
-        result = backend.preprocess(rebuilt(own, copy.deepcopy(own.graph_module), own.state_dict), module.compile_specs)
+        with_new_weights = rebuild(program, copy.deepcopy(program.graph_module), replace_weights(program.state_dict))
+        # preprocess changes the graph that it is given.
+        scratch = rebuild(with_new_weights, copy.deepcopy(with_new_weights.graph_module), with_new_weights.state_dict)
+        result = backend.preprocess(scratch, module.compile_specs)
         delegate = lowered_backend_module.LoweredBackendModule(
-            edge_program=own,
+            edge_program=with_new_weights,
             backend_id=module.backend_id,
             processed_bytes=result.processed_bytes,
             compile_specs=module.compile_specs,
@@ -217,11 +224,11 @@ def with_weights(lowered: Lowered, weights: Mapping[str, Tensor]) -> ExportedPro
         )
         delegate.meta = {"debug_handle_map": result.debug_handle_map}
         setattr(root, name, delegate)
-    return rebuilt(lowered.edge, root, replaced(lowered.edge.state_dict))
+    return rebuild(lowered.edge, root, replace_weights(lowered.edge.state_dict))
 
 
-def rebuilt(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[str, Tensor]) -> ExportedProgram:
-    """The same program on a copy of its graph and with other weights."""
+def rebuild(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[str, Tensor]) -> ExportedProgram:
+    """Returns the same program with another graph and other weights."""
     return ExportedProgram(
         root=root,
         graph=root.graph,
@@ -234,11 +241,11 @@ def rebuilt(program: ExportedProgram, root: torch.fx.GraphModule, state: dict[st
     )
 
 
-def write(edges: dict[str, ExportedProgram], path: Path) -> None:
-    """Plans the memory of all methods, and writes them as one file, whole or not at all. Raises OSError."""
+def write_pte(edges: Mapping[str, ExportedProgram], path: Path) -> None:
+    """Plans the memory of all methods, and writes them as one file, completely or not at all. Raises OSError."""
     exir = import_quietly("executorch.exir")
     shapes = import_quietly("executorch.exir.passes.sym_shape_eval_pass")
-    manager = exir.EdgeProgramManager(edges)
+    manager = exir.EdgeProgramManager(dict(edges))
     config = exir.ExecutorchBackendConfig(sym_shape_eval_pass=shapes.ConstraintBasedSymShapeEvalPass())
     program = manager.to_executorch(config)
     partial = path.with_name(path.name + ".partial")
@@ -250,8 +257,8 @@ def write(edges: dict[str, ExportedProgram], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def describe(name: str, exported: ExportedProgram, task: str, file: str, precision: str) -> manifest.Program:
-    """The manifest's entry of a program, with the shapes of its graph."""
+def describe_program(name: str, exported: ExportedProgram, task: Task, file: str, precision: str) -> manifest.Program:
+    """Returns the manifest's entry of a program, with the shapes of its graph."""
     nodes = {node.name: node.meta["val"] for node in exported.graph_module.graph.nodes if "val" in node.meta}
     signature = exported.graph_signature
     definition = get_task(task)
@@ -265,12 +272,14 @@ def describe(name: str, exported: ExportedProgram, task: str, file: str, precisi
         file=file,
         method=name,
         precision=precision,
-        inputs=[tensor_of(each, nodes[each]) for each in signature.user_inputs],
-        outputs=[tensor_of(label, nodes[each]) for label, each in zip(outputs, signature.user_outputs, strict=True)],
+        inputs=[describe_tensor(node, nodes[node]) for node in signature.user_inputs],
+        outputs=[
+            describe_tensor(output, nodes[node]) for output, node in zip(outputs, signature.user_outputs, strict=True)
+        ],
     )
 
 
-def tensor_of(name: str, value: Tensor) -> manifest.TensorSpec:
-    """The manifest's form of a graph's tensor; its symbolic dimension is the length."""
+def describe_tensor(name: str, value: Tensor) -> manifest.TensorSpec:
+    """Returns the manifest's entry of a tensor in a graph; its symbolic dimension is the length."""
     shape = [size if isinstance(size, int) else "length" for size in value.shape]
     return manifest.TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)

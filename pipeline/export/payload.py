@@ -1,48 +1,50 @@
-"""The in-memory file system in which ExecuTorch's Core ML delegate carries its model: a folder of files as one string of bytes.
+"""Packs a folder of files into one byte string, as ExecuTorch's Core ML delegate carries its model.
 
-The contents of the files lie one after the other. A description of the tree follows, as JSON that is spelled backwards, so that a reader can
-begin at the end. ExecuTorch's own writer (`executorchcoreml.flatten_directory_contents`) puts the files in the order in which the operating
-system lists them (and dies of an empty one); here they are sorted, so that the same files are the same bytes everywhere. ExecuTorch's reader takes
-either.
+The contents of the files come first, one after the other. The description of the tree follows as JSON, written
+backwards so that a reader can begin at the end. ExecuTorch's own writer (`executorchcoreml.flatten_directory_contents`)
+orders the files as the operating system lists them, and crashes on an empty one. Here they are sorted, so that the same
+files give the same bytes everywhere. ExecuTorch's reader accepts both.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 FILE, FOLDER = 0, 1  # a node's `kind`
-LONGEST_DESCRIPTION = 1 << 20
+MAX_DESCRIPTION_BYTES = 1 << 20
+
+Tree = dict[str, "Tree | bytes"]
 
 
 def pack(files: Mapping[str, bytes], root: str = "model") -> bytes:
-    """The files as one string of bytes; their names are paths below the folder `root`, with forward slashes."""
-    tree: dict = {}
+    """Packs files into one byte string; their names are paths below the folder `root`, with forward slashes."""
+    tree: Tree = {}
     for path in sorted(files):
         *folders, name = PurePosixPath(path).parts
-        at = tree
-        for folder in folders:
-            at = at.setdefault(folder, {})
-        at[name] = files[path]
-    contents, nodes = [], []
+        folder = tree
+        for part in folders:
+            below = folder.setdefault(part, {})
+            if isinstance(below, bytes):
+                raise ValueError(f"{part} is a file and a folder")
+            folder = below
+        folder[name] = files[path]
+    contents: list[bytes] = []
+    nodes: list[dict[str, Any]] = []
 
-    def add(name: str, item: dict | bytes) -> int:
-        """Adds what is below a node, then the node; returns its number. The last one is the root."""
-        children, region = {}, {"offset": 0, "size": 0}
-        if isinstance(item, dict):
-            children = {child: add(child, below) for child, below in sorted(item.items())}
-        else:
-            region = {"offset": sum(map(len, contents)), "size": len(item)}
+    def add(name: str, item: Tree | bytes) -> int:
+        """Adds everything below a node, then the node, and returns its number. The last node is the root."""
+        children: dict[str, int] = {}
+        region = {"offset": 0, "size": 0}
+        if isinstance(item, bytes):
+            region = {"offset": sum(len(content) for content in contents), "size": len(item)}
             contents.append(item)
-        nodes.append(
-            {
-                "children": children,
-                "dataRegion": region,
-                "kind": FOLDER if isinstance(item, dict) else FILE,
-                "name": name,
-            }
-        )
+        else:
+            children = {child: add(child, below) for child, below in sorted(item.items())}
+        kind = FILE if isinstance(item, bytes) else FOLDER
+        nodes.append({"children": children, "dataRegion": region, "kind": kind, "name": name})
         return len(nodes) - 1
 
     add(root, tree)
@@ -51,20 +53,20 @@ def pack(files: Mapping[str, bytes], root: str = "model") -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """The files by their paths below the root.
+    """Returns the files by their paths below the root.
 
     Raises:
-        ValueError: the bytes are not such a file system, or a part of one.
+        ValueError: the bytes are not such a file system, or only a part of one.
     """
-    # Behind the description are the files' last bytes, which are no text.
-    backwards = bytes(data[: -LONGEST_DESCRIPTION - 1 : -1]).decode("utf-8", errors="replace")
+    # The description may be followed by the last bytes of the files, which are not text.
+    reversed_text = bytes(data[: -MAX_DESCRIPTION_BYTES - 1 : -1]).decode("utf-8", errors="replace")
     try:
-        nodes = json.JSONDecoder().raw_decode(backwards)[0]["nodes"]
+        nodes = json.JSONDecoder().raw_decode(reversed_text)[0]["nodes"]
         files: dict[str, bytes] = {}
 
-        def collect(index: int, path: str, above: int) -> None:
+        def collect(index: int, path: str, parent: int) -> None:
             node = nodes[index]
-            if not 0 <= index < above:  # children come before their folder, so that there is no way round in a circle
+            if not 0 <= index < parent:  # children come before their folder, so that the tree has no cycle
                 raise ValueError(f"item {index} is inside an item before it")
             if node["kind"] == FOLDER:
                 for name, child in node["children"].items():
@@ -81,3 +83,11 @@ def unpack(data: bytes) -> dict[str, bytes]:
     except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("its list of files is cut or altered") from None
     return files
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Writes the files of `unpack` below a folder."""
+    for path, contents in files.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(contents)

@@ -1,15 +1,15 @@
-"""Core ML programs by their structure: a module is converted once for each length, and takes the weights of all modules that are built alike.
+"""Converts the structure of a program to Core ML once, and fills in the weights of every module like it.
 
-Converting takes seconds, whatever the weights, and the segments of a model differ in their weights alone. So a structure is converted with
-random weights, which tell where in the program each weight went: their values are found again in its constants. Then every module's own
-weights take their places, in the form that a scheme stores them in.
+Converting takes seconds, whatever the weights are, and the segments of a model differ only in their weights. So a
+structure is converted with random weights. They are found again in the program's constants, which tells where each
+weight went. Then every module's own weights take their places, in the form in which a scheme stores them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +17,41 @@ from torch import Tensor, nn
 
 from pipeline.bundle import manifest
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from quantize.coreml_schemes import Affine, Compressed, Palette
+from quantize.coreml_schemes import Affine, Compressed
 from quantize.int8_inputs import STEP
 
 Weight = Compressed | np.ndarray
 
+# coremltools has no types.
+MilFunction = Any  # coremltools.converters.mil.mil.Function
+Operation = Any  # coremltools.converters.mil.mil.Operation
+Variable = Any  # coremltools.converters.mil.mil.Var
+FloatType = type[np.float16] | type[np.float32]
+
 
 @dataclass
-class StageFolder:
-    """Where a program has a weight; `var` is the variable that holds it now."""
+class Place:
+    """A place of a weight in a program; `variable` holds it at the moment."""
 
     weight: str
     shape: tuple[int, ...]
-    var: object
+    variable: Variable
 
 
 class Structure:
-    """The function of one length, and the places of the weights in it.
+    """The Core ML function of one length, and the places of the weights in it.
 
     Args:
         module: its parameters and buffers are overwritten.
         inputs: an example of each.
         outputs: in the module's order.
         target: the oldest system that must run it, a name in `coremltools.target` ("iOS18").
-        half: compute in float16, not in float32.
-        rounded: weights whose products with activations are rounded to int8, see `quantize.int8_inputs`; the module leaves it out.
+        half: whether to compute in float16, otherwise in float32.
+        rounded: the weights whose products with activations are rounded to int8, see `quantize.int8_inputs`. The module
+            must not round them itself.
 
     Raises:
-        RuntimeError: the converter changed a weight, so that it cannot be found again (another version of coremltools, perhaps).
+        RuntimeError: the converter changed a weight, so that it cannot be found again (perhaps a newer coremltools).
     """
 
     def __init__(
@@ -57,8 +64,9 @@ class Structure:
         rounded: Collection[str] = (),
     ):
         ct = import_quietly("coremltools")
-        self.target, self.dtype = target, np.float16 if half else np.float32
-        names = scatter_marks(module)
+        self.target = target
+        self.dtype: FloatType = np.float16 if half else np.float32
+        names = fill_with_marks(module)
         with quiet_stderr(), quiet_logging():
             exported = torch.export.export(module.eval(), inputs).run_decompositions({})
             model = ct.convert(
@@ -69,70 +77,77 @@ class Structure:
                 compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
                 skip_model_load=True,
             )
-        self.function = model._mil_program.functions["main"]
-        take_out_epsilons(self.function, self.dtype)
+        self.function: MilFunction = model._mil_program.functions["main"]
+        minimize_epsilons(self.function, self.dtype)
         self.places = find_marks(self.function, names)
         round_products(self.function, [place for place in self.places if place.weight in rounded], self.dtype)
 
     def fill(self, weights: Mapping[str, Weight]) -> None:
-        """Puts weights in their places, by the names of the module's parameters and buffers."""
+        """Puts weights in their places. They are named as the module's parameters and buffers."""
         with quiet_logging():
-            for at, place in enumerate(self.places):
-                name = f"{place.weight.replace('.', '_')}_in_{at}"
-                put(self.function, place, weights[place.weight], name, self.target, self.dtype)
+            for index, place in enumerate(self.places):
+                name = f"{place.weight.replace('.', '_')}_in_{index}"
+                put_weight(self.function, place, weights[place.weight], name, self.target, self.dtype)
 
 
-def take_out_epsilons(function, dtype: type) -> None:
-    """Makes batch norms that the converter made of a scale and an offset say no more than that.
+def minimize_epsilons(function: MilFunction, dtype: FloatType) -> None:
+    """Lowers the epsilon of batch norms that stand for a scale and an offset.
 
-    It gives them a variance of 1 and its default epsilon, 1e-5, which makes results smaller by 5e-6: nothing to float16, but 106 dB at which a
-    program differs from its model, and an altered weight is not much louder. Half precision's least number does not show in a sum with 1.
+    The converter gives these a variance of 1 and its default epsilon, 1e-5, so the results are 5e-6 too small. That is
+    nothing to float16. But the program then differs from its model by 106 dB, and an altered weight makes hardly more
+    noise. Half precision's smallest number vanishes in a sum with 1.
     """
     from coremltools.converters.mil.mil import Builder
 
-    for operation in [
-        each for each in function.operations if each.op_type == "batch_norm" and np.all(each.variance.val == 1)
-    ]:
+    norms = [
+        operation
+        for operation in function.operations
+        if operation.op_type == "batch_norm" and np.all(operation.variance.val == 1)
+    ]
+    for norm in norms:
         with function:
-            least = dtype(np.finfo(np.float16).smallest_subnormal)
-            epsilon = Builder.const(val=least, name=f"{operation.name}_epsilon_least", before_op=operation)
-            epsilon.op.scopes.update(operation.scopes)
-            before = operation.epsilon
-            operation.set_inputs(epsilon=epsilon, type_inference=False)
-            if not before.child_ops:
-                function.remove_ops([before.op])
+            smallest = dtype(np.finfo(np.float16).smallest_subnormal)
+            epsilon = Builder.const(val=smallest, name=f"{norm.name}_epsilon_least", before_op=norm)
+            epsilon.op.scopes.update(norm.scopes)
+            replaced = norm.epsilon
+            norm.set_inputs(epsilon=epsilon, type_inference=False)
+            if not replaced.child_ops:
+                function.remove_ops([replaced.op])
 
 
 @torch.no_grad()
-def scatter_marks(module: nn.Module) -> dict[bytes, str]:
-    """Fills a module with random weights that float16 holds, no two alike, and gives the name of each by its value."""
+def fill_with_marks(module: nn.Module) -> dict[bytes, str]:
+    """Fills a module with random weights, no two alike and exact in float16, and returns their names by value."""
     random, names = torch.Generator().manual_seed(0), {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point():
             tensor.copy_((torch.rand(tensor.shape, generator=random) + 0.5).to(torch.float16))
-            names[key_of(tensor.numpy())] = name
+            names[mark_of(tensor.numpy())] = name
     return names
 
 
-def key_of(value: np.ndarray) -> bytes:
-    """What tells one weight from another, whatever its dimensions and its precision."""
+def mark_of(value: np.ndarray) -> bytes:
+    """Returns what identifies a weight, whatever its shape and precision."""
     return value.astype(np.float16).tobytes()
 
 
-def find_marks(function, names: Mapping[bytes, str]) -> list[StageFolder]:
-    """The places of the marked weights in a converted function.
+def find_marks(function: MilFunction, names: Mapping[bytes, str]) -> list[Place]:
+    """Returns the places of the marked weights in a converted function.
 
-    An array that is no mark and has more than one value must be the converter's own, as a batch norm's mean of zeros is: else it was
-    made from a weight, and would stay as it is when that weight changes.
+    An array that is not a mark and has different values was made from a weight, and would be wrong when that weight
+    changes. The converter's own arrays, such as a batch norm's mean of zeros, have equal values.
+
+    Raises:
+        RuntimeError: there is such an array.
     """
     places = []
     for operation in function.operations:
         value = operation.outputs[0].val if operation.op_type == "const" else None
         if not isinstance(value, (np.ndarray, np.floating)) or np.asarray(value).dtype.kind != "f":
             continue
-        name = names.get(key_of(np.asarray(value)))
+        name = names.get(mark_of(np.asarray(value)))
         if name is not None:
-            places.append(StageFolder(name, np.shape(value), operation.outputs[0]))
+            places.append(Place(name, np.shape(value), operation.outputs[0]))
         elif np.size(value) > 1 and np.ptp(value) > 0:
             raise RuntimeError(
                 f"the converter made {operation.name} of a weight; this version of coremltools is not supported"
@@ -140,116 +155,108 @@ def find_marks(function, names: Mapping[bytes, str]) -> list[StageFolder]:
     return places
 
 
-def round_products(function, places: Sequence[StageFolder], dtype: type) -> None:
-    """Puts `quantize` and `dequantize`, operators of iOS 17, behind the products with the weights in these places.
+def round_products(function: MilFunction, places: Sequence[Place], dtype: FloatType) -> None:
+    """Adds `quantize` and `dequantize`, operators of iOS 17, after the products with the weights in these places.
 
-    After the converter's passes, which would move them or join them with others. The scale is `STEP`, and there is no zero point.
+    This follows the converter's passes, which would move or merge them. The scale is `STEP`, and there is no zero
+    point.
     """
     from coremltools.converters.mil.mil import Builder
 
     for place in places:
-        (product,) = place.var.child_ops
+        (product,) = place.variable.child_ops
         operations = list(function.operations)
         following = operations[operations.index(product) + 1]
         with function:
-            whole = Builder.quantize(
+            quantized = Builder.quantize(
                 input=product.outputs[0],
                 scale=dtype(STEP),
                 output_dtype="int8",
                 name=f"{product.name}_int8",
                 before_op=following,
             )
-            back = Builder.dequantize(
-                input=whole, scale=dtype(STEP), name=f"{product.name}_from_int8", before_op=following
+            dequantized = Builder.dequantize(
+                input=quantized, scale=dtype(STEP), name=f"{product.name}_from_int8", before_op=following
             )
-            function.replace_uses_of_var_after_op(anchor_op=back.op, old_var=product.outputs[0], new_var=back)
-            for operation in (whole.op, back.op, *parts_of(whole.op).values(), *parts_of(back.op).values()):
-                operation.scopes.update(product.scopes)
+            function.replace_uses_of_var_after_op(
+                anchor_op=dequantized.op, old_var=product.outputs[0], new_var=dequantized
+            )
+            for variable in (quantized, dequantized):
+                copy_scopes(product, variable.op)
 
 
-def put(function, place: StageFolder, weight: Weight, name: str, target: str, dtype: type) -> None:
-    """Replaces what is in a place, by an operator of that name."""
-    old = place.var.op
+def put_weight(function: MilFunction, place: Place, weight: Weight, name: str, target: str, dtype: FloatType) -> None:
+    """Replaces the weight in a place, by an operator of that name."""
+    old = place.variable.op
     with function:
-        place.var = build(weight, place, name, target, dtype, old)
+        place.variable = build_weight(weight, place, name, target, dtype, old)
         function.replace_uses_of_var_after_op(
-            anchor_op=old, old_var=old.outputs[0], new_var=place.var, no_check_var_types=True, force_replace=True
+            anchor_op=old, old_var=old.outputs[0], new_var=place.variable, no_check_var_types=True, force_replace=True
         )
-        for operation in (place.var.op, *parts_of(place.var.op).values()):
-            operation.scopes.update(
-                old.scopes
-            )  # where in the module it came from, which coremltools asks every operator
+        copy_scopes(old, place.variable.op)
         parts = parts_of(old).values()
         function.remove_ops([old])
         function.remove_ops(list(parts))
 
 
-def parts_of(operation) -> dict[str, object]:
-    """The constants that a weight is decompressed from, by their names in its operator; none of a constant itself."""
-    return {name: var.op for name, var in operation.inputs.items() if var is not None and var.op is not None}
+def copy_scopes(source: Operation, operation: Operation) -> None:
+    """Copies where in the module an operation came from, which coremltools wants to know of every operation."""
+    for target in (operation, *parts_of(operation).values()):
+        target.scopes.update(source.scopes)
 
 
-def build(weight: Weight, place: StageFolder, name: str, target: str, dtype: type, before):
-    """A variable with the weight, made by the operator that the target decompresses it with, in front of another operator.
+def parts_of(operation: Operation) -> dict[str, Operation]:
+    """Returns the constants that an operation reads, by the names of its inputs; a constant itself reads none."""
+    return {
+        name: variable.op
+        for name, variable in operation.inputs.items()
+        if variable is not None and variable.op is not None
+    }
 
-    Of constants with the same `weight_id`, a package holds one.
+
+def build_weight(weight: Weight, place: Place, name: str, target: str, dtype: FloatType, before: Operation) -> Variable:
+    """Adds a weight in front of another operation, by the operator with which the target decompresses it.
+
+    A package stores constants of the same `weight_id` only once.
     """
     from coremltools.converters.mil.mil import Builder, types
     from coremltools.optimize._utils import pack_elements_into_bits
 
-    old = target != "iOS18"  # operators that iOS 18 replaced by more general ones
-    shared = f"{place.weight} {place.shape}"  # a bucket has as many positions as it is long, other weights have one shape in all
+    def integer_type(kind: str) -> Any:
+        return types.nptype_from_builtin(types.string_to_builtin(kind))
+
+    # A bucket has as many positions as its length; other weights have one shape in all buckets.
+    shared = f"{place.weight} {place.shape}"
     if isinstance(weight, np.ndarray):
-        var = Builder.const(val=weight.astype(dtype).reshape(place.shape), name=name, before_op=before)
-        var.op.weight_id = shared
-        return var
-    if isinstance(weight, Affine):
-        if old:
-            options = {
-                "quantized_data": weight.data,
-                "scale": weight.scale.ravel(),
-                "zero_point": np.int8(0),
-                "axis": np.int32(0),
-            }
-            var = Builder.constexpr_affine_dequantize(**options, name=name, before_op=before)
-        else:
-            data = weight.data.astype(types.nptype_from_builtin(types.string_to_builtin(f"int{weight.bits}")))
-            var = Builder.constexpr_blockwise_shift_scale(data=data, scale=weight.scale, name=name, before_op=before)
-    elif isinstance(weight, Palette):
-        if old:
-            packed = pack_elements_into_bits(weight.indices.ravel(), weight.bits)
-            options = {"indices": packed, "lut": weight.table.ravel(), "shape": np.uint32(weight.indices.shape)}
-            var = Builder.constexpr_lut_to_dense(**options, name=name, before_op=before)
-        else:
-            groups, values = weight.table.shape
-            indices = weight.indices.astype(types.nptype_from_builtin(types.string_to_builtin(f"uint{weight.bits}")))
-            table = weight.table.reshape(groups, *[1] * (weight.indices.ndim - 1), values, 1)
-            var = Builder.constexpr_lut_to_dense(indices=indices, lut=table, name=name, before_op=before)
-    for name_of_part, part in parts_of(var.op).items():
-        part.weight_id = f"{shared} {name_of_part}"
-    return var
-
-
-def save(functions: Mapping[str, Structure], package: Path) -> None:
-    """Writes functions as one package, the weights that they share once; more than one, or one that is not `main`, needs iOS 18."""
-    ct = import_quietly("coremltools")
-    from coremltools.converters.mil.converter import mil_convert
-    from coremltools.converters.mil.mil import Program
-
-    program = Program()
-    program.skip_all_passes = True  # conversion has run them
-    for name, structure in functions.items():
-        program.add_function(name, structure.function)
-    program.default_function_name = next(iter(functions))
-    program.export_as_multifunction = list(functions) != ["main"]
-    (target,) = {structure.target for structure in functions.values()}
-    with quiet_stderr(), quiet_logging():
-        model = mil_convert(
-            program,
-            convert_from="milinternal",
-            convert_to="mlprogram",
-            compute_units=ct.ComputeUnit.ALL,
-            specification_version=ct.target[target].value,
-            skip_model_load=True,
+        variable = Builder.const(val=weight.astype(dtype).reshape(place.shape), name=name, before_op=before)
+        variable.op.weight_id = shared
+        return variable
+    before_ios18 = target != "iOS18"  # iOS 18 replaced these operators by more general ones
+    if isinstance(weight, Affine) and before_ios18:
+        variable = Builder.constexpr_affine_dequantize(
+            quantized_data=weight.data,
+            scale=weight.scale.ravel(),
+            zero_point=np.int8(0),
+            axis=np.int32(0),
+            name=name,
+            before_op=before,
         )
-        model.save(str(package))
+    elif isinstance(weight, Affine):
+        data = weight.data.astype(integer_type(f"int{weight.bits}"))
+        variable = Builder.constexpr_blockwise_shift_scale(data=data, scale=weight.scale, name=name, before_op=before)
+    elif before_ios18:
+        variable = Builder.constexpr_lut_to_dense(
+            indices=pack_elements_into_bits(weight.indices.ravel(), weight.bits),
+            lut=weight.table.ravel(),
+            shape=np.array(weight.indices.shape, dtype=np.uint32),
+            name=name,
+            before_op=before,
+        )
+    else:
+        groups, values = weight.table.shape
+        indices = weight.indices.astype(integer_type(f"uint{weight.bits}"))
+        table = weight.table.reshape(groups, *[1] * (weight.indices.ndim - 1), values, 1)
+        variable = Builder.constexpr_lut_to_dense(indices=indices, lut=table, name=name, before_op=before)
+    for part_name, part in parts_of(variable.op).items():
+        part.weight_id = f"{shared} {part_name}"
+    return variable

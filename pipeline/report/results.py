@@ -11,6 +11,7 @@ from pipeline.exits.study_document import Study
 from pipeline.names import Task
 from pipeline.runtime.evaluate import Evaluation
 from pipeline.support.document import Document
+from pipeline.verify.checks import Check, EngineWarning, MacReport
 from quantize.size import SizeReport
 
 
@@ -34,61 +35,6 @@ class Score(Document):
         return next((score for score in (self.accuracy, self.f1, self.pearson) if score is not None), None)
 
 
-class ParityCheck(Document):
-    """One entry of `pocketbert verify --json`."""
-
-    program: str
-    backend: str
-    metric: str
-    value: float
-    floor: float
-    passed: bool
-    note: str = ""
-
-
-class PackageWarning(Document):
-    """One entry of `warnings` there: an operator that may not run on the Neural Engine, why, and who says so."""
-
-    package: str
-    function: str
-    operator: str
-    name: str
-    reason: str
-    detail: str
-    text: str
-    source: str
-
-
-class PlannedOperator(Document):
-    """One entry of `operators` in a plan there: the processor that Core ML prefers for it, and all that it could take."""
-
-    operator: str
-    name: str
-    device: str
-    supported: list[str]
-    cost: float | None
-
-
-class ProgramPlan(Document):
-    """One entry of `plans` there: where Core ML means to run a program; `devices` counts its operators. `reason` says why there is no plan."""
-
-    program: str
-    backend: str
-    length: int
-    operators: list[PlannedOperator]
-    devices: dict[str, int]
-    reason: str = ""
-
-
-class MacResults(Document):
-    """`mac` there: whether Core ML itself ran, else why not; its checks are among the others."""
-
-    ran: bool
-    reason: str
-    machine: str
-    plans: list[ProgramPlan]
-
-
 class RunResults(Document):
     """The scores of a run's models on the dev examples, and the bundle's speed, size and parity.
 
@@ -104,8 +50,8 @@ class RunResults(Document):
     study: Study
     bench: BenchReport
     size: SizeReport
-    checks: list[ParityCheck]
-    warnings: list[PackageWarning] = []
-    mac: MacResults | None = None
+    checks: list[Check]
+    warnings: list[EngineWarning] = []
+    mac: MacReport | None = None
     stage_seconds: dict[str, float]
     provenance: dict[str, str]

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults, Score
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
-    from pipeline.verify.checks import Check
-    from pipeline.verify.evaluator.package import PackageReport
-    from pipeline.verify.neural_engine import EngineWarning
-    from pipeline.verify.on_mac import MacReport
+    from pipeline.verify.checks import Check, EngineWarning, MacReport
+    from pipeline.verify.evaluator.examine import PackageReport
     from quantize.checkpoint import QuantizedCheckpoint
     from quantize.sensitivity import Sensitivity
     from quantize.size import SizeReport

@@ -1,5 +1,6 @@
 """Compares a bundle's answers to many real examples, at full depth, with the answers of the model in PyTorch.
- ExecuTorch programs are compared with the quantized model. Core ML programs, which only a Mac can run, are computed by
+
+ExecuTorch programs are compared with the quantized model. Core ML programs, which only a Mac can run, are computed by
 the evaluator and compared with the float32 model.
 """
 
@@ -21,7 +22,13 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
 from pipeline.verify.checks import Check
-from pipeline.verify.coreml_parity import NAMES, CoreMLPrograms, lengths_of, padded_inputs, runner
+from pipeline.verify.coreml_programs import (
+    BACKEND_NAMES,
+    CoreMLPrograms,
+    bundle_buckets,
+    padded_inputs,
+    program_runner,
+)
 from pipeline.verify.floors import agreement_floor, module_floors
 
 # The evaluator takes some 3 ms per token of MiniLM, so it gets fewer texts: this many, or as many as fill this many
@@ -33,7 +40,6 @@ def check_agreement(
     bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent
 ) -> Check:
     """Measures the share of examples to which the ExecuTorch programs give the expected answer.
-
 
     Args:
         bundle: the bundle to run.
@@ -52,9 +58,7 @@ def check_agreement(
         on_step("same answers as in PyTorch", index + 1, len(examples))
     value = same / len(examples)
     floor = agreement_floor(manifest)
-    return Check(
-        f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor, value >= floor
-    )
+    return Check.at_least(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor)
 
 
 @torch.no_grad()
@@ -67,8 +71,8 @@ def check_coreml_labels(
 ) -> Check:
     """Measures the share of texts that get the float32 model's label from the Core ML programs in simulated float16.
 
-    The difference includes the error of the weights' scheme. So the floor depends on the scheme (`pipeline.schemes`): it
-    catches a broken program, not one that lost a point.
+    The difference includes the error of the weights' scheme. So the floor depends on the scheme (`pipeline.schemes`):
+    it catches a broken program, not one that lost a point.
 
     Args:
         bundle: the bundle of a classifier.
@@ -80,26 +84,26 @@ def check_coreml_labels(
     Raises:
         UserError: a file cannot be read or evaluated, or no example fits a bucket.
     """
-    manifest, lengths = bundle.manifest, lengths_of(bundle.manifest, backend)
+    manifest, lengths = bundle.manifest, bundle_buckets(bundle.manifest, backend)
     texts = texts_in_buckets(bundle, examples, lengths)
     if not texts:
         raise UserError(
             "no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path
         )
-    run, reference = runner(bundle.path, backend), Programs.of(model)
+    run_program, reference = program_runner(bundle.path, backend), Programs.of(model)
     buckets: dict[int, CoreMLPrograms] = {}
     same = 0
     for index, ids in enumerate(texts):
         length = bucket_of(ids, lengths)
         if length not in buckets:
-            buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run, backend)
+            buckets[length] = CoreMLPrograms(bundle.path, manifest, length, run_program, backend)
         expected = reference(torch.from_numpy(np.asarray(ids, np.int64))[None], torch.zeros(1, 1, len(ids)))[-1][1]
         inputs = padded_inputs(ids.tolist(), None, length, manifest.tokenizer.pad_id)
         actual = buckets[length].run_all(inputs, "float16")[-1]["logits"]
         same += bool(np.isfinite(actual).all()) and int(expected.argmax()) == int(actual.argmax())
-        on_step(f"{NAMES[backend]}'s labels against float32's", index + 1, len(texts))
+        on_step(f"{BACKEND_NAMES[backend]}'s labels against float32's", index + 1, len(texts))
     value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
-    return Check(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor, value >= floor)
+    return Check.at_least(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor)
 
 
 def texts_in_buckets(

@@ -1,26 +1,27 @@
-"""One check of a program: a number, the least it may be, and how the number for "the same up to rounding" is computed."""
+"""The parts of what `pocketbert verify --json` prints: checks, warnings, and whether Core ML itself ran."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.names import Backend
-
-if TYPE_CHECKING:
-    from pipeline.verify.neural_engine import EngineWarning
-    from pipeline.verify.on_mac import MacReport
-
-# No noise at all, or nothing but noise: finite, since JSON has no infinity.
-MOST_DB = 300.0
+from pipeline.support.document import Document
 
 
-@dataclass(frozen=True)
-class Check:
-    """`value` of `metric`, of which more is better; `passed` when it is at least `floor`, which NaN never is. `note` says where it failed."""
+class Check(Document):
+    """One number measured on a program, and the least that it may be.
+
+    Attributes:
+        program: the program's name, or what else was checked.
+        metric: what was measured; more is better.
+        passed: whether `value` is at least `floor`.
+        note: where it failed; empty if there is nothing to add.
+    """
 
     program: str
     backend: Backend
@@ -30,47 +31,113 @@ class Check:
     passed: bool
     note: str = ""
 
-    def to_json(self) -> dict:
-        """All fields, the note where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "note" or value}
+    @classmethod
+    def at_least(cls, program: str, backend: Backend, metric: str, value: float, floor: float, note: str = "") -> Check:
+        """Returns a check that passes if `value` reaches `floor`.
+
+        JSON has neither NaN nor infinity: -1 stands for both, and fails.
+        """
+        finite = math.isfinite(value)
+        return cls(
+            program=program,
+            backend=backend,
+            metric=metric,
+            value=float(value) if finite else -1.0,
+            floor=floor,
+            passed=bool(finite and value >= floor),
+            note=note,
+        )
+
+    @model_serializer(mode="wrap")
+    def _omit_empty_note(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "note" or value}
 
     def __str__(self) -> str:
-        said = f" ({self.note})" if self.note else ""
-        return f"{self.backend} {self.program}: {self.metric} is {self.value:.4g}, at least {self.floor:.4g} is needed{said}"
+        note = f" ({self.note})" if self.note else ""
+        measured = f"{self.metric} is {self.value:.4g}, at least {self.floor:.4g} is needed"
+        return f"{self.backend} {self.program}: {measured}{note}"
 
 
-def to_json(checks: Sequence[Check], warnings: Sequence[EngineWarning] = (), mac: MacReport | None = None) -> dict:
-    """What `pocketbert verify --json` prints. No checks at all have not passed; warnings fail nothing.
+class EngineWarning(Document):
+    """An operator or input that may keep a program off the Neural Engine.
 
-    `mac` says whether Core ML itself ran; its checks are among the others.
+    Attributes:
+        package: the file's name.
+        name: the operator's result, or the input.
+        reason: a key of `pipeline.verify.neural_engine.REASONS`.
+        detail: what makes this operator one of those.
+        text, source: the reason in words, and who published it.
     """
-    return {
-        "passed": bool(checks) and all(check.passed for check in checks),
-        "checks": [check.to_json() for check in checks],
-        "warnings": [warning.to_json() for warning in warnings],
-        **({} if mac is None else {"mac": mac.to_json()}),
-    }
+
+    package: str
+    function: str
+    operator: str
+    name: str
+    reason: str
+    detail: str
+    text: str
+    source: str
 
 
-def signal_to_noise_db(reference: np.ndarray, value: np.ndarray, level: float | None = None) -> float:
-    """10 log10(sum of reference^2 / sum of (value - reference)^2), in decibels; 20 dB is a relative error of 0.1.
+class PlannedOperator(Document):
+    """One operator of a compute plan.
 
-    Args:
-        reference, value: arrays of one shape.
-        level: the root mean square to take for the reference's.
-
-    Returns:
-        From -300 (also where either has NaN or infinity) to 300 (also where there is no noise).
+    Attributes:
+        operator: its type.
+        name: its result.
+        device: the processor that Core ML prefers.
+        supported: every processor that could run it.
+        cost: its share of the model's work, as Core ML estimates it; None if it gives no estimate.
     """
-    reference, value = np.asarray(reference, dtype=np.float64), np.asarray(value, dtype=np.float64)
-    if reference.shape != value.shape:
-        raise ValueError(f"shapes {reference.shape} and {value.shape} differ")
-    if not (np.isfinite(value).all() and np.isfinite(reference).all()):
-        return -MOST_DB
-    signal = np.square(reference).sum() if level is None else level**2 * reference.size
-    noise = np.square(value - reference).sum()
-    if noise == 0.0:
-        return MOST_DB
-    if signal == 0.0:
-        return -MOST_DB
-    return float(np.clip(10.0 * np.log10(signal / noise), -MOST_DB, MOST_DB))
+
+    operator: str
+    name: str
+    device: str
+    supported: tuple[str, ...]
+    cost: float | None
+
+
+class ProgramPlan(Document):
+    """Where Core ML would run one program, if it may use all processors.
+
+    Attributes:
+        reason: why there is no plan; empty if there is one.
+        devices: how many operators each processor has, the largest number first.
+    """
+
+    program: str
+    backend: Backend
+    length: int
+    operators: tuple[PlannedOperator, ...]
+    reason: str = ""
+    devices: dict[str, int] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, program: str, backend: Backend, length: int, operators: Sequence[PlannedOperator], reason: str = ""
+    ) -> ProgramPlan:
+        """Returns the plan with its operators counted."""
+        devices = dict(Counter(operator.device for operator in operators).most_common())
+        return cls(
+            program=program,
+            backend=backend,
+            length=length,
+            operators=tuple(operators),
+            reason=reason,
+            devices=devices,
+        )
+
+
+class MacReport(Document):
+    """Whether Core ML itself ran. Its checks are among the others.
+
+    Attributes:
+        reason: why it did not run.
+        machine: on what it ran.
+    """
+
+    ran: bool
+    reason: str = ""
+    machine: str = ""
+    plans: tuple[ProgramPlan, ...] = ()

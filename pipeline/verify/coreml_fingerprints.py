@@ -1,8 +1,11 @@
-"""The programs that Core ML computes, one by one against the fingerprints in the bundle: which program of which bucket differs from its model, and by how much."""
+"""Checks each saved program that Core ML computes against its fingerprint in the bundle.
+
+This tells which program of which bucket differs from its model, and by how much.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,111 +15,92 @@ from pipeline.export.fingerprints import fingerprint, fingerprint_inputs
 from pipeline.names import Backend
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db
-from pipeline.verify.evaluator.evaluator import Evaluation, Precision
-from pipeline.verify.floors import stored_weights
-
-# Both sides are float32 with the same weights, so only the order of sums is between them. Measured on one layer with random weights, 64 and
-# 768 wide, fp16 and int8, three kinds of head: 103 dB and more. One int8 weight of a 768-wide layer off by half its range, 12 drawn: 64 to 86 dB.
-FINGERPRINT_FLOOR_DB = 90.0
-# With int8 activations the sums' order decides on which side of a step some of them fall, and what follows goes with it. MiniLM's six layers in one
-# program: 75 and 25 dB (layouts standard and ane).
-ROUNDED_FLOOR_DB = 10.0
-# Of its numbers, the constants (a logarithm of the classes, say) are float16, which is exact to 0.0005.
-UNCERTAINTY_FLOOR = 0.998
-
-Run = Callable[[Program, dict[str, np.ndarray], Precision], Evaluation]
+from pipeline.verify.checks import Check
+from pipeline.verify.comparison import check_outputs, check_uncertainty
+from pipeline.verify.coreml_programs import RunProgram
+from pipeline.verify.evaluator.precision import Precision
+from pipeline.verify.floors import (
+    FINGERPRINT_FLOOR_DB,
+    FINGERPRINT_UNCERTAINTY_FLOOR,
+    ROUNDED_FINGERPRINT_FLOOR_DB,
+    has_int8_inputs,
+)
 
 
 def check_fingerprints(
     manifest: Manifest,
     vectors: Sequence[ProgramVector],
-    run: Run,
+    run_program: RunProgram,
     on_step: OnStep = silent,
     backend: Backend = "coreml",
 ) -> list[Check]:
-    """Runs every program of a backend on the inputs its fingerprint was made with, in float32.
+    """Runs every program of a backend in float32, on the inputs from which its fingerprint was made.
 
-    No program sees another's outputs, so that each fails for itself. For every program and bucket, better when higher:
-        `fingerprint_snr_db_LENGTH`: the fingerprint over the difference, the worst of its outputs but the uncertainty.
-        `fingerprint_uncertainty_LENGTH`: 1 - the difference (where the program has an `uncertainty`).
-        `fingerprint_rounded_snr_db_LENGTH`: as the first, with activations in int8 (where they are; the others are then without its steps).
-
-    Args:
-        run: evaluates a program of the bundle.
+    No program sees another's outputs, so a fault shows only in the program that has it. The checks of a program and
+    bucket, of which more is better:
+        `fingerprint_snr_db_LENGTH`: signal to noise of the worst output other than the uncertainty.
+        `fingerprint_uncertainty_LENGTH`: 1 - the difference of the uncertainty, if the program has one.
+        `fingerprint_rounded_snr_db_LENGTH`: as the first, but with activations rounded to int8. Only programs with int8
+            activations have it; the other two checks then clip the activations without rounding.
 
     Raises:
-        UserError: when programs and fingerprints are not of one bundle: none may pass for lack of a fingerprint.
+        UserError: if programs and fingerprints do not belong together. No program passes for lack of a fingerprint.
     """
-    of_backend = [program for program in manifest.programs if program.backend == backend]
-    programs = {(program.name, length): program for program in of_backend for length in program.lengths or ()}
-    vectors = [vector for vector in vectors if vector.backend == backend]
-    expected_outputs = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
-    rounds = {key for key, program in programs.items() if program.name != "embed" and has_int8_inputs(program)}
-    rounded_outputs = {
-        (vector.program, vector.length): set(vector.rounded_outputs)
-        for vector in vectors
-        if vector.rounded_outputs is not None
+    programs = {
+        (program.name, length): program
+        for program in manifest.programs
+        if program.backend == backend
+        for length in program.lengths or ()
     }
-    if (
-        expected_outputs != {(vector.program, vector.length): set(vector.outputs) for vector in vectors}
-        or {key: expected_outputs[key] for key in rounds} != rounded_outputs
-    ):
-        raise UserError(
-            f"are not of the manifest's {backend} programs and their outputs; export the bundle again",
-            file=CONFORMANCE_FILE,
-            field="programs",
-        )
+    vectors = [vector for vector in vectors if vector.backend == backend]
+    require_same_programs(programs, vectors, backend)
     checks = []
     for done, vector in enumerate(vectors, start=1):
         program = programs[vector.program, vector.length]
         inputs = fingerprint_inputs(program, manifest.model.vocab_size)
-        smooth: Precision = "float32" if vector.rounded_outputs is None else "smooth"
-        got = fingerprints_of([run(program, each, smooth).outputs for each in inputs])
-        checks.append(
-            compare(program, f"fingerprint_snr_db_{vector.length}", vector.outputs, got, FINGERPRINT_FLOOR_DB)
+        exact: Precision = "float32" if vector.rounded_outputs is None else "smooth"
+        expected, length = as_arrays(vector.outputs), vector.length
+        actual = fingerprints_of([run_program(program, run_inputs, exact).outputs for run_inputs in inputs])
+        checks.append(check_outputs(program, f"fingerprint_snr_db_{length}", expected, actual, FINGERPRINT_FLOOR_DB))
+        checks += check_uncertainty(
+            program, f"fingerprint_uncertainty_{length}", expected, actual, FINGERPRINT_UNCERTAINTY_FLOOR
         )
-        if "uncertainty" in vector.outputs:
-            value = 1.0 - abs(got["uncertainty"][0] - vector.outputs["uncertainty"][0])
-            value = value if np.isfinite(value) else -1.0  # JSON has no NaN
-            metric = f"fingerprint_uncertainty_{vector.length}"
-            checks.append(Check(program.name, backend, metric, value, UNCERTAINTY_FLOOR, value >= UNCERTAINTY_FLOOR))
         if vector.rounded_outputs is not None:
-            got = fingerprints_of([run(program, each, "float32").outputs for each in inputs])
-            checks.append(
-                compare(
-                    program,
-                    f"fingerprint_rounded_snr_db_{vector.length}",
-                    vector.rounded_outputs,
-                    got,
-                    ROUNDED_FLOOR_DB,
-                )
-            )
+            expected, metric = as_arrays(vector.rounded_outputs), f"fingerprint_rounded_snr_db_{length}"
+            actual = fingerprints_of([run_program(program, run_inputs, "float32").outputs for run_inputs in inputs])
+            checks.append(check_outputs(program, metric, expected, actual, ROUNDED_FINGERPRINT_FLOOR_DB))
         on_step("fingerprints", done, len(vectors))
     return checks
 
 
-def has_int8_inputs(program: Program) -> bool:
-    """Whether a program's precision is one whose layers' matrices have int8 inputs."""
-    return stored_weights(program).int8_inputs
+def require_same_programs(
+    programs: Mapping[tuple[str, int], Program], vectors: Sequence[ProgramVector], backend: Backend
+) -> None:
+    """Raises UserError unless every program has a fingerprint of all its outputs, and no other program has one.
 
-
-def fingerprints_of(runs: Sequence[dict[str, np.ndarray]]) -> dict[str, list[float]]:
-    """The fingerprint of each output, of all runs one after the other."""
-    return {name: fingerprint(np.concatenate([outputs[name] for outputs in runs])) for name in runs[0]}
-
-
-def compare(
-    program: Program, metric: str, expected: dict[str, list[float]], got: dict[str, list[float]], floor: float
-) -> Check:
-    """The worst of the outputs but the uncertainty."""
-    ratios = {
-        name: signal_to_noise_db(np.array(values), np.array(got[name])) if len(values) == len(got[name]) else -MOST_DB
-        for name, values in expected.items()
-        if name != "uncertainty"
+    Args:
+        programs: by name and length.
+    """
+    declared = {key: {tensor.name for tensor in program.outputs} for key, program in programs.items()}
+    rounded = {key: declared[key] for key, program in programs.items() if has_int8_inputs(program)}
+    with_vectors = {(vector.program, vector.length): set(vector.outputs) for vector in vectors}
+    with_rounded_vectors = {
+        (vector.program, vector.length): set(vector.rounded_outputs)
+        for vector in vectors
+        if vector.rounded_outputs is not None
     }
-    worst = min(ratios, key=ratios.__getitem__)
-    passed = ratios[worst] >= floor
-    return Check(
-        program.name, program.backend, metric, ratios[worst], floor, passed, "" if passed else f"output {worst}"
-    )
+    if declared != with_vectors or rounded != with_rounded_vectors:
+        raise UserError(
+            f"do not belong to the manifest's {backend} programs and their outputs; export the bundle again",
+            file=CONFORMANCE_FILE,
+            field="programs",
+        )
+
+
+def as_arrays(fingerprints: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in fingerprints.items()}
+
+
+def fingerprints_of(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the fingerprint of each output, over all runs joined end to end."""
+    return as_arrays({name: fingerprint(np.concatenate([outputs[name] for outputs in runs])) for name in runs[0]})

@@ -1,9 +1,9 @@
-"""ExecuTorch's programs against the model they came from, by the bundle's conformance vectors.
+"""Checks ExecuTorch's programs against the model they came from, by the bundle's conformance vectors.
 
-Both compute the same arithmetic in another order. With int8 activations the order shows: a sum that differs in its last bit can round
-to the neighbouring int8 step, and from there on the two differ by what one step is worth. So the outputs are held against each other
-as a whole (noise far below the signal), one by one (within the tolerance that the vectors were written with), and by what users see
-(exit taken and answer).
+Both compute the same arithmetic in another order. With int8 activations the order matters: a sum that differs in its
+last bit may round to the neighbouring int8 step, and later results differ by what a step is worth. So the outputs are
+compared as a whole (the noise must be far below the signal), one by one (within the vectors' tolerance), and by what
+users see (exit and answer).
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.bundle.conformance import Case, Conformance, Outcome
-from pipeline.bundle.exit_rule import ANSWER_MEASURES, compared_uncertainty, exit_taken
+from pipeline.bundle.exit_rule import ANSWER_MEASURES, exit_taken
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.examples import Example
-from pipeline.export.vectors import exit_logits
+from pipeline.export.vectors import answer_mask_of, exit_logits, runner_uncertainties
 from pipeline.runtime.runner import ExitOutput, Runner
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import AnswerContext, AnyTask, get_task
 from pipeline.tasks.types import Logits, ModelInput
-from pipeline.verify.checks import Check, signal_to_noise_db
+from pipeline.verify.checks import Check
+from pipeline.verify.comparison import signal_to_noise_db
 from pipeline.verify.floors import snr_floor_db
 
 
@@ -34,145 +35,144 @@ def check_executorch(
 ) -> list[Check]:
     """Runs all conformance cases through the bundle's ExecuTorch programs.
 
-    Checks, all of which are better when higher:
+    The checks, of which more is better:
         tokenizer, `token_agreement`: share of cases whose texts give the vectors' ids.
-        segment_k, `logits_snr_db`: power of the vectors' logits (regression: of the labels) over that of the difference, over all cases.
-        segment_k, `within_tolerance`: share of windows whose logits and uncertainty are each within the file's tolerances.
-        loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer. Where the vectors'
-            uncertainty is closer to a threshold than the tolerance, or two answers closer to each other, either is right. With
-            patience the exit follows from the answers alone: it is right where all answers up to it are, each up to the tolerance; with
-            agreement the uncertainties up to it have to be, too.
+        segment_k, `logits_snr_db`: signal to noise of the logits over all cases (regression: labels over noise).
+        segment_k, `within_tolerance`: share of windows whose logits and uncertainty are within the file's tolerances.
+        loop, `outcome_agreement`: share of outcomes, over cases and speeds, with the same exit and answer, or with one
+            that the tolerances cannot tell from it; see `outcome_agrees`.
 
     Args:
-        bundle_path: the bundle's folder.
-        manifest: the bundle's.
-        conformance: the bundle's.
-        on_step: told after each case.
+        on_step: called after each case.
 
     Raises:
-        UserError: the bundle or a program of it cannot be loaded.
+        UserError: the bundle or one of its programs cannot be loaded.
     """
-    bundle = Bundle.open(bundle_path, check_files=False)
+    bundle, task = Bundle.open(bundle_path, check_files=False), get_task(manifest.task)
     runner = Runner(bundle)
     runner.prewarm()
-    names = get_task(manifest.task).exit_outputs
-    measured = [_Measured() for _ in range(manifest.segments)]
+    segments = [SegmentComparison(conformance) for _ in range(manifest.segments)]
     token_agreement, outcome_agreement = [], []
     for done, case in enumerate(conformance.cases, start=1):
-        token_agreement.append(_ids(bundle, case) == [window.input_ids for window in case.windows])
+        token_agreement.append(encode_case(bundle, case) == [window.input_ids for window in case.windows])
         for window in case.windows:
-            mask = None if window.answer_mask is None else np.array(window.answer_mask, dtype=bool)
-            outputs = runner.run_all(np.array(window.input_ids), mask)
-            for one, got, vector in zip(measured, outputs, window.exits):
-                one.add(got, [vector.outputs[name] for name in names], vector.uncertainty, conformance)
+            outputs = runner.run_all(np.array(window.input_ids), answer_mask_of(window))
+            for exit, (segment, output, vector) in enumerate(zip(segments, outputs, window.exits)):
+                segment.add(output, exit_logits(task, window, exit), vector.uncertainty)
         for speed, expected in case.outcomes.items():
             outcome_agreement.append(outcome_agrees(runner, case, speed, expected, conformance))
         on_step("ExecuTorch against the model", done, len(conformance.cases))
-    checks = [_check("tokenizer", "token_agreement", _share(token_agreement), 1.0)]
-    for segment, one in enumerate(measured):
-        name = f"segment_{segment}"
-        floor = snr_floor_db(manifest)
-        checks.append(_check(name, "logits_snr_db", one.snr_db(get_task(manifest.task).signal_level), floor))
-        checks.append(_check(name, "within_tolerance", _share(one.within), 1.0))
-    checks.append(_check("loop", "outcome_agreement", _share(outcome_agreement), 1.0))
+    floor = snr_floor_db(manifest)
+    checks = [Check.at_least("tokenizer", BACKEND, "token_agreement", share(token_agreement), 1.0)]
+    for index, segment in enumerate(segments):
+        name, snr_db = f"segment_{index}", segment.snr_db(task.signal_level)
+        checks.append(Check.at_least(name, BACKEND, "logits_snr_db", snr_db, floor))
+        checks.append(Check.at_least(name, BACKEND, "within_tolerance", share(segment.within_tolerance), 1.0))
+    checks.append(Check.at_least("loop", BACKEND, "outcome_agreement", share(outcome_agreement), 1.0))
     return checks
 
 
-class _Measured:
-    """What is gathered of one segment over all windows."""
+class SegmentComparison:
+    """Collects one segment's outputs and the vectors' over all windows."""
 
-    def __init__(self) -> None:
+    def __init__(self, conformance: Conformance):
+        self.conformance = conformance
         self.expected: list[np.ndarray] = []
-        self.got: list[np.ndarray] = []
-        self.within: list[bool] = []
+        self.actual: list[np.ndarray] = []
+        self.within_tolerance: list[bool] = []
 
-    def add(
-        self, got: ExitOutput, logits: Sequence[Sequence[float]], uncertainty: float, conformance: Conformance
-    ) -> None:
-        self.expected.append(np.concatenate([np.asarray(part, dtype=np.float64) for part in logits]))
-        self.got.append(np.concatenate(got.logits).astype(np.float64))
-        # Not "none is greater", which NaN would pass.
-        fits = bool(np.all(np.abs(self.got[-1] - self.expected[-1]) <= conformance.tolerance))
-        self.within.append(fits and abs(got.uncertainty - uncertainty) <= conformance.uncertainty_tolerance)
+    def add(self, output: ExitOutput, logits: Logits, uncertainty: float) -> None:
+        """Adds one window; `logits` and `uncertainty` are the vectors'."""
+        expected = np.concatenate(logits).astype(np.float64)
+        actual = np.concatenate(output.logits).astype(np.float64)
+        self.expected.append(expected)
+        self.actual.append(actual)
+        # The comparison is "all are within" because NaN would pass "none is beyond".
+        logits_fit = bool(np.all(np.abs(actual - expected) <= self.conformance.tolerance))
+        uncertainty_fits = abs(output.uncertainty - uncertainty) <= self.conformance.uncertainty_tolerance
+        self.within_tolerance.append(logits_fit and uncertainty_fits)
 
     def snr_db(self, level: float | None) -> float:
-        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.got]), level)
+        """Returns the signal-to-noise ratio of all logits; `level` as in `signal_to_noise_db`."""
+        return signal_to_noise_db(np.concatenate([[], *self.expected]), np.concatenate([[], *self.actual]), level)
 
 
-def _check(program: str, metric: str, value: float, floor: float) -> Check:
-    return Check(program=program, backend=BACKEND, metric=metric, value=value, floor=floor, passed=value >= floor)
-
-
-def _share(agreements: Sequence[bool]) -> float:
-    """0 for none: nothing that was compared is nothing that agrees."""
+def share(agreements: Sequence[bool]) -> float:
+    """Returns the share of True; 0 for an empty list, so that comparing nothing does not pass."""
     return float(np.mean(agreements)) if len(agreements) else 0.0
 
 
-def _example(bundle: Bundle, case: Case) -> Example:
-    """The example that a case was made from."""
+def example_of(bundle: Bundle, case: Case) -> Example:
+    """Returns the example that a case was made from."""
     return get_task(bundle.manifest.task).example_from_request(case.text, case.text_pair, case.question, case.passage)
 
 
-def _ids(bundle: Bundle, case: Case) -> list[list[int]]:
-    """The ids of the case's texts by the bundle's tokenizer, a list for each window."""
+def encode_case(bundle: Bundle, case: Case) -> list[list[int]]:
+    """Returns the ids that the bundle's tokenizer gives for a case, a list for each window."""
     options = bundle.manifest.answer_context.options
-    inputs = get_task(bundle.manifest.task).encode(_example(bundle, case), bundle.tokenizer, options)
+    inputs = get_task(bundle.manifest.task).encode(example_of(bundle, case), bundle.tokenizer, options)
     return [model_input.ids.tolist() for model_input in inputs]
 
 
 def outcome_agrees(runner: Runner, case: Case, speed: str, expected: Outcome, conformance: Conformance) -> bool:
-    """Whether the bundle's programs give the expected outcome, or one that the tolerances cannot tell from it.
+    """Returns whether the programs give the expected outcome, or one that the tolerances cannot tell from it.
 
-    The exit taken may differ where the vectors' uncertainty is within its tolerance of the threshold, the answer where it scores as well
-    as the vectors' best within the tolerance of logits.
+    Another exit is right if the vectors' uncertainty there is closer to the threshold than its tolerance. Another
+    answer is right if it scores as well as the vectors' best, within the tolerance of logits. With patience the exit
+    follows from the answers: it is right if all answers up to it are, each within the tolerance. With agreement the
+    uncertainties up to it must be right, too.
     """
     manifest, context, task = runner.manifest, runner.manifest.answer_context, runner.task
-    example = _example(runner.bundle, case)
+    example = example_of(runner.bundle, case)
     actual = runner.predict(example, speed)
     fields = [name for name, value in expected if name != "exit" and value is not None]
     if actual.exit == expected.exit and all(getattr(actual, name) == getattr(expected, name) for name in fields):
         return True
     inputs = task.encode(example, runner.bundle.tokenizer, context.options)
-    vectors = [[exit_logits(task, window, exit) for window in case.windows] for exit in range(manifest.segments)]
-    stated = _Exits.read(
-        task, example, inputs, vectors, [[e.uncertainty for e in w.exits] for w in case.windows], context
-    )
-    compared: list[tuple[int, Any]]
+    segments = range(manifest.segments)
+    vector_logits = [[exit_logits(task, window, exit) for window in case.windows] for exit in segments]
+    vector_uncertainty = [[window.exits[exit].uncertainty for window in case.windows] for exit in segments]
+    vectors = ExitAnswers.read(task, example, inputs, vector_logits, vector_uncertainty, context)
+    compared: list[tuple[int, Any]]  # exits, with their answers from an outcome or a task's result
     if manifest.uncertainty in ANSWER_MEASURES:
-        outputs = list(runner.segments([i.ids for i in inputs], [i.answer_mask for i in inputs]))
-        logits = [[output.logits for output in exit] for exit in outputs]
-        by_window = [[exit[index].uncertainty for exit in outputs] for index in range(len(inputs))]
-        own = _Exits.read(task, example, inputs, logits, by_window, context)
-        for outcome, exits in ((actual, own), (expected, stated)):
-            if not _counted_took(outcome.exit, exits.keys, exits.uncertainty, manifest, speed):
-                return False
-        if any(getattr(expected, name) != getattr(stated.answers[expected.exit], name) for name in fields):
+        outputs = list(
+            runner.segments(
+                [model_input.ids for model_input in inputs], [model_input.answer_mask for model_input in inputs]
+            )
+        )
+        logits = [[output.logits for output in windows] for windows in outputs]
+        uncertainty = [[output.uncertainty for output in windows] for windows in outputs]
+        programs = ExitAnswers.read(task, example, inputs, logits, uncertainty, context)
+        if not (
+            programs.leaves_at(actual.exit, manifest, speed)
+            and vectors.leaves_at(expected.exit, manifest, speed)
+            and all(getattr(expected, name) == getattr(vectors.outcomes[expected.exit], name) for name in fields)
+            and uncertainties_agree(programs.uncertainty[: actual.exit + 1], vectors.uncertainty, manifest, conformance)
+        ):
             return False
-        if not _near(own.uncertainty[: actual.exit + 1], stated.uncertainty, manifest, conformance):
-            return False
-        compared = [*enumerate(own.answers[: actual.exit]), (actual.exit, actual)]
+        compared = [*enumerate(programs.outcomes[: actual.exit]), (actual.exit, actual)]
     else:
-        if not _exit_open(stated.uncertainty, actual.exit, expected.exit, manifest, speed, conformance):
+        if not exits_agree(vectors.uncertainty, actual.exit, expected.exit, manifest, speed, conformance):
             return False
         compared = [(actual.exit, actual), (expected.exit, expected)]
     return all(
-        task.is_as_good(example, inputs, vectors[exit], answer, context, conformance.tolerance)
+        task.is_as_good(example, inputs, vector_logits[exit], answer, context, conformance.tolerance)
         for exit, answer in compared
     )
 
 
 @dataclass(frozen=True)
-class _Exits:
-    """What every exit says to one example.
+class ExitAnswers:
+    """The answer of every exit to one example.
 
     Attributes:
-        answers: as outcomes.
-        keys: the same in the form that patience compares.
-        uncertainty: of the decisive window, as programs give it.
+        outcomes: the answers as outcomes.
+        answers: the same in the form that patience compares.
+        uncertainty: the program's, for the window that counts.
     """
 
-    answers: list[Outcome]
-    keys: list[Hashable]
+    outcomes: list[Outcome]
+    answers: list[Hashable]
     uncertainty: list[float]
 
     @classmethod
@@ -184,38 +184,38 @@ class _Exits:
         logits: Sequence[Sequence[Logits]],
         uncertainty: Sequence[Sequence[float]],
         context: AnswerContext,
-    ) -> _Exits:
-        """Args: logits: [exits][windows]; uncertainty: [windows][exits]."""
+    ) -> ExitAnswers:
+        """Decodes the answers; `logits` and `uncertainty` are [exits][windows]."""
         exits = cls([], [], [])
-        for exit, windows in enumerate(logits):
-            decoded = task.decode(example, inputs, windows, context)
-            exits.answers.append(Outcome(exit=exit, **task.answer_fields(decoded, context)))
-            exits.keys.append(task.answer(decoded, context))
-            exits.uncertainty.append(uncertainty[task.decisive_input(inputs, windows, context)][exit])
+        for exit, (window_logits, window_uncertainty) in enumerate(zip(logits, uncertainty)):
+            decoded = task.decode(example, inputs, window_logits, context)
+            exits.outcomes.append(Outcome(exit=exit, **task.answer_fields(decoded, context)))
+            exits.answers.append(task.answer(decoded, context))
+            exits.uncertainty.append(window_uncertainty[task.decisive_input(inputs, window_logits, context)])
         return exits
 
+    def leaves_at(self, exit: int, manifest: Manifest, speed: str) -> bool:
+        """Returns whether the exit rule leaves at this exit."""
+        uncertainty = runner_uncertainties(manifest.uncertainty, self.answers, self.uncertainty)
+        return exit_taken(uncertainty, speed_thresholds(manifest, speed)) == exit
 
-def _counted_took(
-    exit: int, answers: Sequence[Hashable], by_program: Sequence[float], manifest: Manifest, speed: str
+
+def uncertainties_agree(
+    programs: Sequence[float], vectors: Sequence[float], manifest: Manifest, conformance: Conformance
 ) -> bool:
-    """Whether the rule, given the answer and the programs' uncertainty at every exit, takes this one."""
-    uncertainty = [
-        compared_uncertainty(manifest.uncertainty, each, answers[: at + 1]) for at, each in enumerate(by_program)
-    ]
-    return exit_taken(uncertainty, speed_thresholds(manifest, speed)) == exit
-
-
-def _near(own: Sequence[float], vectors: Sequence[float], manifest: Manifest, conformance: Conformance) -> bool:
-    """Whether the programs' uncertainties up to an exit are the vectors', where they count at all."""
-    differences = (abs(one - other) for one, other in zip(own, vectors))
+    """Returns whether the programs' uncertainties up to an exit are the vectors'. With patience they do not count."""
+    differences = (abs(program - vector) for program, vector in zip(programs, vectors))
     return manifest.uncertainty == "patience" or max(differences) <= conformance.uncertainty_tolerance
 
 
-def _exit_open(
-    uncertainty: Sequence[float], one: int, other: int, manifest: Manifest, speed: str, conformance: Conformance
+def exits_agree(
+    uncertainty: Sequence[float], exit: int, other: int, manifest: Manifest, speed: str, conformance: Conformance
 ) -> bool:
-    """Whether two exits are equal, or the vectors' uncertainty at the earlier is too close to the threshold to tell them apart."""
-    if one == other:
+    """Returns whether two exits are equal, or the vectors' uncertainty leaves it open which of them is right.
+
+    It does if, at the earlier exit, it is closer to the threshold than the tolerance.
+    """
+    if exit == other:
         return True
-    earlier = min(one, other)
+    earlier = min(exit, other)
     return abs(uncertainty[earlier] - speed_thresholds(manifest, speed)[earlier]) <= conformance.uncertainty_tolerance

@@ -1,4 +1,4 @@
-"""Whether Core ML itself can run on this machine."""
+"""Tells whether Core ML itself can run on this machine."""
 
 from __future__ import annotations
 
@@ -8,30 +8,40 @@ from importlib.util import find_spec
 
 from pipeline.support.quiet import import_quietly
 
-# The first macOS that reads a specification version; compute plans came with 14.4.
-MACOS_OF: dict[int, tuple[int, ...]] = {7: (13,), 8: (14,), 9: (15,), 10: (26,)}
-MACOS_OF_PLANS = (14, 4)
+# The first macOS that reads each specification version.
+FIRST_MACOS: dict[int, tuple[int, ...]] = {7: (13,), 8: (14,), 9: (15,), 10: (26,)}
+FIRST_MACOS_WITH_PLANS = (14, 4)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides whether Core ML runs here. `macos` is empty on other systems; `native` is whether coremltools brings its bridge to Core ML."""
+    """What decides whether Core ML runs here.
+
+    Attributes:
+        system: as `platform.system()` names it.
+        macos: the version of macOS; empty on other systems.
+        native: whether coremltools includes its bridge to Core ML.
+    """
 
     system: str
     macos: tuple[int, ...] = ()
     native: bool = False
 
     def obstacle(self, specification_version: int = 0) -> str | None:
-        """Why programs of that version cannot run here; None if they can."""
+        """Returns why programs of a specification version cannot run here, or None if they can."""
         if self.system != "Darwin":
             return f"only macOS has Core ML, this is {self.system}"
-        needed = max(MACOS_OF_PLANS, MACOS_OF.get(specification_version, ()))
-        if specification_version > max(MACOS_OF):
+        needed = max(FIRST_MACOS_WITH_PLANS, FIRST_MACOS.get(specification_version, ()))
+        if specification_version > max(FIRST_MACOS):
             return f"it is not known which macOS reads specification version {specification_version}"
         if self.macos < needed:
-            return f"macOS {dotted(self.macos)} is older than {dotted(needed)}, the first that can run {'these' if specification_version else 'and plan'} programs"
+            ability = "run these programs" if specification_version else "run and plan programs"
+            return f"macOS {dotted(self.macos)} is older than {dotted(needed)}, the first that can {ability}"
         if not self.native:
-            return "coremltools is not installed, or without its bridge to Core ML (libcoremlpython); install its wheel for macOS"
+            return (
+                "coremltools is not installed, or without its bridge to Core ML (libcoremlpython); "
+                "install its wheel for macOS"
+            )
         return None
 
 
@@ -40,7 +50,7 @@ def dotted(version: tuple[int, ...]) -> str:
 
 
 def this_machine() -> Machine:
-    """The machine this runs on."""
+    """Describes the machine that this process runs on."""
     if platform.system() != "Darwin":
         return Machine(platform.system())
     macos = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())

@@ -18,11 +18,12 @@ from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
 from pipeline.verify.agreement import check_agreement, check_coreml_labels
-from pipeline.verify.checks import Check, to_json
-from pipeline.verify.coreml_parity import check_against_model, check_coreml
+from pipeline.verify.checks import Check, EngineWarning, MacReport
+from pipeline.verify.coreml_modules import check_against_model
+from pipeline.verify.coreml_parity import check_coreml
 from pipeline.verify.executorch_parity import check_executorch
-from pipeline.verify.neural_engine import EngineWarning, lint_bundle
-from pipeline.verify.on_mac import MacReport, verify_on_mac
+from pipeline.verify.neural_engine import lint_bundle
+from pipeline.verify.on_mac import verify_on_mac
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Verification(Document):
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `pocketbert verify --json` prints."""
-        return to_json(self.checks, self.warnings, self.mac)
+        return {"passed": self.passed, **self.model_dump(mode="json")}
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""The `.pte` against the eager programs it was made from, run by ExecuTorch's own runtime."""
+"""The `.pte` computes what the eager programs compute that it was made from, in ExecuTorch's own runtime."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.export.executorch import (
     export_monolith,
     export_program,
     lower,
-    structure_of,
-    with_parts,
+    split_qkv,
+    structure_key,
     with_weights,
-    write,
+    write_pte,
 )
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
@@ -27,7 +27,7 @@ from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 from quantize.schemes import LINEAR_ARITHMETIC, apply_scheme
 
 POSITIONS = 24
-MOST_DELEGATES = 12
+MAX_DELEGATES = 12
 
 
 def exit_model(exit_layers=(1, 2), layers=2) -> ExitModel:
@@ -45,14 +45,14 @@ def methods(path) -> dict:
 
 
 def plans_of(path) -> list:
-    """What each method of a file runs: its operators and delegates."""
+    """Returns the execution plan of each method of a file: its operators and delegates."""
     file = import_quietly("executorch.exir._serialize._program").deserialize_pte_binary(path.read_bytes())
     return getattr(file, "program", file).execution_plan
 
 
 @torch.no_grad()
-def largest_difference(got, expected) -> float:
-    return max(float((one - other).abs().max()) for one, other in zip(got, expected, strict=True))
+def largest_difference(actual, expected) -> float:
+    return max(float((value - right).abs().max()) for value, right in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("length", [2, 3, 17, None])
@@ -69,19 +69,19 @@ def test_every_program_agrees_with_the_quantized_model_at_any_length(bundle, len
     bias = torch.zeros(1, 1, length)
     hidden = tiny.programs.embed(ids)
     assert largest_difference(loaded["embed"].execute([ids]), [hidden]) < 1e-5
-    # Each segment is given the eager model's hidden states: rounding to another int8 step shows once, not layer after layer.
+    # Each segment gets the eager model's hidden states, so that other int8 steps do not add up over the layers.
     for index, segment in enumerate(tiny.programs.segments):
         expected = segment(hidden, bias, *extra)
-        got = loaded[f"segment_{index}"].execute([hidden, bias, *extra])
+        actual = loaded[f"segment_{index}"].execute([hidden, bias, *extra])
         scale = float(expected[1].abs().max())
-        assert largest_difference(got[1:-1], expected[1:-1]) < 0.02 * scale
-        assert largest_difference(got[-1:], expected[-1:]) < 0.01
-        assert float((got[0] - expected[0]).norm() / expected[0].norm()) < 0.01
+        assert largest_difference(actual[1:-1], expected[1:-1]) < 0.02 * scale
+        assert largest_difference(actual[-1:], expected[-1:]) < 0.01
+        assert float((actual[0] - expected[0]).norm() / expected[0].norm()) < 0.01
         hidden = expected[0]
 
 
 @pytest.mark.parametrize("bundle", ["tiny_classifier", "tiny_qa"])
-def test_the_manifest_says_what_the_file_holds(bundle, request):
+def test_the_manifest_describes_the_file(bundle, request):
     tiny = request.getfixturevalue(bundle)
     loaded = methods(tiny.path / "model.pte")
     assert sorted(program.method for program in tiny.manifest.programs) == sorted(loaded)
@@ -95,13 +95,13 @@ def test_the_manifest_says_what_the_file_holds(bundle, request):
         for tensors, count, tensor_meta in sides:
             assert len(tensors) == count
             for index, tensor in enumerate(tensors):
-                # A file holds the greatest sizes.
+                # A file states the largest sizes.
                 expected = [longest if size == "length" else size for size in tensor.shape]
                 assert list(tensor_meta(index).sizes()) == expected, (program.name, tensor.name)
     assert [tensor.name for tensor in tiny.manifest.program("segment_0").outputs][-1] == "uncertainty"
 
 
-def test_what_costs_time_is_delegated(tiny_qa):
+def test_expensive_operators_are_delegated(tiny_qa):
     plans = plans_of(tiny_qa.path / "model.pte")
     outside = {operator.name for plan in plans for operator in plan.operators}
     assert not outside & {
@@ -109,11 +109,11 @@ def test_what_costs_time_is_delegated(tiny_qa):
     }
     assert not any(name.startswith("torchao::") for name in outside)
     assert all(len(plan.delegates) >= 1 for plan in plans)
-    # A linear layer alone in its delegate, as by a partitioner of its own, would make it 18 of a classifier's segment.
-    assert all(len(plan.delegates) <= MOST_DELEGATES for plan in plans)
+    # With a partitioner that gives every linear layer a delegate, a classifier's segment would have 18.
+    assert all(len(plan.delegates) <= MAX_DELEGATES for plan in plans)
 
 
-def test_query_key_and_value_are_not_split_afterwards(tiny_classifier):
+def test_query_key_and_value_are_not_split_from_one_output(tiny_classifier):
     plans = plans_of(tiny_classifier.path / "model.pte")
     outside = {operator.name for plan in plans if plan.name != "embed" for operator in plan.operators}
     assert not outside & {"aten::split_with_sizes_copy", "aten::split_copy", "aten::slice_copy"}
@@ -121,13 +121,13 @@ def test_query_key_and_value_are_not_split_afterwards(tiny_classifier):
 
 @pytest.mark.parametrize("scheme", LINEAR_ARITHMETIC)
 @torch.no_grad()
-def test_query_key_and_value_apart_are_the_fused_layer(scheme):
+def test_separate_query_key_and_value_compute_the_fused_layer(scheme):
     programs = apply_scheme(Programs.of(exit_model()), scheme, "fp32")
     segment = programs.segments[0]
     inputs = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(4)), torch.zeros(1, 1, 9)
-    apart = with_parts(segment)
+    apart = split_qkv(segment)
     assert largest_difference(apart(*inputs), segment(*inputs)) < 1e-6
-    assert not isinstance(segment.layers[0].qkv, QueryKeyValue), "the given one was changed"
+    assert not isinstance(segment.layers[0].qkv, QueryKeyValue), "the given module was changed"
     assert isinstance(apart.layers[0].qkv, QueryKeyValue) == (scheme in ("fp32", "int8", "int4"))
 
 
@@ -135,7 +135,7 @@ def test_query_key_and_value_apart_are_the_fused_layer(scheme):
     ("task", "measure"), [("classification", "max_probability"), ("classification", "margin"), ("qa", "margin")]
 )
 @torch.no_grad()
-def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measure):
+def test_other_measures_and_fastberts_head_compute_what_torch_does(tmp_path, task, measure):
     torch.manual_seed(3)
     config = EncoderConfig(
         vocab_size=100, hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=POSITIONS
@@ -144,7 +144,8 @@ def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measu
     model.uncertainty, model.temperatures = measure, [0.5]
     programs = Programs.of(model)
     with quiet_logging():
-        write({"segment": lower(export_program(programs.segments[0], programs, POSITIONS))}, tmp_path / "segment.pte")
+        edge = lower(export_program(programs.segments[0], programs, POSITIONS))
+        write_pte({"segment": edge}, tmp_path / "segment.pte")
     loaded = methods(tmp_path / "segment.pte")["segment"]
     for length in (2, 15, POSITIONS):
         inputs = [
@@ -159,17 +160,17 @@ def test_other_measures_and_fastberts_head_run_as_in_torch(tmp_path, task, measu
         assert length == 2 or 0.05 < float(expected[-1]) < 0.999
 
 
-def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
+def test_a_lowered_program_with_other_weights_equals_lowering_them(tmp_path):
     model = exit_model()
     model.temperatures = [1.0, 1.7]
     programs = Programs.of(model)
     with quiet_logging():
         first, second = (export_program(segment, programs, POSITIONS) for segment in programs.segments)
-        assert structure_of(first) == structure_of(second)
+        assert structure_key(first) == structure_key(second)
         edge = lower(first)
-        write({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
-        write({"segment": lower(second)}, tmp_path / "lowered.pte")
-        write({"segment": edge}, tmp_path / "first.pte")
+        write_pte({"segment": with_weights(Lowered(first, edge), second.state_dict)}, tmp_path / "shared.pte")
+        write_pte({"segment": lower(second)}, tmp_path / "lowered.pte")
+        write_pte({"segment": edge}, tmp_path / "first.pte")
     contents = {name: (tmp_path / f"{name}.pte").read_bytes() for name in ("shared", "lowered", "first")}
     assert contents["shared"] == contents["lowered"] != contents["first"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pte", "lowered.pte", "shared.pte"]
@@ -180,16 +181,16 @@ def test_putting_weights_into_a_lowered_program_is_lowering_it(tmp_path):
         with_weights(Lowered(changed, edge), second.state_dict)
 
 
-def test_segments_of_different_structure_are_told_apart():
+def test_segments_of_different_structure_have_different_keys():
     programs = Programs.of(exit_model(exit_layers=(1, 3, 4), layers=4))
     with quiet_logging():
-        one, two, another = (
-            structure_of(export_program(segment, programs, POSITIONS)) for segment in programs.segments
+        first, second, third = (
+            structure_key(export_program(segment, programs, POSITIONS)) for segment in programs.segments
         )
-    assert one == another != two
+    assert first == third != second
 
 
-def test_export_reports_its_steps_and_prints_nothing(tmp_path, capfd):
+def test_export_reports_its_progress_and_prints_nothing(tmp_path, capfd):
     steps = []
     programs = Programs.of(exit_model(exit_layers=(1,), layers=1))
     entries = export_executorch(programs, tmp_path / "model.pte", POSITIONS, "fp32", lambda *step: steps.append(step))
@@ -201,12 +202,12 @@ def test_export_reports_its_steps_and_prints_nothing(tmp_path, capfd):
     assert largest_difference([hidden], [programs.embed(ids)]) < 1e-5
 
 
-def test_a_length_without_positions_is_refused(tmp_path):
+def test_a_length_beyond_the_positions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"export.max_length: 25 is longer than the model's 24 positions"):
         export_executorch(Programs.of(exit_model()), tmp_path / "model.pte", POSITIONS + 1, "fp32")
 
 
-def test_as_one_program_the_exits_say_what_they_say_in_segments(tmp_path):
+def test_the_exits_of_a_monolith_compute_what_the_segments_do(tmp_path):
     programs = Programs.of(exit_model())
     export_monolith(programs, tmp_path / "whole.pte", POSITIONS)
     program = methods(tmp_path / "whole.pte")["forward"]

@@ -1,4 +1,4 @@
-"""The `.pte` for ExecuTorch's Core ML delegate: whole programs, weights once, the same bytes each time."""
+"""The `.pte` for ExecuTorch's Core ML delegate holds complete programs and weights once, and is reproducible."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bundle.manifest import TensorSpec
-from pipeline.export.coreml import Source
 from pipeline.export.executorch_coreml import DEBUG_FILE, METADATA_FILE, export_executorch_coreml, lower
 from pipeline.export.payload import pack, unpack
+from pipeline.export.program_modules import ProgramModule
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.recipe import Recipe
@@ -48,7 +48,7 @@ def tiny_model(task: str) -> ExitModel:
 
 
 def models(path) -> dict[str, bytes]:
-    """The Core ML models in a file by their keys."""
+    """Returns the Core ML models in a file by their keys."""
     file, found = read_pte(path), {}
     for plan in file.program.execution_plan:
         processed = file.program.backend_delegate_data[plan.delegates[0].processed.index].data
@@ -59,17 +59,20 @@ def models(path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def qa(tmp_path_factory):
-    """A folder with the file of a span model for iOS 18, its manifest entries, and the steps that were told."""
+    """A folder with the file of a span model for iOS 18, its manifest entries, and the reported steps."""
     folder, steps = tmp_path_factory.mktemp("qa"), []
     entries = export_executorch_coreml(tiny_model("qa"), folder, recipe_of("qa"), lambda *step: steps.append(step[1:]))
     return folder, entries, steps
 
 
-def test_an_entry_for_each_program_and_bucket_that_the_file_bears_out(qa):
+def test_every_program_and_bucket_has_an_entry_that_matches_the_file(qa):
     folder, entries, steps = qa
     assert [(entry.name, entry.method, entry.lengths) for entry in entries] == [
-        ("embed", "embed_8", [8]), ("embed", "embed_16", [16]), ("segment_0", "segment_0_8", [8]), ("segment_0", "segment_0_16", [16]),
-    ]  # fmt: skip
+        ("embed", "embed_8", [8]),
+        ("embed", "embed_16", [16]),
+        ("segment_0", "segment_0_8", [8]),
+        ("segment_0", "segment_0_16", [16]),
+    ]
     assert {(entry.backend, entry.file, entry.precision) for entry in entries} == {
         ("executorch-coreml", "model-coreml.pte", "fp16")
     }
@@ -77,15 +80,18 @@ def test_an_entry_for_each_program_and_bucket_that_the_file_bears_out(qa):
     program = import_quietly("executorch.extension.pybindings._portable_lib")._load_program(
         str(folder / "model-coreml.pte")
     )
-    assert {program.get_method_name(at) for at in range(program.num_methods())} == {entry.method for entry in entries}
-    codes = {"int32": 3, "float32": 6}  # of ExecuTorch's ScalarType
+    assert {program.get_method_name(index) for index in range(program.num_methods())} == {
+        entry.method for entry in entries
+    }
+    codes = {"int32": 3, "float32": 6}  # ExecuTorch's ScalarType
     for entry in entries:
         meta = program.method_meta(entry.method)
         for tensors, count, tensor_meta in (
-            (entry.inputs, meta.num_inputs(), meta.input_tensor_meta), (entry.outputs, meta.num_outputs(), meta.output_tensor_meta),
-        ):  # fmt: skip
-            assert [(codes[each.dtype], each.shape) for each in tensors] == [
-                (tensor_meta(at).dtype(), list(tensor_meta(at).sizes())) for at in range(count)
+            (entry.inputs, meta.num_inputs(), meta.input_tensor_meta),
+            (entry.outputs, meta.num_outputs(), meta.output_tensor_meta),
+        ):
+            assert [(codes[tensor.dtype], tensor.shape) for tensor in tensors] == [
+                (tensor_meta(index).dtype(), list(tensor_meta(index).sizes())) for index in range(count)
             ]
 
 
@@ -95,7 +101,7 @@ def test_every_method_is_one_call_of_the_delegate(qa):
         assert sum(len(chain.instructions) for chain in plan.chains) == 1
 
 
-def test_buckets_share_one_model_and_its_weights(qa):
+def test_buckets_share_one_model_with_its_weights(qa):
     stored, model = models(qa[0] / "model-coreml.pte"), tiny_model("qa")
     assert len(stored) == 2
     embed, segment = (unpack(stored[key]) for key in stored)
@@ -104,24 +110,26 @@ def test_buckets_share_one_model_and_its_weights(qa):
             METADATA_FILE, "model.mlpackage/Manifest.json", "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
             "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
         }  # fmt: skip
-    parameters = sum(each.numel() for each in (*model.encoder.layers.parameters(), *model.heads.parameters()))
+    parameters = sum(parameter.numel() for parameter in (*model.encoder.layers.parameters(), *model.heads.parameters()))
     assert 2 * parameters < len(segment["model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]) < 2.2 * parameters
-    assert (qa[0] / "model-coreml.pte").stat().st_size < 2 * sum(each.numel() for each in model.parameters()) + 80_000
+    assert (qa[0] / "model-coreml.pte").stat().st_size < 2 * sum(
+        parameter.numel() for parameter in model.parameters()
+    ) + 80_000
 
 
-def test_the_same_model_gives_the_same_bytes_which_say_nothing_of_when(qa, tmp_path):
+def test_the_same_model_gives_the_same_bytes_without_a_date(qa, tmp_path):
     export_executorch_coreml(tiny_model("qa"), tmp_path, recipe_of("qa"))
-    once = (qa[0] / "model-coreml.pte").read_bytes()
-    assert (tmp_path / "model-coreml.pte").read_bytes() == once
-    assert b"conversion_date" not in once
+    data = (qa[0] / "model-coreml.pte").read_bytes()
+    assert (tmp_path / "model-coreml.pte").read_bytes() == data
+    assert b"conversion_date" not in data
     identifiers = {
         json.loads(unpack(payload)[METADATA_FILE])["identifier"]
         for payload in models(tmp_path / "model-coreml.pte").values()
     }
-    assert len(identifiers) == 2  # a device keeps what it compiled by them
+    assert len(identifiers) == 2  # a device caches compiled models by them
 
 
-def test_before_ios_18_a_bucket_is_a_file_with_all_weights(tmp_path):
+def test_before_ios_18_every_bucket_is_a_file_with_all_weights(tmp_path):
     recipe = recipe_of("classification", coreml_target="iOS17", coreml_buckets=[8, 128, 16])
     entries = export_executorch_coreml(tiny_model("classification"), tmp_path, recipe)
     assert [(entry.file, entry.method) for entry in entries] == [
@@ -129,21 +137,21 @@ def test_before_ios_18_a_bucket_is_a_file_with_all_weights(tmp_path):
         ("model-coreml-16.pte", "embed_16"), ("model-coreml-16.pte", "segment_0_16"),
     ]  # fmt: skip
     files = [models(tmp_path / name) for name in ("model-coreml-8.pte", "model-coreml-16.pte")]
-    assert [len(each) for each in files] == [2, 2]
+    assert [len(file) for file in files] == [2, 2]
     weights = [
-        unpack(each["segment_0_" + length])["model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
-        for each, length in zip(files, ("8", "16"))
+        unpack(file["segment_0_" + length])["model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
+        for file, length in zip(files, ("8", "16"))
     ]
     assert abs(len(weights[0]) - len(weights[1])) < 1000
-    assert all(DEBUG_FILE not in unpack(payload) for each in files for payload in each.values())
+    assert all(DEBUG_FILE not in unpack(payload) for file in files for payload in file.values())
     (tmp_path / "again").mkdir()
     export_executorch_coreml(tiny_model("classification"), tmp_path / "again", recipe)
     for name in ("model-coreml-8.pte", "model-coreml-16.pte"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-class Counting(nn.Module):
-    """Something with an operator that the delegate does not take in the middle, as ExecuTorch's partitioner knows (issue 2565 of coremltools)."""
+class Interrupted(nn.Module):
+    """Has an operator in the middle that the delegate does not take (coremltools' issue 2565)."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.relu(torch.diagonal(hidden * 2.0, dim1=1, dim2=2) + 1.0)
@@ -151,9 +159,11 @@ class Counting(nn.Module):
 
 def test_an_operator_outside_of_the_delegate_is_named():
     hidden = TensorSpec(name="hidden", dtype="float32", shape=[1, "length", 8])
-    source = Source("segment_0", Counting(), (hidden,), (TensorSpec(name="hidden_out", dtype="float32", shape=[1, 8]),))
+    program = ProgramModule(
+        "segment_0", Interrupted(), (hidden,), (TensorSpec(name="hidden_out", dtype="float32", shape=[1, 8]),)
+    )
     with pytest.raises(UserError) as caught:
-        lower(source, [8], "iOS17")
+        lower(program, [8], "iOS17")
     line = str(caught.value)
     assert line.startswith(
         "export.executorch_coreml, segment_0_8: is 2 Core ML delegates instead of one; operators left outside: "
@@ -161,7 +171,7 @@ def test_an_operator_outside_of_the_delegate_is_named():
     assert "diagonal" in line and "relu" not in line and "export.executorch_coreml=false" in line
 
 
-def test_no_bucket_left_is_a_users_mistake(tmp_path):
+def test_a_recipe_without_a_fitting_bucket_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"export\.coreml_buckets.*export\.executorch_coreml=false"):
         export_executorch_coreml(tiny_model("qa"), tmp_path, recipe_of("qa", coreml_buckets=[65, 128]))
     assert list(tmp_path.iterdir()) == []
@@ -170,7 +180,7 @@ def test_no_bucket_left_is_a_users_mistake(tmp_path):
 FILES = {"metadata.json": b"{}", "model/a/weights.bin": bytes(range(256)) * 9, "model/a/b": b"x", "model/c d": b"yz"}
 
 
-def test_executorch_reads_what_was_packed_and_its_own_packing_is_unpacked(tmp_path):
+def test_packing_and_unpacking_agree_with_executorch(tmp_path):
     native = import_quietly("executorch.backends.apple.coreml.executorchcoreml")
     (tmp_path / "out").mkdir()
     assert native.unflatten_directory_contents(pack(FILES, "root"), str(tmp_path / "out"))
@@ -188,12 +198,12 @@ def test_executorch_reads_what_was_packed_and_its_own_packing_is_unpacked(tmp_pa
 
 
 @pytest.mark.parametrize("kept", [0, 7, 2000, -1, -40])
-def test_a_part_of_a_file_system_is_refused(kept):
+def test_a_cut_file_system_is_refused(kept):
     with pytest.raises(ValueError, match="cut or altered"):
         unpack(pack(FILES)[:kept])
 
 
-def test_a_file_system_that_reaches_out_of_itself_is_refused():
+def test_a_file_system_that_points_outside_itself_is_refused():
     def altered(old: bytes, new: bytes) -> bytes:
         return pack(FILES).replace(old[::-1], new[::-1])
 

@@ -1,4 +1,4 @@
-"""A program that was converted once computes what any module of its structure does, with that module's weights."""
+"""A structure that was converted once computes what any module of that structure does, with the module's weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from pipeline.bundle.manifest import TensorSpec
-from pipeline.export.structure import Structure, save
-from pipeline.verify.evaluator.evaluator import evaluate, load_package
+from pipeline.export.packages import write_package
+from pipeline.export.structure import Structure
+from pipeline.verify.evaluator.evaluator import evaluate
+from pipeline.verify.evaluator.loading import load_package
 
 OUTPUT = (TensorSpec(name="y", dtype="float32", shape=[3, 8]),)
 
 
 class Block(nn.Module):
-    """Two linear layers with equal biases, which a converter stores once, and a number."""
+    """Two linear layers with equal biases, which a converter may store once, and a buffer."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -42,13 +44,13 @@ def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
 def test_one_structure_takes_the_weights_of_several_modules(tmp_path):
     x = torch.linspace(-2, 2, 24).view(3, 8)
     structure = Structure(Block(0), (x,), OUTPUT, "iOS18", half=False)
-    for seed in (1, 2, 1):  # the place of a weight is found again after it was filled
+    for seed in (1, 2, 1):  # a place can be filled again
         module = Block(seed)
         structure.fill(weights_of(module))
         package = tmp_path / f"{len(list(tmp_path.iterdir()))}.mlpackage"
-        save({"main": structure}, package)
-        got = evaluate(load_package(package), "main", {"x": x.numpy()})["y"]
-        np.testing.assert_allclose(got, module(x).detach().numpy(), atol=1e-5)
+        write_package({"main": structure}, package)
+        actual = evaluate(load_package(package), "main", {"x": x.numpy()}).outputs["y"]
+        np.testing.assert_allclose(actual, module(x).detach().numpy(), atol=1e-5)
 
 
 def test_a_weight_that_the_converter_changed_is_an_error():

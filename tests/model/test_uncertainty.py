@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.export.executorch import export_program, structure_of
+from pipeline.export.executorch import export_program, structure_key
 from pipeline.model.encoder import EncoderConfig, attention_bias
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -117,5 +117,5 @@ def test_segments_with_other_temperatures_have_the_same_structure(name, task):
     model.temperatures, model.uncertainty = [1.0, 0.4], name
     programs = Programs.of(model)
     with quiet_logging():
-        first, second = (structure_of(export_program(segment, programs, 24)) for segment in programs.segments)
+        first, second = (structure_key(export_program(segment, programs, 24)) for segment in programs.segments)
     assert first == second

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.data.items import Item
-from pipeline.export.coreml import sources
+from pipeline.export.program_modules import program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -134,7 +134,7 @@ def test_both_targets_hold_the_same_steps(model, rounded):
         assert torch.equal(held[exact], linear.weight[exact]), name
         torch.testing.assert_close(held, linear.weight.detach(), rtol=0.004, atol=1e-6)
     for layout in ("standard", "ane"):
-        for source in sources(rounded, layout)[1:]:
+        for source in program_modules(rounded, layout)[1:]:
             for name, weight in source.weights(8).items():
                 if (
                     name.startswith("layers.")

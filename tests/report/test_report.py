@@ -14,8 +14,9 @@ from pipeline.exits.predictions import Predictions
 from pipeline.exits.study import Costs, study
 from pipeline.exits.study_document import Study
 from pipeline.report.report import render, write_report
-from pipeline.report.results import MacResults, PackageWarning, ParityCheck, RunResults, Score
+from pipeline.report.results import RunResults, Score
 from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
+from pipeline.verify.checks import Check, EngineWarning, MacReport
 from quantize.size import FileSize, Parts, SizeReport, TargetSize, bert_base_parts
 
 SECTIONS = ("headline", "plots", "study", "method", "latency", "size", "parity", "stages", "provenance")
@@ -121,7 +122,7 @@ def results(task="classification", **changes) -> RunResults:
             fp32_parts=Parts(embeddings=95_000_000, layers=168_000_000, heads=2_000_000),
             bert_base_bytes=bert_base_parts().total, bert_base_parts=bert_base_parts(), ratio=6.5,
         ),
-        "checks": [ParityCheck(program="segment_0", backend="executorch", metric="cosine", value=0.99987, floor=0.999, passed=True)],
+        "checks": [Check.at_least("segment_0", "executorch", "cosine", 0.99987, 0.999)],
         "stage_seconds": {"prepare": 2.0, "finetune": 1234.0, "export": 61.0},
         "provenance": {"teacher": "minilm", "train": "sst2.tsv"},
     }  # fmt: skip
@@ -225,14 +226,14 @@ def test_the_compute_plan_is_shown_if_core_ml_ran():
         "devices": {"Neural Engine": 2, "CPU": 1},
     }
     mac = {"ran": True, "reason": "", "machine": "macOS 15.1 on a chip", "plans": [plan]}
-    text = " ".join(Page(render(results(mac=MacResults.model_validate(mac)))).text.split())
+    text = " ".join(Page(render(results(mac=MacReport.model_validate(mac)))).text.split())
     assert (
         "macOS 15.1 on a chip" in text
         and "2 Neural Engine, 1 CPU" in text
         and "gather" in text
         and "matmul" not in text
     )
-    for without in (None, MacResults(ran=False, reason="only macOS has Core ML", machine="", plans=[])):
+    for without in (None, MacReport(ran=False, reason="only macOS has Core ML", machine="", plans=[])):
         assert "plan" not in Page(render(results(mac=without))).ids
 
 
@@ -246,11 +247,11 @@ def test_package_warnings_are_grouped_by_reason():
         "source": "https://example.org/gather",
     }
     warnings = [
-        PackageWarning(package="embed.mlpackage", name=f"rows_{at}", detail=f"a table of {at}00x64", **warning)
+        EngineWarning(package="embed.mlpackage", name=f"rows_{at}", detail=f"a table of {at}00x64", **warning)
         for at in (3, 5)
     ]
     warnings.append(
-        PackageWarning(
+        EngineWarning(
             **{**warnings[0].model_dump(), "reason": "float32", "text": "computes in float32", "detail": "1x8"}
         )
     )
@@ -262,7 +263,7 @@ def test_package_warnings_are_grouped_by_reason():
 
 
 def test_a_failed_check_is_shown():
-    failed = ParityCheck(program="segment_1", backend="coreml", metric="cosine", value=0.5, floor=0.99, passed=False)
+    failed = Check(program="segment_1", backend="coreml", metric="cosine", value=0.5, floor=0.99, passed=False)
     text = " ".join(Page(render(results(checks=[*results().checks, failed]))).text.split())
     assert "1 of 2 checks failed" in text and "checks passed" not in text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.export.executorch import export_program, lower, write
+from pipeline.export.executorch import export_program, lower, write_pte
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -26,7 +26,7 @@ def embedding(tmp_path_factory) -> Path:
     programs = Programs.of(ExitModel("classification", config, 2, "linear", (1,)).eval())
     path = tmp_path_factory.mktemp("embedding") / "embedding.pte"
     with quiet_logging():
-        write({"embed": lower(export_program(programs.embed, programs, MAX_LENGTH))}, path)
+        write_pte({"embed": lower(export_program(programs.embed, programs, MAX_LENGTH))}, path)
     return path
 
 

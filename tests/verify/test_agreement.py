@@ -110,7 +110,7 @@ def test_core_ml_gives_the_labels_of_float32_and_not_those_of_another_model(pack
 def test_texts_that_fit_no_bucket_are_reported(packages, monkeypatch):
     model, bundle = packages
     texts = [ClassificationExample("ba " * 15, None, "0")]
-    monkeypatch.setattr("pipeline.verify.agreement.lengths_of", lambda manifest, backend: [8])
+    monkeypatch.setattr("pipeline.verify.agreement.bundle_buckets", lambda manifest, backend: [8])
     with pytest.raises(
         UserError, match="no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets"
     ):

@@ -1,4 +1,4 @@
-"""Core ML programs that compute what their model does pass; those that do not are named."""
+"""Core ML programs that compute what their model computes pass, and those that do not are named."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from pipeline.bundle.conformance import Case, Conformance, ExitVector, WindowVec
 from pipeline.bundle.manifest import ExitOptions, Manifest, ModelShape, QAOptions, Tokenizer
 from pipeline.data.items import Item
 from pipeline.export import coreml
-from pipeline.export.coreml import export_coreml, sources, structure_of
+from pipeline.export.coreml import convert_structure, export_coreml
 from pipeline.export.fingerprints import make_fingerprints
+from pipeline.export.program_modules import program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
-from pipeline.verify.checks import MOST_DB, Check, signal_to_noise_db, to_json
-from pipeline.verify.coreml_parity import check_against_model, check_coreml, padded_inputs
-from pipeline.verify.evaluator.evaluator import WEIGHTS_FOLDER
+from pipeline.verify.checks import Check, MacReport
+from pipeline.verify.comparison import MAX_DB, signal_to_noise_db
+from pipeline.verify.coreml_modules import check_against_model
+from pipeline.verify.coreml_parity import check_coreml
+from pipeline.verify.coreml_programs import padded_inputs
+from pipeline.verify.evaluator.loading import WEIGHTS_FOLDER
+from pipeline.verify.verify import Verification
 from quantize.coreml_schemes import compress, stored_bytes
 from quantize.int8_inputs import input_gains
 from quantize.schemes import named_linears
@@ -33,21 +38,21 @@ CONFIG = EncoderConfig(vocab_size=200, hidden_size=64, layers=2, heads=4, interm
 
 @torch.no_grad()
 def vectors(model: ExitModel) -> Conformance:
-    """What torch gives for eight random inputs of 3 to 24 tokens, unpadded and in float32."""
+    """Returns what torch computes for eight random inputs of 3 to 24 tokens, unpadded and in float32."""
     random, programs, cases = np.random.default_rng(3), Programs.of(model), []
     for size in range(3, 27, 3):
         ids = random.integers(0, CONFIG.vocab_size, size).tolist()
-        mask = [int(at > 0) for at in range(size)] if model.task == "qa" else None
+        mask = [int(index > 0) for index in range(size)] if model.task == "qa" else None
         inputs = {name: torch.from_numpy(value) for name, value in padded_inputs(ids, mask, size, 0).items()}
         outputs = programs(inputs["input_ids"], inputs["attention_bias"], inputs["answer_bias"])
         exits = []
         for _, *numbers in outputs:
             logits = {name: value.flatten().tolist() for name, value in zip(get_task(model.task).exit_outputs, numbers)}
             if model.task == "regression":
-                unsure = abs(logits["logits"][0] - exits[-1].outputs["logits"][0]) if exits else 1.0
+                uncertainty = abs(logits["logits"][0] - exits[-1].outputs["logits"][0]) if exits else 1.0
             else:
-                unsure = float(numbers[-1])
-            exits.append(ExitVector(outputs=logits, uncertainty=min(unsure, 1.0)))
+                uncertainty = float(numbers[-1])
+            exits.append(ExitVector(outputs=logits, uncertainty=min(uncertainty, 1.0)))
         cases.append(Case(text="a", windows=[WindowVector(input_ids=ids, answer_mask=mask, exits=exits)], outcomes={}))
     return Conformance(task=model.task, tolerance=0.1, uncertainty_tolerance=0.1, cases=cases)
 
@@ -66,7 +71,7 @@ def tiny_model(task: str) -> ExitModel:
     model = ExitModel(
         task, CONFIG, 1 if task == "regression" else 3, "attention" if task == "qa" else "pooled", [1, 2]
     ).eval()
-    with torch.no_grad():  # initial weights are so small that every answer is a tie
+    with torch.no_grad():  # with the small initial weights every answer is a tie
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
@@ -77,8 +82,8 @@ def tiny_model(task: str) -> ExitModel:
     return model
 
 
-def made_with(model: ExitModel, precision: str) -> dict[str, dict]:
-    """What the programs of a precision are made with beside the model: the gains of int8 inputs, or a mix of all schemes."""
+def scheme_arguments_for(model: ExitModel, precision: str) -> dict[str, dict]:
+    """Returns the arguments that a precision needs: the gains of int8 inputs, or a mix of all schemes."""
     programs, random = Programs.of(model), np.random.default_rng(2)
     if precision == "int8-a8":
         items = [Item(random.integers(0, 200, 20), np.zeros(20, int), None, np.arange(20) > 4) for _ in range(32)]
@@ -110,7 +115,7 @@ def export(model: ExitModel, folder: Path, precision: str, layout: str, target: 
             },
         }
     )
-    programs = export_coreml(model, folder, recipe, **made_with(model, precision))
+    programs = export_coreml(model, folder, recipe, **scheme_arguments_for(model, precision))
     shape = ModelShape(
         layers=2,
         hidden_size=64,
@@ -122,7 +127,8 @@ def export(model: ExitModel, folder: Path, precision: str, layout: str, target: 
         head=model.head_kind,
     )
     return Manifest(
-        name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8", programs=programs, speeds={}, files=[],
+        name="tiny", task=task, max_length=32, model=shape, scheme="int8", embeddings_scheme="int8",
+        programs=programs, speeds={}, files=[],
         tokenizer=Tokenizer(vocab_size=200, lowercase=True, pad_id=0, unk_id=1, cls_id=2, sep_id=3), provenance={},
         qa=QAOptions(window=32, stride=4, max_question=8, max_answer=8, allow_no_answer=False),
         exits=ExitOptions(uncertainty=model.uncertainty),
@@ -146,7 +152,7 @@ def test_a_faithful_export_passes(exported):
     assert all(check.value == 1.0 for check in checks if check.metric.startswith("same_answer"))
     checks = check_against_model(model, folder, manifest)
     assert [check for check in checks if not check.passed] == []
-    # Buckets, precisions; embed, two numbers for each of two segments, one where the uncertainty is the host's.
+    # Buckets times precisions, for embed and two segments. A regression's segment has no uncertainty of its own.
     assert len(checks) == 2 * 2 * (1 + 2 * (1 if model.task == "regression" else 2))
 
 
@@ -162,7 +168,7 @@ def test_an_altered_weight_and_another_model_fail(exported, tmp_path):
     data[data.find(raw) + 1001] ^= 0x40
     weights.write_bytes(data)
     failed = {check.program for check in check_against_model(model, copy, manifest) if not check.passed}
-    # One int8 weight off by 64 steps is within what rounding the others does; a float16's exponent is not.
+    # One int8 weight off by 64 steps makes less noise than rounding the others. A float16's exponent makes more.
     assert failed == ({"segment_1"} if manifest.programs[0].precision == "fp16" else set())
 
     shutil.copytree(folder / "coreml/segment_0.mlpackage", copy / "coreml/segment_1.mlpackage", dirs_exist_ok=True)
@@ -173,7 +179,7 @@ def test_an_altered_weight_and_another_model_fail(exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def structures():
-    """Every structure that was converted, for the schemes' tests to put other weights into."""
+    """The converted structures, so that every scheme's test can put its own weights into them."""
     return {}
 
 
@@ -199,50 +205,43 @@ SCHEME_CASES = [
 
 
 @pytest.mark.parametrize(("scheme", "target", "task", "layout"), SCHEME_CASES, ids=map("-".join, SCHEME_CASES))
-def test_every_scheme_passes_shares_its_weights_and_is_found_out(
+def test_every_scheme_passes_shares_weights_and_shows_an_altered_weight(
     structures, monkeypatch, tmp_path, scheme, target, task, layout
 ):
-    def converted(source, length, *options):
-        key = (
-            task,
-            layout,
-            source.name,
-            length,
-            options[0],
-            options[1] == "int8-a8",
-        )  # whose structures have operators of their own
+    def convert_once(program, length, *options):
+        rounds = options[1] == "int8-a8"  # these structures have operators of their own
+        key = (task, layout, program.name, length, options[0], rounds)
         if key not in structures:
-            structures[key] = structure_of(source, length, *options)
+            structures[key] = convert_structure(program, length, *options)
         return structures[key]
 
-    monkeypatch.setattr(coreml, "structure_of", converted)
+    monkeypatch.setattr(coreml, "convert_structure", convert_once)
     model = tiny_model(task)
     manifest = export(model, tmp_path, scheme, layout, target)
     assert {program.precision for program in manifest.programs} == {scheme}
-    chosen = made_with(model, scheme)
+    arguments = scheme_arguments_for(model, scheme)
     conformance = vectors(model).model_copy(
-        update={"programs": make_fingerprints(model, manifest.programs, layout, **chosen)}
+        update={"programs": make_fingerprints(model, manifest.programs, layout, **arguments)}
     )
     checks = check_coreml(tmp_path, manifest, conformance) + check_against_model(model, tmp_path, manifest)
     assert [check for check in checks if not check.passed] == []
     fingerprints = [check for check in checks if check.metric.startswith("fingerprint_snr")]
     assert len(fingerprints) == 2 * 3 and min(check.value for check in fingerprints) > 100
 
-    segment = sources(model, layout, **chosen)[2]
+    segment = program_modules(model, layout, **arguments)[2]
     matrices = sum(
         stored_bytes(tuple(weight.shape), segment.schemes.get(name, scheme))
         for name, weight in segment.weights(16).items()
     )
     for package in {program.file for program in manifest.programs if program.name == "segment_1"}:
         weights = (tmp_path / package / WEIGHTS_FOLDER / "weight.bin").stat().st_size
-        assert (
-            matrices < weights < matrices + 64 * 80
-        )  # once, with 64 bytes of description for each of some 20 weights, of some two parts
+        # Stored once, with 64 bytes of description for some 20 weights of some two parts each.
+        assert matrices < weights < matrices + 64 * 80
 
-    # Fingerprints tell the packages of one model from those of another that differs in a single weight.
+    # Fingerprints tell a model from one that differs in a single weight.
     with torch.no_grad():
         model.encoder.layers[1].ffn_in.weight[3, 5] *= -1
-    other = make_fingerprints(model, manifest.programs, layout, **chosen)
+    other = make_fingerprints(model, manifest.programs, layout, **arguments)
     failed = {
         check.program
         for check in check_coreml(tmp_path, manifest, conformance.model_copy(update={"programs": other}))
@@ -251,12 +250,14 @@ def test_every_scheme_passes_shares_its_weights_and_is_found_out(
     assert failed == {"segment_1"}
 
 
-def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
+def test_a_missing_program_an_unknown_precision_and_missing_inputs_are_refused(exported):
     model, folder, manifest = exported
-    lacking = manifest.model_copy(update={"programs": [each for each in manifest.programs if each.name != "segment_1"]})
+    incomplete = manifest.model_copy(
+        update={"programs": [program for program in manifest.programs if program.name != "segment_1"]}
+    )
     with pytest.raises(UserError, match="no Core ML program segment_1 for length 16"):
-        check_coreml(folder, lacking, vectors(model))
-    unknown = [each.model_copy(update={"precision": "int3"}) for each in manifest.programs]
+        check_coreml(folder, incomplete, vectors(model))
+    unknown = [program.model_copy(update={"precision": "int3"}) for program in manifest.programs]
     with pytest.raises(
         UserError, match="precision: 'int3' is not known to this version, which knows fp32, fp16, int8, "
     ):
@@ -270,19 +271,23 @@ def test_a_bundle_without_a_program_or_an_input_for_it_is_refused(exported):
 def test_signal_to_noise():
     reference = np.array([3.0, 4.0])
     assert signal_to_noise_db(reference, reference + [0.3, 0.4]) == pytest.approx(20.0)
-    assert signal_to_noise_db(reference, reference) == MOST_DB
-    assert signal_to_noise_db(reference, np.array([3.0, np.nan])) == -MOST_DB
-    assert signal_to_noise_db(np.zeros(2), reference) == -MOST_DB
+    assert signal_to_noise_db(reference, reference) == MAX_DB
+    assert signal_to_noise_db(reference, np.array([3.0, np.nan])) == -MAX_DB
+    assert signal_to_noise_db(np.zeros(2), reference) == -MAX_DB
     with pytest.raises(ValueError, match="differ"):
         signal_to_noise_db(reference, np.zeros(3))
 
 
 def test_json_of_checks():
     passed, failed = (
-        Check("embed", "coreml", "snr_db", 61.0, 60.0, True),
-        Check("embed", "coreml", "snr_db", 6.0, 60.0, False),
+        Check.at_least("embed", "coreml", "snr_db", 61.0, 60.0),
+        Check.at_least("embed", "coreml", "snr_db", 6.0, 60.0),
     )
-    assert to_json([passed])["passed"] and not to_json([passed, failed])["passed"] and not to_json([])["passed"]
-    assert to_json([failed])["checks"] == [
+
+    def to_json(*checks: Check) -> dict:
+        return Verification(checks=list(checks), warnings=[], mac=MacReport(ran=False)).to_json()
+
+    assert to_json(passed)["passed"] and not to_json(passed, failed)["passed"] and not to_json()["passed"]
+    assert to_json(failed)["checks"] == [
         {"program": "embed", "backend": "coreml", "metric": "snr_db", "value": 6.0, "floor": 60.0, "passed": False}
     ]

@@ -1,4 +1,4 @@
-"""Parity passes for a bundle that computes what its vectors say, and fails for each way in which one does not."""
+"""ExecuTorch parity passes for a bundle that matches its vectors, and fails for every way in which one does not."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def conformance(tiny) -> Conformance:
 
 
 def failed(tiny, vectors, path=None):
-    """(program, metric) of all checks that fail."""
+    """Returns (program, metric) of all failed checks."""
     return {
         (check.program, check.metric)
         for check in check_executorch(path or tiny.path, tiny.manifest, vectors)
@@ -41,12 +41,12 @@ def test_an_exported_bundle_passes(tiny):
     )
     assert all(check.passed for check in checks), checks
     programs = {check.program for check in checks}
-    assert programs == {"tokenizer", "loop", *(f"segment_{at}" for at in range(tiny.manifest.segments))}
+    assert programs == {"tokenizer", "loop", *(f"segment_{index}" for index in range(tiny.manifest.segments))}
     assert all(check.backend == "executorch" for check in checks)
     assert steps[-1] == (8, 8)
 
 
-def test_a_logit_that_is_off_fails_its_own_segment(tiny):
+def test_a_wrong_logit_fails_its_segment(tiny):
     def change(raw):
         outputs = raw["cases"][3]["windows"][0]["exits"][1]["outputs"]
         next(iter(outputs.values()))[0] += 50.0
@@ -58,7 +58,7 @@ def test_a_logit_that_is_off_fails_its_own_segment(tiny):
     assert ("segment_0", "within_tolerance") not in failed(tiny, edited(conformance(tiny), change))
 
 
-def test_an_uncertainty_that_is_off_fails_its_own_segment(tiny):
+def test_a_wrong_uncertainty_fails_its_segment(tiny):
     vectors = conformance(tiny)
 
     def change(raw):
@@ -67,7 +67,7 @@ def test_an_uncertainty_that_is_off_fails_its_own_segment(tiny):
     assert failed(tiny, edited(vectors, change)) == {("segment_0", "within_tolerance")}
 
 
-def test_another_exit_or_answer_fails_the_loop(tiny):
+def test_a_wrong_exit_or_answer_fails_the_loop(tiny):
     def other_exit(raw):
         raw["cases"][0]["outcomes"]["fast"]["exit"] = 1
 
@@ -83,11 +83,11 @@ def test_another_exit_or_answer_fails_the_loop(tiny):
             outcome["start"], outcome["end"] = outcome["start"] + 1, outcome["end"] + 1
 
     assert failed(tiny, edited(vectors, other_exit)) == {("loop", "outcome_agreement")}
-    # The runner's answer is the best by the vectors' own logits; it does not make up for what the outcome says.
+    # The runner's answer is the best by the vectors' logits, but the outcome states another one.
     assert failed(tiny, edited(vectors, other_answer)) == {("loop", "outcome_agreement")}
 
 
-def test_other_ids_fail_the_tokenizer(tiny):
+def test_wrong_ids_fail_the_tokenizer(tiny):
     def change(raw):
         case = raw["cases"][0]
         key = "text" if "text" in case else "question"
@@ -97,7 +97,7 @@ def test_other_ids_fail_the_tokenizer(tiny):
 
 
 def test_programs_in_the_wrong_order_fail(tiny, tmp_path):
-    """Two segments have the same inputs and outputs; nothing but the numbers tells that they are swapped."""
+    """Two segments have the same inputs and outputs, so only the numbers show that they are swapped."""
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny.path, bundle)
     raw = json.loads((bundle / "manifest.json").read_text())
@@ -116,7 +116,7 @@ def patient(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_bundle_that_counts_answers_passes_and_its_exits_are_checked(patient):
+def test_the_exits_of_a_bundle_that_counts_answers_are_checked(patient):
     vectors = conformance(patient)
     assert not {failure for failure in failed(patient, vectors) if failure[0] in ("loop", "tokenizer")}
 
@@ -127,12 +127,12 @@ def test_a_bundle_that_counts_answers_passes_and_its_exits_are_checked(patient):
 
         return change
 
-    # Some examples do leave at that exit, none by chance alone all of them.
+    # Some examples leave at that exit, but not all of them.
     for exit in (1, 3):
         assert ("loop", "outcome_agreement") in failed(patient, edited(vectors, always(exit)))
 
 
-def test_a_runner_that_goes_by_the_entropy_of_a_patient_bundle_fails(patient, monkeypatch):
+def test_a_runner_that_ignores_patience_fails(patient, monkeypatch):
     from pipeline.runtime import runner
 
     monkeypatch.setattr(
@@ -141,7 +141,7 @@ def test_a_runner_that_goes_by_the_entropy_of_a_patient_bundle_fails(patient, mo
     assert ("loop", "outcome_agreement") in failed(patient, conformance(patient))
 
 
-def test_no_cases_do_not_pass(tiny):
+def test_a_bundle_without_cases_does_not_pass(tiny):
     vectors = conformance(tiny).model_copy(update={"cases": []})
     assert ("loop", "outcome_agreement") in failed(tiny, vectors)
 

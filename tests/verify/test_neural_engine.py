@@ -1,4 +1,4 @@
-"""What is known to fall off the Neural Engine is named with its operator; the programs that this project exports have only the lookup."""
+"""Operators that are known to fall off the Neural Engine are named; exported programs have only the lookup."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.export.coreml import convert, sources
+from pipeline.export.program_modules import program_modules
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.evaluator.evaluator import load_package
-from pipeline.verify.neural_engine import REASONS, by_reason, lint, sizes
+from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.neural_engine import REASONS, by_reason, find_sizes, lint
 from quantize.int8_inputs import layer_linears
+from tests.export.conversion import convert
 
 
 def saved(program, path, precision: str):
@@ -29,7 +30,7 @@ def saved(program, path, precision: str):
     return load_package(path)
 
 
-def test_each_known_reason_is_named_with_its_operator(tmp_path):
+def test_every_reason_is_named_with_its_operator(tmp_path):
     import_quietly("coremltools")
     from coremltools.converters.mil.mil import Builder, types
 
@@ -48,23 +49,19 @@ def test_each_known_reason_is_named_with_its_operator(tmp_path):
         return Builder.clip(x=masked, alpha=np.float32(0.0), beta=np.float32(3e38), name="clipped"), wide, scattered
 
     warnings = lint(saved(program, tmp_path / "bad.mlpackage", "FLOAT32"))
-    named = {(each.operator, each.name, each.reason) for each in warnings}
+    named = {(warning.operator, warning.name, warning.reason) for warning in warnings}
     assert {("add", "masked", "float32"), ("gather", "rows", "gather")} <= named
     assert {("scatter", "scattered", "operator"), ("linear", "wide", "dimension")} <= named
-    masks = [each for each in warnings if each.reason == "mask"]
+    masks = [warning for warning in warnings if warning.reason == "mask"]
     assert len(masks) == 1 and masks[0].operator == "const" and masks[0].detail == "holds -1e+09"
-    assert not any(
-        each.operator == "gather" and each.reason == "dimension" for each in warnings
-    )  # the table is the lookup's warning
+    # The table already has the warning about the lookup.
+    assert not any(warning.operator == "gather" and warning.reason == "dimension" for warning in warnings)
     assert list(by_reason(warnings)) == ["dimension", "gather", "operator", "float32", "mask"]
-    for each in warnings:
-        said = each.to_json()
-        assert (
-            (each.package, each.function) == ("bad.mlpackage", "main")
-            and said["text"] == REASONS[each.reason].text
-            and "http" in said["source"]
-        )
-    json.dumps([each.to_json() for each in warnings])
+    for warning in warnings:
+        fields = warning.model_dump(mode="json")
+        assert (warning.package, warning.function) == ("bad.mlpackage", "main")
+        assert fields["text"] == REASONS[warning.reason].text and "http" in fields["source"]
+    json.dumps([warning.model_dump(mode="json") for warning in warnings])
 
 
 def test_a_flexible_shape_and_a_high_rank_are_named(tmp_path):
@@ -83,32 +80,32 @@ def test_a_flexible_shape_and_a_high_rank_are_named(tmp_path):
     package = load_package(tmp_path / "flexible.mlpackage")
     (warning,) = lint(package)
     assert (warning.operator, warning.name, warning.reason, warning.detail) == ("input", "x", "flexible", "shape 1xany")
-    # coremltools refuses an operator's result of rank 6 on loading; an input's is left for the lint.
-    assert [finding[2] for finding in sizes("input", "x", (1,) * 6)] == ["rank"]
-    assert list(sizes("input", "x", (16384, 1, 1, 1, 1))) == []
+    # coremltools does not load an operator with a result of rank 6, but it loads such an input.
+    assert [finding.reason for finding in find_sizes("input", "x", (1,) * 6)] == ["rank"]
+    assert list(find_sizes("input", "x", (16384, 1, 1, 1, 1))) == []
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_exported_programs_have_the_lookup_alone(tmp_path, precision):
+def test_exported_programs_have_only_the_lookup(tmp_path, precision):
     torch.manual_seed(0)
     config = EncoderConfig(vocab_size=17000, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=16)
-    for source in sources(ExitModel("qa", config, 2, "attention", [1]).eval()):
-        convert(source, 16, "iOS18", precision, tmp_path / f"{source.name}.mlpackage")
-        warnings = lint(load_package(tmp_path / f"{source.name}.mlpackage"))
-        assert [(each.reason, each.detail) for each in warnings] == (
-            [("gather", "a table of 17000x64")] if source.name == "embed" else []
+    for program in program_modules(ExitModel("qa", config, 2, "attention", [1]).eval()):
+        convert(program, 16, "iOS18", precision, tmp_path / f"{program.name}.mlpackage")
+        warnings = lint(load_package(tmp_path / f"{program.name}.mlpackage"))
+        assert [(warning.reason, warning.detail) for warning in warnings] == (
+            [("gather", "a table of 17000x64")] if program.name == "embed" else []
         )
 
 
-def test_each_rounding_of_activations_is_named_and_says_since_when_it_pays(tmp_path):
+def test_every_rounding_of_activations_is_named_with_the_chips_that_it_suits(tmp_path):
     config = EncoderConfig(vocab_size=100, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=16)
     model = ExitModel("qa", config, 2, "attention", [1]).eval()
     gains = {name: torch.ones(linear.in_features) for name, linear in layer_linears(Programs.of(model)).items()}
-    convert(sources(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
+    convert(program_modules(model, input_gains=gains)[1], 16, "iOS17", "int8-a8", tmp_path / "segment_0.mlpackage")
     warnings = lint(load_package(tmp_path / "segment_0.mlpackage"))
-    sizes = (64, 64, 64, 128)  # what goes into qkv, attention_out, ffn_in, ffn_out
-    assert [(each.operator, each.reason, each.detail) for each in warnings] == [
+    sizes = (64, 64, 64, 128)  # the inputs of qkv, attention_out, ffn_in, ffn_out
+    assert [(warning.operator, warning.reason, warning.detail) for warning in warnings] == [
         ("quantize", "int8", f"1x16x{size} to int8") for size in sizes
     ]
-    said = warnings[0].to_json()
-    assert "A17 Pro" in said["text"] and said["source"].startswith("https://apple.github.io/coremltools")
+    fields = warnings[0].model_dump(mode="json")
+    assert "A17 Pro" in fields["text"] and fields["source"].startswith("https://apple.github.io/coremltools")

@@ -1,4 +1,7 @@
-"""Faults planted in the saved packages of a whole bundle, its checksums made to fit: `pocketbert verify` finds each, and says where."""
+"""`pocketbert verify` finds every fault that is planted in a bundle's packages, and says where it is.
+
+The checksums are made to fit, so that only the numbers show a fault.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.quiet import import_quietly
-from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER, load_package
+from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER, load_package
 from quantize.int8_inputs import STEP, input_gains
 
 BUCKETS = (16, 48)
@@ -42,14 +45,14 @@ FAITHFUL = [
 @dataclass(frozen=True)
 class Exported:
     path: Path
-    segment: str  # the last one
+    segment: str  # the last segment
     vocab_size: int
     int8_inputs: bool
 
 
 @pytest.fixture(scope="module", params=FAITHFUL, ids="-".join)
 def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
-    """A bundle with Core ML programs alone, for 16 and 48 tokens: two segments, one function a bucket or one package."""
+    """A bundle with only Core ML programs, for 16 and 48 tokens: two segments, a function or a package per bucket."""
     task, precision, target, layout = request.param
     torch.manual_seed(5)
     vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
@@ -80,9 +83,9 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     folder.mkdir()
     shutil.copyfile(tiny_vocab, folder / "vocab.txt")
     tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
-    texts = [" ".join(vocabulary[9 + 5 * at : 12 + 8 * at]) for at in range(6)]
+    texts = [" ".join(vocabulary[9 + 5 * index : 12 + 8 * index]) for index in range(6)]
     if task == "qa":
-        examples = [QAExample(str(at), "ba be?", text, ()) for at, text in enumerate(texts)]
+        examples = [QAExample(str(index), "ba be?", text, ()) for index, text in enumerate(texts)]
     else:
         examples = [ClassificationExample(text, None, "0") for text in texts]
     labels = Labels(("0", "1") if task == "classification" else ())
@@ -112,7 +115,10 @@ def copy(exported, tmp_path) -> Path:
 
 
 def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
-    """`pocketbert verify BUNDLE --json` once the manifest's checksums fit the files: exit code, what it prints, the last line on stderr."""
+    """Fits the manifest's checksums to the files, and runs `pocketbert verify BUNDLE --json`.
+
+    Returns the exit code, the JSON, and the last line on stderr.
+    """
     manifest = read_manifest(bundle, check_files=False)
     (bundle / MANIFEST_FILE).write_text(
         manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
@@ -120,19 +126,18 @@ def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
     monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr()
-    return stopped.value.code or 0, json.loads(said.out or "{}"), (said.err.splitlines() or [""])[-1]
+    printed = capsys.readouterr()
+    return stopped.value.code or 0, json.loads(printed.out or "{}"), (printed.err.splitlines() or [""])[-1]
 
 
 def packages(bundle: Path, program: str) -> list[Path]:
-    """The program's packages: one, or one for each bucket."""
-    return sorted(
-        {bundle / each.file for each in read_manifest(bundle, check_files=False).programs if each.name == program}
-    )
+    """Returns the program's packages: one, or one for each bucket."""
+    programs = read_manifest(bundle, check_files=False).programs
+    return sorted({bundle / entry.file for entry in programs if entry.name == program})
 
 
 def change_spec(package: Path, change) -> None:
-    """Alters the saved specification; `change` gets the operations of every function, and the function itself."""
+    """Alters the saved specification; `change` is called with the block of every function."""
     ct = import_quietly("coremltools")
     spec = ct.proto.Model_pb2.Model()
     spec.ParseFromString((package / SPEC_FILE).read_bytes())
@@ -143,7 +148,7 @@ def change_spec(package: Path, change) -> None:
 
 
 def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
-    """Where in the weight file the numbers of the first matrix of that shape begin, and how many bytes each takes."""
+    """Returns the offset of the first matrix of a shape in the weight file, and the bytes of each of its numbers."""
     data = np.frombuffer((package / WEIGHTS_FOLDER / "weight.bin").read_bytes(), dtype=np.uint8)
     (function, *_) = load_package(package).functions.values()
     for operation in function.operations:
@@ -154,72 +159,76 @@ def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
                 and operation.op_type.startswith("const")
             ):
                 raw = np.frombuffer(value.tobytes(), dtype=np.uint8)
-                at = bytes(data).find(bytes(raw))
-                assert at >= 0
-                return at, value.dtype.itemsize
+                offset = bytes(data).find(bytes(raw))
+                assert offset >= 0
+                return offset, value.dtype.itemsize
     raise AssertionError(f"no matrix {shape} in {package}")
 
 
-def named(result: dict, metric: str) -> set[tuple[str, str]]:
-    """(program, metric) of the failed checks whose metric begins so."""
+def failed_checks(result: dict, metric: str) -> set[tuple[str, str]]:
+    """Returns (program, metric) of the failed checks whose metric begins with `metric`."""
     return {
-        (each["program"], each["metric"])
-        for each in result["checks"]
-        if not each["passed"] and each["metric"].startswith(metric)
+        (check["program"], check["metric"])
+        for check in result["checks"]
+        if not check["passed"] and check["metric"].startswith(metric)
     }
 
 
-def expect(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> None:
-    """The program's fingerprints fail in those buckets, no other's do, and the line on stderr names it."""
+def assert_fingerprints_fail(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> None:
+    """Asserts that only this program's fingerprints fail, in these buckets, and that stderr names the program."""
     code, result, line = verified
     assert code == 1 and not result["passed"]
-    assert named(result, "fingerprint_snr_db") == {(program, f"fingerprint_snr_db_{length}") for length in buckets}
+    assert failed_checks(result, "fingerprint_snr_db") == {
+        (program, f"fingerprint_snr_db_{length}") for length in buckets
+    }
     assert f"coreml {program}: fingerprint" in line
 
 
 def test_a_faithful_bundle_passes(copy, exported, monkeypatch, capsys):
     code, result, line = verify(copy, monkeypatch, capsys)
     assert code == 0 and result["passed"], line
-    worst = min(each["value"] for each in result["checks"] if each["metric"].startswith("fingerprint_snr"))
-    of_rounding = 2 if exported.int8_inputs else 0
-    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3 + of_rounding)  # for each bucket
+    worst = min(check["value"] for check in result["checks"] if check["metric"].startswith("fingerprint_snr"))
+    with_rounding = 2 if exported.int8_inputs else 0
+    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3 + with_rounding)  # for each bucket
 
 
 @pytest.mark.parametrize("program", ["embed", "segment_0", "segment_1"])
 def test_one_altered_weight(copy, exported, program, monkeypatch, capsys):
     for package in packages(copy, program):
-        at, size = matrix_offset(package, (exported.vocab_size, 64) if program == "embed" else (64, 128))
+        offset, size = matrix_offset(package, (exported.vocab_size, 64) if program == "embed" else (64, 128))
         file = package / WEIGHTS_FOLDER / "weight.bin"
         data = bytearray(file.read_bytes())
-        data[at + 100 * size + size - 1] ^= 0x40  # half of an int8's range, or a float16's exponent
+        data[offset + 100 * size + size - 1] ^= 0x40  # half of an int8's range, or a float16's exponent
         file.write_bytes(data)
-    expect(verify(copy, monkeypatch, capsys), program)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), program)
 
 
 def test_a_transposed_matrix(copy, exported, monkeypatch, capsys):
     for package in packages(copy, exported.segment):
-        at, size = matrix_offset(package, (64, 64))
+        offset, size = matrix_offset(package, (64, 64))
         file = package / WEIGHTS_FOLDER / "weight.bin"
         data = np.frombuffer(file.read_bytes(), dtype=np.uint8).copy()
-        end = at + 64 * 64 * size
-        data[at:end] = data[at:end].reshape(64, 64, size).transpose(1, 0, 2).ravel()
+        end = offset + 64 * 64 * size
+        data[offset:end] = data[offset:end].reshape(64, 64, size).transpose(1, 0, 2).ravel()
         file.write_bytes(data.tobytes())
-    expect(verify(copy, monkeypatch, capsys), exported.segment)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), exported.segment)
 
 
 def test_a_mask_of_minus_infinity(copy, exported, monkeypatch, capsys):
-    """The bias is divided by zero on its way, so that what is masked is -inf, and what is not is NaN."""
+    """The bias is multiplied by infinity, so that masked tokens become -inf and the others NaN."""
 
-    def infinite(block):
+    def multiply_by_infinity(block):
         cast = next(
-            each
-            for each in block.operations
-            if each.type == "cast" and each.inputs["x"].arguments[0].name == "attention_bias"
+            operation
+            for operation in block.operations
+            if operation.type == "cast" and operation.inputs["x"].arguments[0].name == "attention_bias"
         )
         constants = (
-            each for each in block.operations if each.type == "const" and each.outputs[0].type.tensorType.dataType == 10
+            operation
+            for operation in block.operations
+            if operation.type == "const" and operation.outputs[0].type.tensorType.dataType == 10
         )
-        zero = next(each for each in constants if not each.outputs[0].type.tensorType.dimensions)
+        zero = next(constant for constant in constants if not constant.outputs[0].type.tensorType.dimensions)
         scalar = type(zero)()
         scalar.CopyFrom(zero)
         scalar.attributes["val"].immediateValue.tensor.bytes.values = np.float16(np.inf).tobytes()
@@ -232,25 +241,25 @@ def test_a_mask_of_minus_infinity(copy, exported, monkeypatch, capsys):
         product.attributes["name"].CopyFrom(scalar.attributes["name"])
         product.attributes["name"].immediateValue.tensor.strings.values[0] = "infinite_mask"
         cast.outputs[0].name = "original_bias"
-        at = list(block.operations).index(cast) + 1
-        operations = [*block.operations[:at], scalar, product, *block.operations[at:]]
+        place = list(block.operations).index(cast) + 1
+        operations = [*block.operations[:place], scalar, product, *block.operations[place:]]
         del block.operations[:]
         block.operations.extend(operations)
 
     for package in packages(copy, exported.segment):
-        change_spec(package, infinite)
+        change_spec(package, multiply_by_infinity)
     verified = verify(copy, monkeypatch, capsys)
-    expect(verified, exported.segment)
+    assert_fingerprints_fail(verified, exported.segment)
     finite = [
-        each for each in verified[1]["checks"] if each["metric"].startswith("finite_float16") and not each["passed"]
+        check for check in verified[1]["checks"] if check["metric"].startswith("finite_float16") and not check["passed"]
     ]
-    assert {each["program"] for each in finite} == {exported.segment} and all(
-        each["note"].startswith("mul ") for each in finite
+    assert {check["program"] for check in finite} == {exported.segment} and all(
+        check["note"].startswith("mul ") for check in finite
     )
 
 
 def test_a_swapped_output(copy, exported, monkeypatch, capsys):
-    """Start and end of a span change places; a classifier's hidden states come from before its last layer norm."""
+    """Swaps start and end of a span; a classifier's hidden states are taken from before its last layer norm."""
 
     def swap(block):
         renamed = {"start_logits": "end_logits", "end_logits": "start_logits"}
@@ -259,22 +268,24 @@ def test_a_swapped_output(copy, exported, monkeypatch, capsys):
                 for output in operation.outputs:
                     output.name = renamed.get(output.name, output.name)
             return
-        made = {each.outputs[0].name: each for each in block.operations}
-        last = made["hidden_out"]
-        norm = made[last.inputs["x"].arguments[0].name]
-        while norm.type == "batch_norm":  # a layer norm's scale and offset, 1 and 0 in these models
-            norm = made[norm.inputs["x"].arguments[0].name]
+        by_output = {operation.outputs[0].name: operation for operation in block.operations}
+        last = by_output["hidden_out"]
+        norm = by_output[last.inputs["x"].arguments[0].name]
+        while norm.type == "batch_norm":  # the layer norm's scale and offset, 1 and 0 in these models
+            norm = by_output[norm.inputs["x"].arguments[0].name]
         last.inputs["x"].arguments[0].name = norm.inputs["x"].arguments[0].name
 
-    (*_, package) = packages(copy, exported.segment)  # the longest bucket's where each has its own
+    (*_, package) = packages(copy, exported.segment)  # the longest bucket's, if every bucket has one
     change_spec(package, swap)
-    alone = len(packages(copy, exported.segment)) > 1
-    expect(verify(copy, monkeypatch, capsys), exported.segment, BUCKETS[-1:] if alone else BUCKETS)
+    separate = len(packages(copy, exported.segment)) > 1
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), exported.segment, BUCKETS[-1:] if separate else BUCKETS)
 
 
 def scales_of(block, *operators: str) -> list:
-    """The constants that the scales of these operators are, in the order of the program; one may be shared."""
-    names = [each.inputs["scale"].arguments[0].name for each in block.operations if each.type in operators]
+    """Returns the constants that are the scales of these operators, in the program's order. One may be shared."""
+    names = [
+        operation.inputs["scale"].arguments[0].name for operation in block.operations if operation.type in operators
+    ]
     return [
         constant
         for name in dict.fromkeys(names)
@@ -285,19 +296,19 @@ def scales_of(block, *operators: str) -> list:
 
 @pytest.mark.parametrize("operators", [("dequantize",), ("quantize",), ("quantize", "dequantize")], ids="-".join)
 def test_an_altered_scale_of_activations(copy, exported, operators, monkeypatch, capsys):
-    """Of one matrix' inputs, half as large; where both ways are alike, only the range and the steps are others."""
+    """Halves the scale of one matrix' inputs. If both operators change, only the range and the steps differ."""
     if not exported.int8_inputs:
         pytest.skip("no activations in int8")
 
-    def halved(block):
+    def halve(block):
         for operator in operators:
             scale = scales_of(block, operator)[0]
             assert np.frombuffer(scale.attributes["val"].immediateValue.tensor.bytes.values, np.float16) == STEP
             scale.attributes["val"].immediateValue.tensor.bytes.values = np.float16(STEP / 2).tobytes()
 
     (package,) = packages(copy, exported.segment)
-    change_spec(package, halved)
-    expect(verify(copy, monkeypatch, capsys), exported.segment)
+    change_spec(package, halve)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), exported.segment)
 
 
 def test_an_altered_gain(copy, exported, monkeypatch, capsys):
@@ -305,15 +316,15 @@ def test_an_altered_gain(copy, exported, monkeypatch, capsys):
         pytest.skip("no activations in int8")
     (package,) = packages(copy, exported.segment)
     (function, *_) = load_package(package).functions.values()
-    product = next(each.input.op for each in function.operations if each.op_type == "quantize")
-    raw = next(each.val for each in (product.x, product.y) if each.val is not None).tobytes()
+    product = next(operation.input.op for operation in function.operations if operation.op_type == "quantize")
+    raw = next(factor.val for factor in (product.x, product.y) if factor.val is not None).tobytes()
     file = package / WEIGHTS_FOLDER / "weight.bin"
     data = bytearray(file.read_bytes())
-    at = data.find(raw)
-    assert at >= 0
-    data[at + 11] ^= 0x04  # a channel's, by a factor of two
+    offset = data.find(raw)
+    assert offset >= 0
+    data[offset + 11] ^= 0x04  # changes a channel's gain by a factor of two
     file.write_bytes(data)
-    expect(verify(copy, monkeypatch, capsys), exported.segment)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), exported.segment)
 
 
 def test_a_program_without_a_fingerprint_does_not_pass(copy, exported, monkeypatch, capsys):
@@ -327,7 +338,7 @@ def test_a_program_without_a_fingerprint_does_not_pass(copy, exported, monkeypat
     assert code == 2 and "conformance.json: programs" in line
 
 
-def test_an_output_of_another_name_or_shape(copy, exported, monkeypatch, capsys):
+def test_an_output_of_another_name(copy, exported, monkeypatch, capsys):
     def rename(block):
         for operation in block.operations:
             for output in operation.outputs:

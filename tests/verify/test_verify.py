@@ -10,7 +10,7 @@ import pytest
 from pipeline.bundle.opening import Bundle
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
-from pipeline.verify.on_mac import MacReport
+from pipeline.verify.checks import MacReport
 from pipeline.verify.verify import AnsweredExamples, Verification, read_conformance, verify
 
 
@@ -52,7 +52,7 @@ def test_one_failed_check_fails_the_bundle_and_names_the_file_with_all_checks(ti
 
 
 def test_no_checks_are_no_proof():
-    nothing = Verification(checks=[], warnings=[], mac=MacReport(False, "no Mac"))
+    nothing = Verification(checks=[], warnings=[], mac=MacReport(ran=False, reason="no Mac"))
     assert not nothing.passed and nothing.to_json()["passed"] is False
 
 

@@ -1,12 +1,13 @@
-"""Reads the methods of a `.pte` that ExecuTorch hands to its Core ML delegate, so that the evaluator runs what the delegate would.
+"""Reads the methods of a `.pte` that ExecuTorch hands to its Core ML delegate, so that the evaluator can run them.
 
-The file is read back from the disk with ExecuTorch's own reader; the Core ML models that the delegates hold are packages, read as all others are.
+The file is read back from the disk by ExecuTorch's own reader. The Core ML models inside the delegates are packages.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,40 +16,40 @@ import numpy as np
 
 from pipeline.bundle.manifest import Program
 from pipeline.export.executorch_coreml import DELEGATE, METADATA_FILE, PACKAGE, REFERENCE
-from pipeline.export.payload import unpack
+from pipeline.export.payload import unpack, write_files
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
-from pipeline.verify.evaluator.evaluator import (
-    AGAIN,
-    Evaluation,
-    Function,
-    Package,
-    Precision,
-    Tensor,
-    load_package,
-    watch,
-)
+from pipeline.verify.evaluator.evaluator import Evaluation, evaluate
+from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.evaluator.precision import Precision
+from pipeline.verify.evaluator.program import EXPORT_AGAIN, ArraySpec, Function, Package
+
+# ExecuTorch's flatbuffer classes have no types.
+ProgramFile = Any  # executorch.exir._serialize._program.PTEFile
+ExecutionPlan = Any  # executorch.exir.schema.ExecutionPlan, one method of the file
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method: the function of the Core ML model that computes it, and its own tensors, which have no names, in order.
+    """One method of a `.pte`, and the function of the Core ML model that computes it.
 
-    `takes` says of each of the function's inputs, by name, which of the method's it is; `gives` the same of the outputs. The function's tensors
-    have the method's types: the delegate converts between them.
+    Attributes:
+        function: its inputs and outputs have the method's types; the delegate converts between the two.
+        inputs, outputs: the method's own, in order and without names.
+        input_positions, output_positions: for each input or output of the function, by name, its place in the method's.
     """
 
     name: str
     function: Function
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    takes: dict[str, int]
-    gives: dict[str, int]
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    input_positions: dict[str, int]
+    output_positions: dict[str, int]
 
 
 @dataclass(frozen=True)
 class DelegateFile:
-    """A `.pte` of which Core ML computes every method."""
+    """A `.pte` in which Core ML computes every method."""
 
     path: Path
     specification_version: int
@@ -57,57 +58,57 @@ class DelegateFile:
     @property
     def package(self) -> Package:
         """The methods as the functions of one package, for the evaluator and the lint."""
-        return Package(
-            self.path, self.specification_version, {name: method.function for name, method in self.methods.items()}
-        )
+        functions = {name: method.function for name, method in self.methods.items()}
+        return Package(self.path, self.specification_version, functions)
 
-    def run(self, program: Program, inputs: dict[str, np.ndarray], precision: Precision) -> Evaluation:
-        """Runs a method on the program's inputs by the manifest's names; its outputs have the manifest's names.
+    def run(self, program: Program, inputs: Mapping[str, np.ndarray], precision: Precision) -> Evaluation:
+        """Runs a program's method; inputs and outputs have the manifest's names.
 
         Raises:
-            UserError: there is no such method, or its inputs and outputs are not the manifest's.
+            UserError: there is no such method, or its inputs and outputs differ from the manifest's.
         """
         if program.method not in self.methods:
-            raise UserError(f"has no method {program.method!r}; {AGAIN}", file=self.path)
+            raise UserError(f"has no method {program.method!r}; {EXPORT_AGAIN}", file=self.path)
         method = self.methods[program.method]
         self.check_signature(method, program)
-        given = {name: inputs[program.inputs[at].name] for name, at in method.takes.items()}
-        evaluation = watch(self.package, method.name, given, precision)
-        outputs = {program.outputs[at].name: evaluation.outputs[name] for name, at in method.gives.items()}
+        given = {name: inputs[program.inputs[place].name] for name, place in method.input_positions.items()}
+        evaluation = evaluate(self.package, method.name, given, precision)
+        outputs = {
+            program.outputs[place].name: evaluation.outputs[name] for name, place in method.output_positions.items()
+        }
         return replace(evaluation, outputs=outputs)
 
     def check_signature(self, method: Method, program: Program) -> None:
-        """Raises UserError unless the method takes and gives what the manifest says, in that order."""
-        for side, said, found in (
+        """Raises UserError unless the method's inputs and outputs are the manifest's, in that order."""
+        for side, declared, found in (
             ("inputs", program.inputs, method.inputs),
             ("outputs", program.outputs, method.outputs),
         ):
-            expected, got = (
-                [(each.dtype, tuple(each.shape)) for each in said],
-                [(each.dtype, each.shape) for each in found],
-            )
-            if expected != got:
+            expected = [describe(spec.dtype, spec.shape) for spec in declared]
+            actual = [describe(spec.dtype, spec.shape) for spec in found]
+            if expected != actual:
                 raise UserError(
-                    f"{method.name} has {described(got)}, the manifest says {described(expected)}; {AGAIN}",
+                    f"{method.name} has {', '.join(actual) or 'none'}, the manifest says "
+                    f"{', '.join(expected) or 'none'}; {EXPORT_AGAIN}",
                     file=self.path,
                     field=f"{program.name}.{side}",
                 )
 
 
-def described(tensors: list[tuple[str, tuple]]) -> str:
-    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in tensors) or "none"
+def describe(dtype: str, shape: Sequence[object]) -> str:
+    return f"{dtype} {list(shape)}"
 
 
 def load_delegate_file(path: str | Path) -> DelegateFile:
-    """Reads a `.pte`: its methods, and the Core ML models that their delegates hold, weights included.
+    """Reads a `.pte`: its methods, and the Core ML models inside their delegates, including the weights.
 
     Raises:
-        UserError: naming the file and the method, when the file is cut, a method is more or less than one call of the Core ML delegate, or what
-            the delegate holds is cut, of a newer version than coremltools knows, or has an operator that coremltools does not know.
+        UserError: naming the file and the method, if the file is cut, a method is not exactly one call of the Core ML
+            delegate, or the model in the delegate is cut, too new for coremltools, or has an unknown operator.
     """
     path = Path(path)
     file = read_pte(path)
-    models: dict[str, tuple[Package, dict]] = {}
+    models: dict[str, tuple[Package, dict[str, Any]]] = {}
     methods = {}
     for plan in file.program.execution_plan:
         arguments, processed = delegate_call(path, file, plan)
@@ -115,32 +116,34 @@ def load_delegate_file(path: str | Path) -> DelegateFile:
             key, function, payload = find_model(file, plan.name, processed)
             if key not in models:
                 models[key] = load_model(payload)
-            methods[plan.name] = method_of(plan, arguments, function, *models[key])
+            methods[plan.name] = match_method(plan, arguments, function, *models[key])
         except UserError as error:
             raise UserError(str(error), file=path, field=plan.name) from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
-                f"what the delegate holds is cut or altered ({error}); {AGAIN}", file=path, field=plan.name
+                f"the delegate's contents are cut or altered ({error}); {EXPORT_AGAIN}", file=path, field=plan.name
             ) from None
     return DelegateFile(path, max(package.specification_version for package, _ in models.values()), methods)
 
 
-def read_pte(path: Path) -> Any:
-    """The file as ExecuTorch's reader gives it. UserError when it is cut, or none."""
+def read_pte(path: Path) -> ProgramFile:
+    """Reads a `.pte` with ExecuTorch's reader. Raises UserError if it is cut or no such file."""
     reader = import_quietly("executorch.exir._serialize._program")
     try:
         file = reader.deserialize_pte_binary(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=path) from None
-    except Exception as error:  # struct, Unicode, value and index errors: whatever the place of the cut gives
-        raise UserError(f"is no whole ExecuTorch program ({error}); {AGAIN}", file=path) from None
+    except Exception as error:  # struct, Unicode, value or index errors, depending on where the file is cut
+        raise UserError(f"is no whole ExecuTorch program ({error}); {EXPORT_AGAIN}", file=path) from None
     if not file.program.execution_plan:
-        raise UserError(f"has no methods; {AGAIN}", file=path)
+        raise UserError(f"has no methods; {EXPORT_AGAIN}", file=path)
     return file
 
 
-def delegate_call(path: Path, file: Any, plan: Any) -> tuple[list[int], bytes]:
-    """The one call that a method is: the values that the delegate is given, inputs then outputs, and what it holds.
+def delegate_call(path: Path, file: ProgramFile, plan: ExecutionPlan) -> tuple[list[int], bytes]:
+    """Returns the arguments of a method's only instruction, a delegate call, and the delegate's contents.
+
+    The arguments are indices of the method's values, inputs first and then outputs.
 
     Raises:
         UserError: the method does anything else.
@@ -149,39 +152,38 @@ def delegate_call(path: Path, file: Any, plan: Any) -> tuple[list[int], bytes]:
     instructions = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     others = [f"{operator.name}.{operator.overload}".strip(".") for operator in plan.operators]
     others += [delegate.id for delegate in plan.delegates if delegate.id != DELEGATE]
-    if (
-        others
-        or len(plan.delegates) != 1
-        or len(instructions) != 1
-        or not isinstance(instructions[0], schema.DelegateCall)
-    ):
+    is_one_call = len(instructions) == 1 and isinstance(instructions[0], schema.DelegateCall)
+    if others or len(plan.delegates) != 1 or not is_one_call:
         raise UserError(
-            f"is not one call of {DELEGATE}, but {len(instructions)} steps, with {', '.join(others) or 'no operator beside it'}; {AGAIN}",
+            f"is not one call of {DELEGATE}, but {len(instructions)} steps, with "
+            f"{', '.join(others) or 'no operator beside it'}; {EXPORT_AGAIN}",
             file=path,
             field=plan.name,
         )
     return instructions[0].args, bytes(file.program.backend_delegate_data[plan.delegates[0].processed.index].data)
 
 
-def find_model(file: Any, method: str, processed: bytes) -> tuple[str, str, bytes]:
-    """A key of its own for the model, the function in it, and its bytes: those of the delegate, or where the delegate refers to."""
+def find_model(file: ProgramFile, method: str, processed: bytes) -> tuple[str, str, bytes]:
+    """Returns a method's model: a key that identifies it, the name of the function in it, and its bytes.
+
+    The bytes are the delegate's own, or those that the delegate refers to elsewhere in the file.
+    """
     if not processed.startswith(REFERENCE):
         return method, "main", processed
     reference = json.loads(processed[len(REFERENCE) :])
-    return (
-        reference["key"],
-        reference["functionName"],
-        file.named_data.buffers[file.named_data.pte_data[reference["key"]].buffer_index],
-    )
+    buffer = file.named_data.pte_data[reference["key"]].buffer_index
+    return reference["key"], reference["functionName"], file.named_data.buffers[buffer]
 
 
-def load_model(payload: bytes) -> tuple[Package, dict]:
-    """The package in a delegate's file system, and what is said of its inputs and outputs. Errors name no file, which is the caller's."""
+def load_model(payload: bytes) -> tuple[Package, dict[str, Any]]:
+    """Reads the package in a delegate's file system, and the description of its inputs and outputs.
+
+    Raises:
+        UserError: without the file's name, which the caller adds.
+    """
     files = unpack(payload)
     with tempfile.TemporaryDirectory() as folder:
-        for name, contents in files.items():
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / name).write_bytes(contents)
+        write_files(files, Path(folder))
         try:
             package = load_package(Path(folder) / PACKAGE)
         except UserError as error:
@@ -189,45 +191,55 @@ def load_model(payload: bytes) -> tuple[Package, dict]:
     return package, json.loads(files[METADATA_FILE])
 
 
-def method_of(plan: Any, arguments: list[int], function: str, package: Package, metadata: dict) -> Method:
-    """A method, its tensors matched with the function's by the order of the delegate's arguments.
+def match_method(
+    plan: ExecutionPlan, arguments: Sequence[int], function_name: str, package: Package, metadata: dict[str, Any]
+) -> Method:
+    """Matches a method's inputs and outputs with its function's by the order of the delegate's arguments.
 
     Raises:
         UserError: the two do not fit each other.
     """
     names = metadata["methods"][plan.name] if "methods" in metadata else metadata
     inputs, outputs = names["inputNames"], names["outputNames"]
-    computed = package.function(function)
-    given, taken = arguments[: len(inputs)], arguments[len(inputs) :]
-    fits = len(taken) == len(outputs) and set(given) <= set(plan.inputs) and set(taken) == set(plan.outputs)
+    function = package.function(function_name)
+    given, returned = arguments[: len(inputs)], arguments[len(inputs) :]
     if (
-        not fits
-        or set(inputs) != {each.name for each in computed.inputs}
-        or set(outputs) != {each.name for each in computed.outputs}
+        len(returned) != len(outputs)
+        or not set(given) <= set(plan.inputs)
+        or set(returned) != set(plan.outputs)
+        or set(inputs) != {spec.name for spec in function.inputs}
+        or set(outputs) != {spec.name for spec in function.outputs}
     ):
-        raise UserError(f"takes and gives other tensors than the delegate's model; {AGAIN}")
-    of_method = tuple(tuple(tensor_of(plan.values[at].val) for at in side) for side in (plan.inputs, plan.outputs))
-    takes = {name: plan.inputs.index(at) for name, at in zip(inputs, given)}
-    gives = {name: plan.outputs.index(at) for name, at in zip(outputs, taken)}
-    tensors = []
-    for found, places, own in ((computed.inputs, takes, of_method[0]), (computed.outputs, gives, of_method[1])):
-        tensors.append(tuple(converted(tensor, own[places[tensor.name]]) for tensor in found))
-    return Method(
-        plan.name, replace(computed, name=plan.name, inputs=tensors[0], outputs=tensors[1]), *of_method, takes, gives
+        raise UserError(f"takes and gives other tensors than the delegate's model; {EXPORT_AGAIN}")
+    method_inputs = tuple(array_spec(plan.values[index].val) for index in plan.inputs)
+    method_outputs = tuple(array_spec(plan.values[index].val) for index in plan.outputs)
+    input_positions = {name: plan.inputs.index(index) for name, index in zip(inputs, given)}
+    output_positions = {name: plan.outputs.index(index) for name, index in zip(outputs, returned)}
+    with_method_types = replace(
+        function,
+        name=plan.name,
+        inputs=tuple(with_type(spec, method_inputs[input_positions[spec.name]]) for spec in function.inputs),
+        outputs=tuple(with_type(spec, method_outputs[output_positions[spec.name]]) for spec in function.outputs),
     )
+    return Method(plan.name, with_method_types, method_inputs, method_outputs, input_positions, output_positions)
 
 
-def tensor_of(value: Any) -> Tensor:
-    """A tensor of a method's plan."""
+def array_spec(value: Any) -> ArraySpec:
+    """Describes a tensor of a method's plan."""
     dtypes = {"FLOAT": "float32", "HALF": "float16", "INT": "int32", "LONG": "int64"}
     kind = value.scalar_type.name
-    return Tensor("", dtypes.get(kind, kind.lower()), tuple(value.sizes))
+    return ArraySpec("", dtypes.get(kind, kind.lower()), tuple(value.sizes))
 
 
-def converted(tensor: Tensor, method: Tensor) -> Tensor:
-    """The function's tensor with the method's type. UserError where the shapes differ, or one is of integers and the other is not."""
-    if tensor.shape != method.shape or (np.dtype(tensor.dtype).kind != np.dtype(method.dtype).kind):
+def with_type(spec: ArraySpec, method: ArraySpec) -> ArraySpec:
+    """Returns the function's input or output with the method's type.
+
+    Raises:
+        UserError: the shapes differ, or only one of the two holds integers.
+    """
+    if spec.shape != method.shape or np.dtype(spec.dtype).kind != np.dtype(method.dtype).kind:
         raise UserError(
-            f"{tensor.name} is {tensor.dtype} {list(tensor.shape)} in the delegate's model, {method.dtype} {list(method.shape)} in the method; {AGAIN}"
+            f"{spec.name} is {describe(spec.dtype, spec.shape)} in the delegate's model, "
+            f"{describe(method.dtype, method.shape)} in the method; {EXPORT_AGAIN}"
         )
-    return replace(tensor, dtype=method.dtype)
+    return replace(spec, dtype=method.dtype)

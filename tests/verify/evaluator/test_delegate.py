@@ -1,4 +1,4 @@
-"""What ExecuTorch would hand to Core ML is read back from the `.pte` and checked as the packages are; faults in it are found, by name."""
+"""The Core ML models in a `.pte` are read back and checked as packages are, and their faults are found by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, describe_files, re
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import BundleSource, Labels, describe
-from pipeline.export.executorch import lower, write
+from pipeline.export.executorch import lower, write_pte
 from pipeline.export.executorch_coreml import export_executorch_coreml
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.payload import unpack
@@ -27,7 +27,7 @@ from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import quiet_logging
-from pipeline.verify.coreml_parity import check_against_model
+from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.evaluator.delegate import find_model, load_delegate_file, read_pte
 
 
@@ -38,7 +38,7 @@ class Exported:
     buckets: tuple[int, ...]
 
     def file(self, bundle: Path) -> Path:
-        """A file of the copy in which the last segment's weights lie."""
+        """Returns the file of a copy that has the last segment's weights."""
         return max(bundle.glob("model-coreml*.pte"))
 
 
@@ -46,7 +46,7 @@ class Exported:
     scope="module", params=[("qa", "iOS18", (16, 48)), ("classification", "iOS16", (16,))], ids=["qa", "classification"]
 )
 def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
-    """A bundle with the delegate's programs alone, two segments: two buckets that share a model, or one that has a file of its own."""
+    """A bundle with only the delegate's programs, two segments: two buckets that share a model, or one bucket."""
     task, target, buckets = request.param
     torch.manual_seed(5)
     vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
@@ -77,9 +77,9 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     folder.mkdir()
     shutil.copyfile(tiny_vocab, folder / "vocab.txt")
     tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
-    texts = [" ".join(vocabulary[9 + 5 * at : 12 + 6 * at]) for at in range(6)]
+    texts = [" ".join(vocabulary[9 + 5 * index : 12 + 6 * index]) for index in range(6)]
     if task == "qa":
-        examples = [QAExample(str(at), "ba be?", text, ()) for at, text in enumerate(texts)]
+        examples = [QAExample(str(index), "ba be?", text, ()) for index, text in enumerate(texts)]
     else:
         examples = [ClassificationExample(text, None, "0") for text in texts]
     labels = Labels(("0", "1") if task == "classification" else ())
@@ -96,7 +96,7 @@ def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
 
 
 def save(bundle: Path, manifest: Manifest) -> None:
-    """Writes the manifest, its checksums made to fit the files."""
+    """Writes the manifest with checksums that fit the files."""
     (bundle / MANIFEST_FILE).write_text(
         manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
     )
@@ -108,49 +108,48 @@ def copy(exported, tmp_path) -> Path:
 
 
 def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
-    """`pocketbert verify BUNDLE --json`: exit code, what it prints, the last line on stderr."""
+    """Runs `pocketbert verify BUNDLE --json`; returns the exit code, the JSON, and the last line on stderr."""
     save(bundle, read_manifest(bundle, check_files=False))
     monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr()
-    return stopped.value.code or 0, json.loads(said.out or "{}"), (said.err.splitlines() or [""])[-1]
+    printed = capsys.readouterr()
+    return stopped.value.code or 0, json.loads(printed.out or "{}"), (printed.err.splitlines() or [""])[-1]
 
 
-def expect(verified: tuple[int, dict, str], program: str, buckets: tuple[int, ...]) -> None:
-    """The program's fingerprints fail in those buckets, no other's do, and the line on stderr names it."""
+def assert_fingerprints_fail(verified: tuple[int, dict, str], program: str, buckets: tuple[int, ...]) -> None:
+    """Asserts that only this program's fingerprints fail, in these buckets, and that stderr names the program."""
     code, result, line = verified
     failed = {
-        (each["program"], each["metric"])
-        for each in result["checks"]
-        if not each["passed"] and each["metric"].startswith("fingerprint_snr")
+        (check["program"], check["metric"])
+        for check in result["checks"]
+        if not check["passed"] and check["metric"].startswith("fingerprint_snr")
     }
     assert code == 1 and failed == {(program, f"fingerprint_snr_db_{length}") for length in buckets}
     assert f"executorch-coreml {program}: fingerprint" in line
 
 
-def matrix_in(data: bytes, weight: torch.Tensor) -> int:
-    """Where in the file a matrix of the model lies, in float16."""
+def matrix_offset(data: bytes, weight: torch.Tensor) -> int:
+    """Returns the offset of a matrix of the model in the file, in float16."""
     part = weight.detach().numpy().astype(np.float16).tobytes()
     assert data.count(part) == 1
     return data.index(part)
 
 
-def test_a_faithful_bundle_passes_with_every_method_checked(exported, copy, monkeypatch, capsys):
+def test_a_faithful_bundle_passes_and_every_method_is_checked(exported, copy, monkeypatch, capsys):
     code, result, line = verify(copy, monkeypatch, capsys)
     assert code == 0 and result["passed"], line
     checks = result["checks"]
-    assert {each["backend"] for each in checks} == {"executorch-coreml"}
+    assert {check["backend"] for check in checks} == {"executorch-coreml"}
     fingerprints = {
-        (each["program"], each["metric"]) for each in checks if each["metric"].startswith("fingerprint_snr")
+        (check["program"], check["metric"]) for check in checks if check["metric"].startswith("fingerprint_snr")
     }
     manifest = read_manifest(copy)
-    assert fingerprints == {(each.name, f"fingerprint_snr_db_{each.lengths[0]}") for each in manifest.programs}
-    assert min(each["value"] for each in checks if each["metric"].startswith("fingerprint_snr")) > 100
+    assert fingerprints == {(program.name, f"fingerprint_snr_db_{program.lengths[0]}") for program in manifest.programs}
+    assert min(check["value"] for check in checks if check["metric"].startswith("fingerprint_snr")) > 100
     assert len(checks) == len(exported.buckets) * (3 + 2 + 3 + 2 * 3)
-    assert {warning["package"] for warning in result["warnings"]} == {
-        exported.file(copy).name
-    }  # the embedding table's gather, at least
+    # At least the gather of the embedding table.
+    assert {warning["package"] for warning in result["warnings"]} == {exported.file(copy).name}
     checks = check_against_model(exported.model, copy, manifest, backend="executorch-coreml")
     assert [check for check in checks if not check.passed] == [] and len(checks) == len(exported.buckets) * 2 * (
         1 + 2 * 2
@@ -160,28 +159,28 @@ def test_a_faithful_bundle_passes_with_every_method_checked(exported, copy, monk
 def test_one_altered_weight(exported, copy, monkeypatch, capsys):
     file = exported.file(copy)
     data = bytearray(file.read_bytes())
-    at = matrix_in(bytes(data), last_matrix(exported))
-    data[at + 201] ^= 0x40  # a float16's exponent
+    offset = matrix_offset(bytes(data), last_matrix(exported))
+    data[offset + 201] ^= 0x40  # a float16's exponent
     file.write_bytes(data)
-    expect(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
 
 
 def last_matrix(exported: Exported) -> torch.Tensor:
-    """The last layer's square matrix that comes out of its attention."""
-    return [each for each in exported.model.encoder.layers[1].parameters() if each.shape == (64, 64)][-1]
+    """Returns the last layer's square matrix after its attention."""
+    return [parameter for parameter in exported.model.encoder.layers[1].parameters() if parameter.shape == (64, 64)][-1]
 
 
 def test_a_transposed_matrix(exported, copy, monkeypatch, capsys):
     file = exported.file(copy)
     data, weight = file.read_bytes(), last_matrix(exported)
-    at = matrix_in(data, weight)
+    offset = matrix_offset(data, weight)
     transposed = weight.detach().T.contiguous().numpy().astype(np.float16).tobytes()
-    file.write_bytes(data[:at] + transposed + data[at + len(transposed) :])
-    expect(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
+    file.write_bytes(data[:offset] + transposed + data[offset + len(transposed) :])
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
 
 
 def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
-    """The delegate gives its results in the order of a list beside the model: there start and end of a span change places, or states and logits."""
+    """The order of a delegate's results is a list beside the model; two of its names are swapped here."""
     file = exported.file(copy)
     data = file.read_bytes()
     span = len(exported.buckets) == 2
@@ -198,9 +197,9 @@ def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
     assert len(swapped) == end + 1 - start
     put(file, start, swapped)
     if span:
-        expect(verify(copy, monkeypatch, capsys), "segment_1", (16,))
+        assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", (16,))
     else:
-        assert "is float16 [1, 16, 64] in the delegate's model, float32 [1, 2] in the method" in refused(file)
+        assert "is float16 [1, 16, 64] in the delegate's model, float32 [1, 2] in the method" in refusal(file)
 
 
 def test_outputs_of_another_shape_or_order_are_refused(exported, copy, monkeypatch, capsys):
@@ -220,10 +219,13 @@ def test_a_method_without_a_fingerprint_does_not_pass(copy, monkeypatch, capsys)
     vectors["programs"].pop()
     (copy / "conformance.json").write_text(json.dumps(vectors))
     code, _, line = verify(copy, monkeypatch, capsys)
-    assert code == 2 and "conformance.json: programs: are not of the manifest's executorch-coreml programs" in line
+    assert (
+        code == 2 and "conformance.json: programs: do not belong to the manifest's executorch-coreml programs" in line
+    )
 
 
-def refused(file: Path) -> str:
+def refusal(file: Path) -> str:
+    """Returns the error of loading a file, without the file's name; asserts that it is one line."""
     with pytest.raises(UserError) as caught:
         load_delegate_file(file)
     line = str(caught.value)
@@ -242,16 +244,18 @@ def test_a_file_is_evaluated_on_its_own(exported, copy, monkeypatch, capsys):
         and report["passed"]
         and report["specification_version"] == (9 if len(exported.buckets) == 2 else 7)
     )
-    assert {each["function"] for each in report["functions"]} == {each.method for each in read_manifest(copy).programs}
+    assert {function["function"] for function in report["functions"]} == {
+        program.method for program in read_manifest(copy).programs
+    }
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
         stopped.value.code == 2
-        and said.out == ""
-        and len(said.err.splitlines()) == 1
-        and "is no whole ExecuTorch program" in said.err
+        and printed.out == ""
+        and len(printed.err.splitlines()) == 1
+        and "is no whole ExecuTorch program" in printed.err
     )
 
 
@@ -260,15 +264,15 @@ def test_a_cut_file_is_one_line(exported, copy, kept):
     file = exported.file(copy)
     data = file.read_bytes()
     file.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    assert "is no whole ExecuTorch program" in refused(file)
+    assert "is no whole ExecuTorch program" in refusal(file)
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    assert "cannot be read" in refused(tmp_path / "model-coreml.pte")
+    assert "cannot be read" in refusal(tmp_path / "model-coreml.pte")
 
 
 def specification(file: Path) -> tuple[int, bytes]:
-    """Where in the file the last model's specification begins, and its bytes."""
+    """Returns the offset of the last model's specification in the file, and its bytes."""
     pte = read_pte(file)
     plan = pte.program.execution_plan[-1]
     _, _, payload = find_model(
@@ -278,44 +282,44 @@ def specification(file: Path) -> tuple[int, bytes]:
     return file.read_bytes().rindex(spec), spec
 
 
-def put(file: Path, at: int, replacement: bytes) -> None:
+def put(file: Path, offset: int, replacement: bytes) -> None:
+    """Overwrites bytes of a file."""
     data = file.read_bytes()
-    file.write_bytes(data[:at] + replacement + data[at + len(replacement) :])
+    file.write_bytes(data[:offset] + replacement + data[offset + len(replacement) :])
 
 
 def test_a_model_of_a_newer_version_is_one_line(exported, copy):
     file = exported.file(copy)
-    at, spec = specification(file)
+    offset, spec = specification(file)
     assert spec[:2] in (b"\x08\x09", b"\x08\x07")  # the first field, the version
-    put(file, at + 1, b"\x63")
-    line = refused(file)
+    put(file, offset + 1, b"\x63")
+    line = refusal(file)
     assert line.startswith("segment_1_") and "model.mlmodel: specification version 99 is newer than" in line
 
 
-def test_an_operator_that_nobody_knows_is_one_line(exported, copy):
+def test_an_unknown_operator_is_one_line(exported, copy):
     file = exported.file(copy)
-    at, spec = specification(file)
-    put(file, at, spec.replace(b"\n\nlayer_norm", b"\n\nlayer_nomr"))
-    line = refused(file)
+    offset, spec = specification(file)
+    put(file, offset, spec.replace(b"\n\nlayer_norm", b"\n\nlayer_nomr"))
+    line = refusal(file)
     assert line.startswith("segment_1_") and "model.mlpackage: operator 'layer_nomr' is not known" in line
 
 
-def test_what_the_delegate_holds_is_cut(exported, copy):
+def test_a_cut_delegate_is_one_line(exported, copy):
     file = exported.file(copy)
     data = file.read_bytes()
     list_of_files = data.rindex(b'{"nodes":['[::-1])
     put(file, list_of_files, b"*")
-    assert "what the delegate holds is cut or altered (its list of files is cut or altered)" in refused(file)
+    assert "the delegate's contents are cut or altered (its list of files is cut or altered)" in refusal(file)
     file.write_bytes(data)
-    weights = data.rindex(
-        b'"name":"weight.bin"'[::-1]
-    )  # the list is spelled backwards: its size follows, the last digit first
+    # The list is written backwards: the file's size follows its name, the last digit first.
+    weights = data.rindex(b'"name":"weight.bin"'[::-1])
     colon = data.index(b'"size":'[::-1], weights)
     digits = data[data.rindex(b"}", 0, colon) + 1 : colon][::-1]
     shorter = str(int(digits) - 5000).encode()
     assert len(shorter) == len(digits)
     put(file, colon - len(digits), shorter[::-1])
-    assert "weight.bin: is cut at" in refused(file)
+    assert "weight.bin: is cut at" in refusal(file)
 
 
 class Doubled(torch.nn.Module):
@@ -325,10 +329,10 @@ class Doubled(torch.nn.Module):
 
 def test_methods_of_another_delegate_and_operators_outside_are_refused(tmp_path):
     with quiet_logging():
-        write(
+        write_pte(
             {"segment_0_4": lower(torch.export.export(Doubled(), (torch.zeros(1, 4),)))}, tmp_path / "model-coreml.pte"
         )
-    line = refused(tmp_path / "model-coreml.pte")
+    line = refusal(tmp_path / "model-coreml.pte")
     assert (
         line.startswith("segment_0_4: is not one call of CoreMLBackend") and "aten::cumsum.out, XnnpackBackend" in line
     )

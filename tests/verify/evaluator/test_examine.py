@@ -1,4 +1,4 @@
-"""`pocketbert verify FILE.mlpackage`: what a package computes is what numpy computes, and what does not fit is refused in one line."""
+"""`pocketbert verify FILE.mlpackage` computes what numpy computes, and refuses what does not fit in one line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from pipeline import cli
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
-from pipeline.verify.evaluator.evaluator import SPEC_FILE, WEIGHTS_FOLDER
+from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER
 
 TABLE = np.random.default_rng(1).standard_normal((40, 64)).astype(np.float16)
 
 
 def save(path: Path, length: int) -> Path:
-    """ids [1, length], bias [1, length, 1] -> rows [1, length, 64] of a table plus the bias, and `large`, 256 times their square."""
+    """Saves a package that returns `rows` [1, length, 64] of a table plus a bias, and `large`, 256 * rows^2."""
     ct = import_quietly("coremltools")
     from coremltools.converters.mil.mil import Builder, types
 
@@ -35,7 +35,7 @@ def save(path: Path, length: int) -> Path:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """A function for 4 ids and one for 6."""
+    """A package with a function for 4 ids and one for 6."""
     folder = tmp_path_factory.mktemp("package")
     ct = import_quietly("coremltools")
     functions = ct.utils.MultiFunctionDescriptor()
@@ -49,45 +49,44 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def verify(monkeypatch, capsys):
-    """Runs `pocketbert verify ARGUMENTS`; gives exit code, stdout and stderr."""
+    """A function that runs `pocketbert verify ARGUMENTS` and returns exit code, stdout and stderr."""
 
     def command(*arguments):
         monkeypatch.setattr("sys.argv", ["pocketbert", "verify", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
 
     return command
 
 
 def inputs(**changes) -> dict[str, np.ndarray]:
-    """For `length_4`; None takes one away."""
-    given = {
+    """Returns inputs for `length_4`; a change to None removes one."""
+    arrays = {
         "ids": np.array([[3, 0, 39, 7]], dtype=np.int32),
         "bias": np.full((1, 4, 1), 0.5, dtype=np.float32),
         **changes,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in arrays.items() if value is not None}
 
 
 def test_random_inputs_run_every_function_in_both_precisions(package, verify):
     code, out, _ = verify(package, "--json")
     result = json.loads(out)
     assert code == 0 and result["passed"] and result["inputs"] == "random (seed 0)" and "values" not in result
-    assert [each["function"] for each in result["functions"]] == ["length_4", "length_6"]
+    assert [function["function"] for function in result["functions"]] == ["length_4", "length_6"]
     for function, length in zip(result["functions"], (4, 6)):
         rows = function["outputs"][0]
-        assert (rows["name"], rows["shape"], rows["finite"]) == ("rows", [1, length, 64], True) and rows[
-            "minimum"
-        ] < rows["maximum"]
+        assert (rows["name"], rows["shape"], rows["finite"]) == ("rows", [1, length, 64], True)
+        assert rows["minimum"] < rows["maximum"]
         assert 40 < rows["float16_snr_db"] < 100 and function["faults"] == {"float32": [], "float16": []}
     assert verify(package, "--json")[1] == out
     assert verify(package)[1].count("length_4") >= 2 and "random (seed 0)" in verify(package)[1]
 
 
 @pytest.mark.parametrize("form", ["npz", "json"])
-def test_given_inputs_give_what_numpy_gives(package, verify, tmp_path, form):
+def test_outputs_for_given_inputs_are_numpys(package, verify, tmp_path, form):
     file = tmp_path / f"inputs.{form}"
     if form == "npz":
         np.savez(file, **inputs())
@@ -118,7 +117,7 @@ def test_an_overflow_in_float16_is_named_and_fails(package, verify, tmp_path):
     assert code == 1 and "input bias is infinite" in out and "NOT FINITE" in out
 
 
-def refused(result: tuple[int, str, str], *parts) -> None:
+def assert_refused(result: tuple[int, str, str], *parts) -> None:
     code, out, err = result
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     for part in parts:
@@ -131,12 +130,12 @@ def refused(result: tuple[int, str, str], *parts) -> None:
         ({"ids": np.zeros((1, 5), np.int32)}, ["ids", "int32 [1, 4]", "int32 [1, 5]"]),
         ({"ids": np.zeros((1, 4), np.int64)}, ["ids", "int32 [1, 4]", "int64"]),
         ({"bias": None}, ["bias", "needs this input"]),
-        ({"mask": np.zeros(1, np.float32)}, ["mask", "is no input", "ids, bias"]),
+        ({"mask": np.zeros(1, np.float32)}, ["mask", "is not an input", "ids, bias"]),
     ],
 )
-def test_inputs_that_do_not_fit(package, verify, tmp_path, changes, parts):
+def test_inputs_that_do_not_fit_are_refused(package, verify, tmp_path, changes, parts):
     np.savez(tmp_path / "inputs.npz", **inputs(**changes))
-    refused(
+    assert_refused(
         verify(package, "--inputs", tmp_path / "inputs.npz", "--function", "length_4"), tmp_path / "inputs.npz", *parts
     )
 
@@ -154,22 +153,22 @@ def test_inputs_that_do_not_fit(package, verify, tmp_path, changes, parts):
         ("large.json", b'{"ids": [[1, 2, 3, 4294967296]]}', ["ids", "int32"]),
     ],
 )
-def test_input_files_that_cannot_be_read(package, verify, tmp_path, name, content, parts):
+def test_unreadable_input_files_are_refused(package, verify, tmp_path, name, content, parts):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    refused(verify(package, "--inputs", tmp_path / name, "--function", "length_4"), name, *parts)
+    assert_refused(verify(package, "--inputs", tmp_path / name, "--function", "length_4"), name, *parts)
 
 
-def test_options_that_do_not_fit(package, verify, tmp_path, tiny_classifier):
+def test_options_that_do_not_fit_are_refused(package, verify, tmp_path, tiny_classifier):
     np.savez(tmp_path / "inputs.npz", **inputs())
-    refused(verify(package, "--inputs", tmp_path / "inputs.npz"), "length_4, length_6", "--function")
-    refused(verify(package, "--function", "main"), "main", "length_4, length_6")
-    refused(verify(package, "--precision", "int8"), "float32 or float16")
-    refused(verify(package, "--outputs", tmp_path / "none" / "out.npz"), "out.npz", "cannot be written")
-    refused(verify(tiny_classifier.path, "--inputs", tmp_path / "inputs.npz"), "--inputs", "package")
+    assert_refused(verify(package, "--inputs", tmp_path / "inputs.npz"), "length_4, length_6", "--function")
+    assert_refused(verify(package, "--function", "main"), "main", "length_4, length_6")
+    assert_refused(verify(package, "--precision", "int8"), "float32 or float16")
+    assert_refused(verify(package, "--outputs", tmp_path / "none" / "out.npz"), "out.npz", "cannot be written")
+    assert_refused(verify(tiny_classifier.path, "--inputs", tmp_path / "inputs.npz"), "--inputs", "package")
 
 
-def test_packages_that_are_not_whole_or_not_known(package, verify, tmp_path):
+def test_damaged_and_unknown_packages_are_refused(package, verify, tmp_path):
     ct = import_quietly("coremltools")
 
     def altered(name: str, change) -> Path:
@@ -188,15 +187,15 @@ def test_packages_that_are_not_whole_or_not_known(package, verify, tmp_path):
     def unknown(spec, copy):
         for function in spec.mlProgram.functions.values():
             for block in function.block_specializations.values():
-                next(each for each in block.operations if each.type == "mul").type = "frobnicate"
+                next(operation for operation in block.operations if operation.type == "mul").type = "frobnicate"
 
-    refused(verify(altered("weights", cut_weights)), "weights.mlpackage")
-    refused(
+    assert_refused(verify(altered("weights", cut_weights)), "weights.mlpackage")
+    assert_refused(
         verify(altered("cut", lambda spec, copy: (copy / SPEC_FILE).write_bytes(spec.SerializeToString()[:-100]))),
         "model.mlmodel",
     )
-    refused(
+    assert_refused(
         verify(altered("newer", lambda spec, copy: setattr(spec, "specificationVersion", 99))), "version 99", "newer"
     )
-    refused(verify(altered("operator", unknown)), "'frobnicate' is not known")
-    refused(verify(tmp_path / "nothing.mlpackage"), "is not a Core ML package")
+    assert_refused(verify(altered("operator", unknown)), "'frobnicate' is not known")
+    assert_refused(verify(tmp_path / "nothing.mlpackage"), "is not a Core ML package")

@@ -1,0 +1,83 @@
+"""A Core ML package as it was read from the disk: its functions, their signatures and constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.support.errors import UserError
+from pipeline.verify.evaluator.mil import Operation, is_constant, shapes_fit
+from pipeline.verify.evaluator.precision import round_to_float16, to_float32
+from pipeline.verify.evaluator.weights import constant_value
+
+EXPORT_AGAIN = "export the bundle again"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """The name, type and shape of a function's input or output.
+
+    Attributes:
+        dtype: numpy's name, such as "int32" or "float32".
+        shape: a flexible dimension is None.
+        default_shape: for inputs, the sizes that the package names first for flexible dimensions.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    default_shape: tuple[int, ...] = ()
+
+    def accepts(self, value: np.ndarray) -> bool:
+        """Returns whether an array has this type and shape."""
+        return value.dtype.name == self.dtype and shapes_fit(value.shape, self.shape)
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a package. `operations` are in an order in which they can run."""
+
+    name: str
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    operations: tuple[Operation, ...] = field(repr=False)
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """The constants by name, decompressed and in float32. They are kept, since every evaluation needs them."""
+        return {
+            operation.outputs[0].name: to_float32(constant_value(operation))
+            for operation in self.operations
+            if is_constant(operation)
+        }
+
+    @cached_property
+    def float16_constants(self) -> dict[str, Any]:
+        """The constants rounded to float16. Weights that are float16 already share their array with `constants`."""
+        values = {}
+        for name, value in self.constants.items():
+            rounded = round_to_float16(value)
+            unchanged = isinstance(value, np.ndarray) and np.array_equal(rounded, value)
+            values[name] = value if unchanged else rounded
+        return values
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package; its only function is called "main", several have names of their own."""
+
+    path: Path
+    specification_version: int
+    functions: dict[str, Function]
+
+    def function(self, name: str) -> Function:
+        """Returns the function of that name. Raises UserError if there is none."""
+        if name not in self.functions:
+            raise UserError(
+                f"there is no such function; the package has {', '.join(self.functions)}", file=self.path, field=name
+            )
+        return self.functions[name]
