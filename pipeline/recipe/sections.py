@@ -257,7 +257,7 @@ class Quantize(Section):
     budget_points: float | None = Field(
         None,
         ge=0,
-        description="mixed only: loss that the last exit may have, in points (hundredths of accuracy, F1 or label range)",
+        description="mixed only: loss that the last exit may have, in points (0.01 of accuracy, F1 or label range)",
     )
     sensitivity_examples: int = Field(
         256,
