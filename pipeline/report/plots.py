@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.bench.documents import BenchReport
-from pipeline.exits.study import NamedSpeed
+from pipeline.exits.study_document import NamedSpeed
 from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
 from pipeline.report.results import RunResults
 from pipeline.report.wording import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.exits.study import NamedSpeed, Point, Study
+from pipeline.exits.study_document import NamedSpeed, OperatingPoint, Study
 from pipeline.report import plots, study_plots
 from pipeline.report.page import Figure, environment
 from pipeline.report.wording import METRIC_NAMES, capitalized, measure_name, percent
@@ -59,7 +59,7 @@ def study_figures(study: Study) -> list[Figure]:
     metric = METRIC_NAMES[study.metric]
     own_measure = measure_name(study.own.measure)
 
-    def within(write: Callable[[Point], str]) -> str:
+    def within(write: Callable[[OperatingPoint], str]) -> str:
         return "; ".join(
             f"{measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within)
             for measure in study.measures

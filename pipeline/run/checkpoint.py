@@ -14,8 +14,8 @@ from pipeline.bundle.manifest import Manifest
 from pipeline.data.examples import ClassificationExample, Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, TokenizerFiles, write_bundle
-from pipeline.model.checkpoint import Pretrained, load_pretrained
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
 from pipeline.names import Task
 from pipeline.recipe import MIN_ROUNDING_TEXTS, Recipe, apply_settings, check_recipe

@@ -11,7 +11,8 @@ import pytest
 from pipeline.bench.documents import BenchReport, Device, Measurement
 from pipeline.bundle.manifest import Speed
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.study import Costs, Study, study
+from pipeline.exits.study import Costs, study
+from pipeline.exits.study_document import Study
 from pipeline.report.report import render, write_report
 from pipeline.report.results import RunResults, Score
 from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
