@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from pipeline.data.examples import Example
-from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
@@ -19,6 +18,7 @@ from pipeline.schemes import MIX_CHOICES, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRI
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
+from pipeline.tasks import Labels
 from quantize.schemes import apply_schemes
 from quantize.sensitivity import Sensitivity, matrix_bytes, matrix_shapes, measure_sensitivity
 from quantize.size import executorch_parts
@@ -80,7 +80,7 @@ def choose(
     programs: Programs,
     examples: Sequence[Example],
     tokenizer: WordPieceTokenizer,
-    labels: Sequence[str] | LabelRange,
+    labels: Labels,
     recipe: Recipe,
     on_step: OnStep = silent,
     rounded: Programs | None = None,

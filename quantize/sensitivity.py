@@ -9,7 +9,6 @@ from pydantic import Field
 
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
-from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.exits.predictions import ExitOutputs, predict, run_programs
 from pipeline.model.segments import Programs
@@ -19,7 +18,7 @@ from pipeline.schemes import MIX_CHOICES, SCHEMES, WORD_TABLE_MATRIX, linear_lay
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
-from pipeline.tasks import get_task
+from pipeline.tasks import Labels, get_task
 from quantize.schemes import LINEAR_ARITHMETIC, WORD_TABLE_ARITHMETIC, apply_schemes, check_known, named_linears
 
 MIN_EXAMPLES = 16  # with fewer, a single text could decide about a matrix
@@ -85,7 +84,7 @@ class Judge:
         programs: Programs,
         examples: Sequence[Example],
         tokenizer: WordPieceTokenizer,
-        labels: Sequence[str] | LabelRange,
+        labels: Labels,
         recipe: Recipe,
     ):
         if len(examples) < MIN_EXAMPLES:
@@ -154,7 +153,7 @@ def measure_sensitivity(
     programs: Programs,
     examples: Sequence[Example],
     tokenizer: WordPieceTokenizer,
-    labels: Sequence[str] | LabelRange,
+    labels: Labels,
     recipe: Recipe,
     schemes: Sequence[str] = MIX_CHOICES,
     on_step: OnStep = silent,

@@ -1,4 +1,4 @@
-"""The house in order: which folder may import which, how long a file may be, and which names are looked up in one place.
+"""The house in order: what each folder may import, how long a file may be, and where a task's name may be compared.
 
 CONTRIBUTING.md shows the house. A failure here names the file and the rule.
 """

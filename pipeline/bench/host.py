@@ -14,7 +14,7 @@ from pipeline.bench.computer import this_computer
 from pipeline.bench.documents import BenchReport, Measurement
 from pipeline.bench.protocol import WARM_UP_ROUNDS, Timing, alternate
 from pipeline.bench.runtimes.bert_base import bert_base_program
-from pipeline.bench.runtimes.peers import StudentWeights, peer_obstacles, peer_sources
+from pipeline.bench.runtimes.peers import peer_obstacles, peer_sources, student_weights
 from pipeline.bench.runtimes.system import ProgramSource, System
 from pipeline.bench.runtimes.table import PEERS
 from pipeline.bench.worker_process import WorkerProcess
@@ -99,7 +99,7 @@ def bench_host(
         raise UserError(
             f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths"
         )
-    student = None if weights is None else StudentWeights(Path(weights), manifest)
+    student = None if weights is None else student_weights(Path(weights), manifest)
     sources = [bundle_source(bundle, manifest, measured_lengths)]
     if reference != "none":
         shape = reference_shape or (BERT_BASE if reference == "bert-base" else bert_base_as_wide_as(manifest.model))

@@ -205,20 +205,6 @@ class Manifest(BundleDocument):
         """The measure that the thresholds of the speeds are for."""
         return self.exits.uncertainty
 
-    @property
-    def qa_options(self) -> QAOptions:
-        """`qa` of a bundle that answers questions, which `Bundle.open` has made sure of."""
-        if self.qa is None:
-            raise ValueError(f"the bundle {self.name} does not answer questions")
-        return self.qa
-
-    @property
-    def regression_range(self) -> LabelRange:
-        """`label_range` of a regression, which `Bundle.open` has made sure of."""
-        if self.label_range is None:
-            raise ValueError(f"the bundle {self.name} is not a regression")
-        return self.label_range
-
     def program(self, name: str, backend: str = "executorch") -> Program:
         """Returns the program of that name for that backend. KeyError if there is none."""
         for program in self.programs:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.bundle.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 FORWARD = "forward"  # the only method of a `.pte` file that is not a bundle
 INPUT_SEED = 0

@@ -11,10 +11,11 @@ import torch
 
 from pipeline.bench.documents import BenchReport
 from pipeline.bench.host import bench_host
-from pipeline.bench.runtimes.peers import StudentWeights, peer_obstacles, peer_sources
+from pipeline.bench.runtimes.peers import peer_obstacles, peer_sources
 from pipeline.bench.runtimes.pytorch import CompiledProgram
 from pipeline.bench.runtimes.system import System, Variant, random_ids
 from pipeline.bench.runtimes.table import PEERS, SYSTEMS
+from pipeline.bench.runtimes.weights import StudentWeights
 from pipeline.bench.runtimes.worker import Worker
 from pipeline.bundle.manifest import Manifest, ModelShape, Tokenizer
 from pipeline.model.checkpoint import save_model
