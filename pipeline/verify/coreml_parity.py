@@ -33,7 +33,7 @@ from pipeline.verify.coreml_programs import (
 from pipeline.verify.evaluator.faults import Fault
 from pipeline.verify.floors import vector_floors
 
-WINDOWS = 8
+WINDOWS_PER_BUCKET = 8
 
 
 def check_coreml(
@@ -41,7 +41,7 @@ def check_coreml(
     manifest: Manifest,
     conformance: Conformance,
     on_step: OnStep = silent,
-    windows: int = WINDOWS,
+    windows: int = WINDOWS_PER_BUCKET,
     backend: Backend = "coreml",
 ) -> list[Check]:
     """Runs conformance inputs through the programs of every bucket, in simulated float16.

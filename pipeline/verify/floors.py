@@ -59,7 +59,7 @@ def agreement_floor(manifest: Manifest) -> float:
 
 def stored_weights(program: Program) -> CoreMLWeights:
     """Returns how a Core ML program stores its weights. Raises UserError for a scheme this version does not know."""
-    return known(coreml_weights, program.precision, program.file, "precision")
+    return look_up(coreml_weights, program.precision, program.file, "precision")
 
 
 def has_int8_inputs(program: Program) -> bool:
@@ -107,13 +107,13 @@ def linear_parts(manifest: Manifest) -> list[LinearLayers]:
     """Returns the schemes of the bundle's linear layers: one, or those of a mix."""
     mix = {scheme for matrix, scheme in manifest.matrix_schemes.items() if matrix != WORD_TABLE_MATRIX}
     if mix:
-        return [known(linear_layers, scheme, MANIFEST_FILE, "matrix_schemes") for scheme in mix]
-    return [known(linear_layers, manifest.scheme, MANIFEST_FILE, "scheme")]
+        return [look_up(linear_layers, scheme, MANIFEST_FILE, "matrix_schemes") for scheme in mix]
+    return [look_up(linear_layers, manifest.scheme, MANIFEST_FILE, "scheme")]
 
 
 def counterpart_floors(scheme: str, field: str) -> CoreMLFloors:
     """Returns the Core ML floors for weights with as many bits as a scheme has in ExecuTorch."""
-    return known(lambda name: coreml_weights(coreml_counterpart(name)).floors, scheme, MANIFEST_FILE, field)
+    return look_up(lambda name: coreml_weights(coreml_counterpart(name)).floors, scheme, MANIFEST_FILE, field)
 
 
 def lowest(floors: Iterable[CoreMLFloors]) -> CoreMLFloors:
@@ -135,7 +135,7 @@ def lowest(floors: Iterable[CoreMLFloors]) -> CoreMLFloors:
     )
 
 
-def known(lookup: Callable[[str], Part], scheme: str, file: str, field: str) -> Part:
+def look_up(lookup: Callable[[str], Part], scheme: str, file: str, field: str) -> Part:
     """Looks a bundle's scheme up in the catalogue; a bundle of a newer version may have one that this version lacks."""
     try:
         return lookup(scheme)

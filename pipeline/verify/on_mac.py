@@ -1,8 +1,7 @@
 """On a Mac, compares Core ML itself with the evaluator on each processor, and reads Core ML's compute plans.
 
 On other systems nothing here runs, and the report gives the reason: only Core ML can produce Core ML's numbers. All
-calls of Apple's runtime are in `pipeline.verify.apple`, which has not run where this is written (no Mac); the rest is
-tested without a Mac.
+calls of Apple's runtime are in `pipeline.verify.apple`, which has not run on a Mac yet. The rest is tested without one.
 """
 
 from __future__ import annotations
