@@ -15,8 +15,9 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
+from pipeline.tasks import get_task
 from quantize.schemes import named_linears
-from quantize.sensitivity import Sensitivity, divergence, measure_sensitivity
+from quantize.sensitivity import Sensitivity, measure_sensitivity
 
 
 def recipe_of(task: str) -> Recipe:
@@ -74,15 +75,15 @@ def test_divergence_equals_torchs():
     def expected(one, other):
         return float(F.kl_div(F.log_softmax(other, -1), F.softmax(one, -1), reduction="sum"))
 
-    assert divergence("classification", reference[:, 0].numpy(), logits[:, 0].numpy()) == pytest.approx(
+    assert get_task("classification").divergence(reference[:, 0].numpy(), logits[:, 0].numpy()) == pytest.approx(
         expected(reference[:, 0], logits[:, 0]), rel=1e-5
     )
     mask = np.array([False, True, True, False, True, False])
     spans = [expected(reference[mask][:, end], logits[mask][:, end]) for end in (0, 1)]
-    assert divergence("qa", reference.numpy(), logits.numpy(), mask) == pytest.approx(sum(spans) / 2, rel=1e-5)
+    assert get_task("qa").divergence(reference.numpy(), logits.numpy(), mask) == pytest.approx(sum(spans) / 2, rel=1e-5)
     normal = [torch.distributions.Normal(value, 1.0) for value in (0.25, 0.75)]
     normal_divergence = float(torch.distributions.kl_divergence(*normal))
-    assert divergence("regression", np.array([0.25]), np.array([0.75])) == pytest.approx(normal_divergence)
+    assert get_task("regression").divergence(np.array([0.25]), np.array([0.75])) == pytest.approx(normal_divergence)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", "qa"])

@@ -188,7 +188,7 @@ def changed(folder: Path, source: Path, config: dict | None = None, **tensors) -
 def test_a_checkpoint_that_cannot_be_quantized_is_refused_in_one_line(
     classifier, answerer, texts, tiny_vocab, tmp_path
 ):
-    assert "config.json: model_type: is 'roberta'; this version takes bert and distilbert" in refused(
+    assert "config.json: model_type: is 'roberta'; only bert and distilbert checkpoints are supported" in refused(
         changed(tmp_path / "roberta", classifier, {"model_type": "roberta"})
     )
     headless = changed(tmp_path / "headless", answerer, **{"qa_outputs.weight": None, "qa_outputs.bias": None})

@@ -62,5 +62,5 @@ def test_conformance_vectors_that_cannot_be_read_are_refused(tiny_classifier, tm
     bundle = shutil.copytree(tiny_classifier.path, tmp_path / "bundle")
     vectors = json.loads((bundle / "conformance.json").read_text())
     (bundle / "conformance.json").write_text(json.dumps(vectors | {"task": "poetry"}))
-    with pytest.raises(UserError, match=r"conformance.json: cannot be read \(.*; export the bundle again"):
+    with pytest.raises(UserError, match=r"conformance.json: task: 'poetry' is not known"):
         read_conformance(bundle)

@@ -73,4 +73,4 @@ def conformance_examples(
     return [by_length[round(index * (len(by_length) - 1) / (count - 1))] for index in range(count)]
 
 
-STAGE = Stage("export", "bundle", after=("quantize",), sections=("name", "export"), build=export, version=3)
+STAGE = Stage("export", "bundle", after=("quantize",), sections=("name", "export"), build=export, version=4)
