@@ -5,7 +5,11 @@ BIN := .venv/bin
 JOBS ?= 2
 SETUP := .venv/.installed
 
-.PHONY: demo demo-classification demo-qa test lint setup clean
+# Set it to see which lines the tests run: make test COVERAGE=1
+COVERAGE ?=
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+.PHONY: demo demo-classification demo-qa test lint format setup clean
 
 demo: demo-classification demo-qa
 
@@ -13,10 +17,16 @@ demo-classification demo-qa: setup
 	$(BIN)/pocketbert run recipes/$@.toml
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 setup: $(SETUP)
 

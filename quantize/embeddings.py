@@ -1,6 +1,6 @@
-"""Embedding tables in fewer bits: plain lookups and arithmetic, which lower to operators that ExecuTorch has.
+"""Embedding tables in fewer bits, as plain lookups and arithmetic, which lower to operators that ExecuTorch has.
 
-Not torchao's quantized embedding: that one leaves an operator that ExecuTorch cannot run.
+torchao's quantized embedding is not used: it leaves an operator that ExecuTorch cannot run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pipeline.schemes import INT4_GROUP
 
 
 class HalfEmbedding(nn.Module):
-    """An embedding table in float16."""
+    """An embedding table in float16.
+
+    Args:
+        weight: [vocabulary, hidden_size].
+    """
+
+    table: Tensor
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -25,7 +31,14 @@ class HalfEmbedding(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """An embedding table as int8 rows with a float scale each."""
+    """An embedding table of int8 rows with a float scale each.
+
+    Args:
+        weight: [vocabulary, hidden_size].
+    """
+
+    table: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -40,20 +53,25 @@ class Int8Embedding(nn.Module):
 
 
 class Int4Embedding(nn.Module):
-    """An embedding table as integers from -8 to 7, two to a byte, with a float16 scale for every `INT4_GROUP` values of a row.
+    """An embedding table of integers from -8 to 7, two to a byte, with a float16 scale per `INT4_GROUP` values.
 
-    A byte holds a value of the row's first half in its low four bits and one of the second half in its high four, so that unpacking is
-    one concatenation. It is arithmetic on floats, which are exact here: delegates have no shifts.
+    A byte holds a value of the row's first half in its low four bits and one of the second half in its high four
+    bits, so that unpacking is one concatenation. It is arithmetic on floats, which is exact here: delegates have no
+    shifts.
 
     Args:
-        weight: [vocabulary, hidden_size], the latter a multiple of `INT4_GROUP`.
+        weight: [vocabulary, hidden_size], hidden_size a multiple of `INT4_GROUP`.
     """
+
+    table: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor):
         super().__init__()
         rows, width = weight.shape
         groups = weight.view(rows, width // INT4_GROUP, INT4_GROUP)
-        # Of float16, the smallest normal number, for a group of zeros. Values are rounded to the scale as it is stored.
+        # float16's smallest normal number is the scale of a group of zeros. Values are rounded to the scale as it is
+        # stored.
         scale = (groups.abs().amax(dim=-1) / 7.5).clamp(min=torch.finfo(torch.float16).tiny).to(torch.float16)
         steps = torch.round(groups / scale.unsqueeze(-1).to(weight.dtype)).clamp(-8, 7) + 8
         low, high = steps.view(rows, width).chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""Linear layers whose weights alone take fewer bits: in int8 with float32 arithmetic, and in float16."""
+"""Linear layers with float inputs and smaller weights: int8 weights computed in float32, and float16."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from torch import Tensor, nn
 class WeightOnlyLinear(nn.Module):
     """A linear layer with int8 weights, a scale per output channel, and float32 inputs, sums and outputs.
 
-    The weights become floats each time the layer runs: it is small in the file, not faster. XNNPACK has a kernel for such weights, but
-    ExecuTorch hands it none whose inputs are not quantized, too; a batched product with the table as its second input it does hand over.
+    The weights become floats each time the layer runs, so it is small in the file and not faster. XNNPACK has a
+    kernel for such weights, but ExecuTorch only gives it layers whose inputs are quantized too. It does give it a
+    batched product whose second input is the table.
 
     Args:
-        linear: is copied.
+        linear: the layer, which is copied.
     """
+
+    table: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach()
         scale = (weight.abs().amax(dim=1) / 127.0).clamp(min=torch.finfo(weight.dtype).tiny)
         self.outputs = linear.out_features
-        # [1, in_features, out_features]: as the product takes it.
+        # [1, in_features, out_features], as the product takes it
         self.register_buffer("table", torch.round(weight / scale[:, None]).to(torch.int8).t().contiguous().unsqueeze(0))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", linear.bias.detach().clone())
@@ -35,11 +40,14 @@ class WeightOnlyLinear(nn.Module):
 
 
 class HalfLinear(nn.Module):
-    """A linear layer in float16, its inputs rounded to it; the bias is added in float32, and that is what it returns.
+    """A linear layer in float16 that rounds its inputs to it, adds the bias in float32 and returns float32.
 
     Args:
-        linear: is copied.
+        linear: the layer, which is copied.
     """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.segments import Programs
-from pipeline.schemes import DEFAULT, INT4_GROUP, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRIX, word_table
+from pipeline.model.segments import Programs, SegmentProgram
+from pipeline.schemes import DEFAULT_SCHEME, INT4_GROUP, SCHEMES, UNQUANTIZED, WORD_TABLE_MATRIX, word_table
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly, quiet_logging
 from quantize.embeddings import HalfEmbedding, Int4Embedding, Int8Embedding
 from quantize.float_inputs import HalfLinear, WeightOnlyLinear
-from quantize.int4 import scales_of
+from quantize.int4 import best_scales
 from quantize.two_term import TwoTermLinear
 
-# A head's linear layer with fewer parameters stays float: it is under 0.2 % of a model, its answer is the one people see, and
-# quantizing its input at run time costs about what int8 saves.
-SMALLEST_HEAD_LINEAR = 32_768
+# A head's linear layer with fewer weights stays float. It is under 0.2 % of a model, its answer is the one people
+# see, and quantizing its input at run time costs about what int8 saves.
+MIN_HEAD_WEIGHTS = 32_768
+INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]  # torch's stubs lack it
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class LinearArithmetic:
 
     Attributes:
         replacement: makes the module that replaces a layer; None keeps the layer.
-        torchao_config: makes the torchao configuration for the layer, or for the one in its replacement; None leaves it as
-            it is. It is a function so that only quantizing imports torchao.
-        from_steps: makes the stored weight of one that `quantize.rounding` has rounded to whole steps; None where the scheme
-            has no such weights.
+        torchao_config: makes the torchao configuration for the layer, or for the one in its replacement; None leaves
+            it as it is. It is a function so that only quantizing imports torchao.
+        from_steps: makes the stored weight of one that `quantize.rounding` has rounded to whole steps; None where the
+            scheme has no such weights.
     """
 
     replacement: Callable[[nn.Linear], nn.Module] | None = None
@@ -41,7 +43,7 @@ class LinearArithmetic:
 
 
 def int8_dynamic() -> object:
-    """int8 weights with a scale per output channel, activations quantized per token at run time."""
+    """Returns torchao's configuration for int8 weights with a scale per output, and int8 inputs per token."""
     torchao = import_quietly("torchao.quantization")
     granularity = import_quietly("torchao.quantization.granularity")
     return torchao.Int8DynamicActivationIntxWeightConfig(
@@ -50,26 +52,27 @@ def int8_dynamic() -> object:
 
 
 def int4_dynamic() -> object:
-    """int4 weights with a scale per `INT4_GROUP` inputs of an output channel, activations quantized per token at run time.
+    """Returns torchao's configuration for int4 weights with a scale per `INT4_GROUP` inputs, and int8 inputs per token.
 
-    The scales are bfloat16 because XNNPACK's are: with float32 ones, PyTorch and the program are 0.003 apart after a layer, not 2e-7.
+    The scales are bfloat16 because XNNPACK's are. With float32 scales, PyTorch and the program are 0.003 apart after
+    a layer instead of 2e-7.
     """
     torchao = import_quietly("torchao.quantization")
     granularity = import_quietly("torchao.quantization.granularity")
     return torchao.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=granularity.PerGroup(INT4_GROUP), weight_scale_dtype=torch.bfloat16
+        weight_dtype=INT4, weight_granularity=granularity.PerGroup(INT4_GROUP), weight_scale_dtype=torch.bfloat16
     )
 
 
 def int4_steps(weight: Tensor) -> Tensor:
-    """What `int4_dynamic` makes of a weight, but with scales that leave as it is what is whole steps already (`quantize.rounding`)."""
+    """Stores a weight as `int4_dynamic` does, with scales that keep a weight from `quantize.rounding` as it is."""
     tensor = import_quietly("torchao.quantization").IntxUnpackedToInt8Tensor
-    scales = scales_of(weight.view(weight.shape[0], -1, INT4_GROUP), torch.bfloat16).squeeze(-1)
+    scales = best_scales(weight.view(weight.shape[0], -1, INT4_GROUP), torch.bfloat16).squeeze(-1)
     zeros = torch.zeros_like(scales, dtype=torch.int8)
     return tensor.from_hp(
         weight,
         (1, INT4_GROUP),
-        torch.int4,
+        INT4,
         activation_quantization="int8_asym_per_token",
         intx_choose_qparams_algorithm=None,
         custom_scale=scales,
@@ -85,7 +88,7 @@ LINEAR_ARITHMETIC: dict[str, LinearArithmetic] = {
     "int8-a16": LinearArithmetic(TwoTermLinear, int8_dynamic),
     "int4": LinearArithmetic(torchao_config=int4_dynamic, from_steps=int4_steps),
 }
-# Makes the module that replaces the word table, from its weight; None keeps the table.
+# Functions that make the module that replaces the word table, from its weight; None keeps the table.
 WORD_TABLE_ARITHMETIC: dict[str, Callable[[Tensor], nn.Module] | None] = {
     "fp32": None,
     "fp16": HalfEmbedding,
@@ -98,19 +101,20 @@ WORD_TABLE_ARITHMETIC: dict[str, Callable[[Tensor], nn.Module] | None] = {
 def apply_scheme(
     programs: Programs, scheme: str | Mapping[str, str], embeddings: str, rounded: Programs | None = None
 ) -> Programs:
-    """A quantized copy of the programs: the quantized model in PyTorch, which every exported program is held against.
+    """Returns a quantized copy of the programs: the model in PyTorch that every exported program is compared with.
 
-    The linear layers of the encoder are quantized, and those of the heads from `SMALLEST_HEAD_LINEAR` parameters on. The copy runs
-    eagerly and can be exported; it shares no memory with `programs`.
+    It quantizes the linear layers of the encoder, and those of the heads with at least `MIN_HEAD_WEIGHTS` weights.
+    The copy runs eagerly and can be exported. It shares no memory with `programs`.
 
     Args:
         scheme: a name in `LINEAR_ARITHMETIC` for all of them, or one per layer by its name in `named_linears`. A layer
             without one stays float32.
         embeddings: a name in `WORD_TABLE_ARITHMETIC`, for the word table.
-        rounded: the programs of `quantize.rounding.round_model`, whose weights int4 takes; None rounds to the nearest step.
+        rounded: the programs of `quantize.rounding.round_model`, whose weights int4 takes; None rounds to the nearest
+            step.
 
     Raises:
-        UserError: an unknown scheme, or one whose groups do not fit a layer's inputs.
+        UserError: a scheme is unknown, or its groups do not fit a layer's inputs.
     """
     quantized = copy.deepcopy(programs).eval()
     linears = named_linears(quantized)
@@ -132,14 +136,17 @@ def apply_scheme(
     check_groups(WORD_TABLE_MATRIX, tables.word.embedding_dim, embeddings, "quantize.embeddings")
     replacement = WORD_TABLE_ARITHMETIC[embeddings]
     if replacement is not None:
-        tables.word = replacement(tables.word.weight.detach())
+        tables.register_module("word", replacement(tables.word.weight.detach()))
     if word_table(embeddings).float16_positions:
         tables.position.half()
     return quantized.requires_grad_(False)
 
 
 def apply_schemes(programs: Programs, schemes: Mapping[str, str], rounded: Programs | None = None) -> Programs:
-    """`apply_scheme` with a scheme for each matrix, the word table, `WORD_TABLE_MATRIX`, among them; who is not named stays float32."""
+    """Applies a scheme per matrix, including the word table, `WORD_TABLE_MATRIX`; see `apply_scheme`.
+
+    Matrices that are not named stay float32.
+    """
     linears = {matrix: scheme for matrix, scheme in schemes.items() if matrix != WORD_TABLE_MATRIX}
     return apply_scheme(programs, linears, schemes.get(WORD_TABLE_MATRIX, UNQUANTIZED), rounded)
 
@@ -174,7 +181,7 @@ def check_groups(matrix: str, width: int, scheme: str, field: str) -> None:
     group = SCHEMES[scheme].group
     if width % group:
         raise UserError(
-            f"{scheme} has groups of {group}, and {matrix} is {width} wide, no multiple of it; take {DEFAULT}",
+            f"{scheme} has groups of {group}, and {matrix} is {width} wide, no multiple of it; take {DEFAULT_SCHEME}",
             field=field,
         )
 
@@ -197,19 +204,20 @@ def quantize_linears(arithmetic: LinearArithmetic, programs: Programs, linears: 
 
 
 def named_linears(programs: Programs) -> dict[str, nn.Linear]:
-    """The linear layers that schemes apply to: `layers.0.qkv`, `layers.0.attention_out`, ... and the heads' large ones, `exits.0.value`.
+    """Returns the linear layers that schemes apply to, by name.
 
-    Layers are counted through all segments, exits are the segments.
+    The names are `layers.0.qkv`, `layers.0.attention_out`, ... for the encoder and `exits.0.value`, ... for the
+    heads' large layers. Layers are counted through all segments; an exit has its segment's number.
     """
     named: dict[str, nn.Module] = {}
-    layers = [layer for segment in programs.segments for layer in segment.layers]
+    segments = [cast(SegmentProgram, segment) for segment in programs.segments]  # a ModuleList forgets the type
+    layers = [layer for segment in segments for layer in segment.layers]
     for index, layer in enumerate(layers):
         named.update((f"layers.{index}.{name}", module) for name, module in layer.named_modules())
-    for index, segment in enumerate(programs.segments):
+    for index, segment in enumerate(segments):
         named.update((f"exits.{index}.{name}", module) for name, module in segment.head.named_modules())
     return {
         name: module
         for name, module in named.items()
-        if isinstance(module, nn.Linear)
-        and (name.startswith("layers.") or module.weight.numel() >= SMALLEST_HEAD_LINEAR)
+        if isinstance(module, nn.Linear) and (name.startswith("layers.") or module.weight.numel() >= MIN_HEAD_WEIGHTS)
     }

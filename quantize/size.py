@@ -1,4 +1,4 @@
-"""Size accounting: what each byte of a bundle is spent on, against float32, BERT-base and the paper's app."""
+"""Counts the bytes of a bundle by what they hold, and compares them with float32, BERT-base and the paper's app."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, ModelShape, read_manifest
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
-from pipeline.model.segments import Programs
-from pipeline.names import Backend
+from pipeline.model.segments import Programs, SegmentProgram
+from pipeline.names import Backend, Task
 from pipeline.schemes import (
     SCHEMES,
     UnknownSchemeError,
@@ -30,7 +30,7 @@ from pipeline.support.errors import UserError
 from quantize.coreml_schemes import stored_bytes
 from quantize.schemes import named_linears
 
-# What the app of the DistilBERT paper weighs (Sanh et al. 2019, section 4.1, on-device computation).
+# The size of the DistilBERT paper's app (Sanh et al. 2019, section 4.1, on-device computation).
 TARGET_BYTES = 207_000_000
 BERT_BASE = EncoderConfig(layers=12, token_types=2)
 
@@ -39,7 +39,7 @@ PARTS: tuple[Part, ...] = ("embeddings", "layers", "heads", "vocabulary", "overh
 
 
 class FileSize(Document):
-    """A file of the bundle; `path` is relative to it."""
+    """A file of the bundle; `path` is relative to the bundle's folder."""
 
     path: str
     bytes: int
@@ -48,9 +48,9 @@ class FileSize(Document):
 class Parts(Document):
     """Bytes by what they hold.
 
-    `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes; `overhead` is what the programs' files hold
-    beyond them: graphs, alignment, the layout of the format. A negative one means that weights are stored smaller than accounted.
-    `other` is the manifest and the conformance vectors.
+    `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes. `overhead` is the rest of
+    the programs' files: graphs, alignment, the format's own structure. A negative overhead means that weights take
+    fewer bytes than computed. `other` is the manifest and the conformance vectors.
     """
 
     embeddings: int = 0
@@ -64,23 +64,23 @@ class Parts(Document):
     def total(self) -> int:
         return sum(getattr(self, part) for part in PARTS)
 
-    def __add__(self, more: Parts) -> Parts:
-        return Parts(**{part: getattr(self, part) + getattr(more, part) for part in PARTS})
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(**{part: getattr(self, part) + getattr(other, part) for part in PARTS})
 
 
 class TargetSize(Document):
-    """What an app for one target ships: the bundle without the other targets' programs."""
+    """The bytes that an app for one target ships: the bundle without the other targets' programs."""
 
     backend: Backend
     scheme: str
     bytes: int
     program_bytes: int
     parts: Parts
-    ratio: float = Field(description="BERT-base in float32 is so many times larger")
+    ratio: float = Field(description="how many times larger BERT-base is in float32")
 
 
 class SizeReport(Document):
-    """What `pocketbert size --json` prints. `parts` is of the whole bundle, all targets together, and adds up to `total_bytes`."""
+    """The output of `pocketbert size --json`. `parts` counts all targets together and adds up to `total_bytes`."""
 
     name: str
     files: list[FileSize]
@@ -88,16 +88,16 @@ class SizeReport(Document):
     parts: Parts
     targets: list[TargetSize]
     parameters: int
-    fp32_bytes: int = Field(description="the same model's parameters in float32")
+    fp32_bytes: int = Field(description="size of the same model's parameters in float32")
     fp32_parts: Parts
-    bert_base_bytes: int = Field(description="BERT-base's parameters, pooler included, in float32")
+    bert_base_bytes: int = Field(description="size of BERT-base's parameters in float32, with the pooler")
     bert_base_parts: Parts
     target_bytes: int = TARGET_BYTES
     ratio: float = Field(description="bert_base_bytes / total_bytes")
 
     def rows(self) -> list[SizeRow]:
-        """A table: the parts of every target, then what they are held against."""
-        rows = []
+        """Returns a table of every target's parts and of what they are compared with."""
+        rows: list[SizeRow] = []
         for target in self.targets:
             for part in PARTS:
                 if size := getattr(target.parts, part):
@@ -114,7 +114,7 @@ class SizeReport(Document):
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One line of the table; `fp32_bytes` is what the same thing takes in float32, None where that means nothing."""
+    """One line of the table; `fp32_bytes` is the size of the same thing in float32, None where it has none."""
 
     target: str
     part: str
@@ -124,10 +124,11 @@ class SizeRow:
 
 
 def size_of(bundle: str | Path) -> SizeReport:
-    """Where a bundle's bytes go.
+    """Returns the bytes of a bundle by what they hold.
 
     Raises:
-        UserError: the folder is no whole bundle, or its manifest's shape is none that a model of ours can have.
+        UserError: the folder is not a whole bundle, no model has its manifest's shape, or this version does not know
+            a scheme.
     """
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
@@ -137,7 +138,7 @@ def size_of(bundle: str | Path) -> SizeReport:
     fp32 = fp32_parts(model)
     bert_base, total = bert_base_parts(), sum(file.bytes for file in files)
 
-    backends = {program.backend: program.precision for program in reversed(manifest.programs)}
+    backends = {program.backend for program in manifest.programs}
     owner = {file.path: backend_of(file.path, manifest) for file in files}
     shared = Parts(
         vocabulary=sum(file.bytes for file in files if file.path == manifest.tokenizer.vocab_file),
@@ -184,8 +185,8 @@ def size_of(bundle: str | Path) -> SizeReport:
     )
 
 
-def backend_of(path: str, manifest: Manifest) -> str | None:
-    """The target whose programs a file belongs to; None for what all targets need."""
+def backend_of(path: str, manifest: Manifest) -> Backend | None:
+    """Returns the target whose programs a file belongs to; None for a file that all targets need."""
     for program in manifest.programs:
         if path == program.file or path.startswith(program.file + "/"):
             return program.backend
@@ -193,7 +194,7 @@ def backend_of(path: str, manifest: Manifest) -> str | None:
 
 
 def scheme_of(manifest: Manifest, backend: str) -> str:
-    """What a target's programs are stored in: one precision, or that of the layers and that of the embeddings."""
+    """Returns the scheme of a target's programs, and that of the embeddings where it is another one."""
     segments = manifest.program("segment_0", backend).precision
     if backend == "executorch":
         embed = manifest.embeddings_scheme
@@ -232,7 +233,7 @@ def model_of(manifest: Manifest, file: Path) -> ExitModel:
     return model
 
 
-def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> ExitModel:
+def build_meta(task: Task, shape: ModelShape, labels: int, positions: int) -> ExitModel:
     config = EncoderConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -240,13 +241,14 @@ def build_meta(task: str, shape: ModelShape, labels: int, positions: int) -> Exi
         heads=shape.heads,
         intermediate_size=shape.intermediate_size,
         max_positions=positions,
+        token_types=shape.token_types or 0,
     )
     with torch.device("meta"):
         return ExitModel(task, config, labels, shape.head, shape.exit_layers)
 
 
 def fp32_parts(model: ExitModel) -> Parts:
-    """Every parameter as four bytes."""
+    """Returns the bytes of a model's parameters in float32."""
     return Parts(
         embeddings=4 * parameter_count(model.encoder.embeddings),
         layers=4 * parameter_count(model.encoder.layers),
@@ -256,7 +258,7 @@ def fp32_parts(model: ExitModel) -> Parts:
 
 @lru_cache(maxsize=1)
 def bert_base_parts() -> Parts:
-    """BERT-base's 109,482,240 parameters in float32, as four bytes each; its "head" is the pooler."""
+    """Returns the bytes of BERT-base's 109,482,240 parameters in float32; its pooler counts as the head."""
     with torch.device("meta"):
         encoder = Encoder(BERT_BASE)
         pooler = nn.Linear(BERT_BASE.hidden_size, BERT_BASE.hidden_size)
@@ -267,11 +269,11 @@ def bert_base_parts() -> Parts:
     )
 
 
-# What a target stores.
+# The weights of a target.
 
 
 def stored_parts(model: ExitModel, manifest: Manifest, backend: Backend) -> Parts:
-    """Returns the bytes of a target's weights. Raises UnknownSchemeError for a scheme that this version does not know."""
+    """Returns the bytes of a target's weights. Raises UnknownSchemeError for a scheme not in the catalogue."""
     if backend != "executorch":
         return coreml_parts(model, manifest, backend)
     with torch.device("meta"):
@@ -280,7 +282,11 @@ def stored_parts(model: ExitModel, manifest: Manifest, backend: Backend) -> Part
 
 
 def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embeddings: str) -> Parts:
-    """Weights as `apply_scheme` with the same arguments leaves them in an ExecuTorch program; the programs may be on the meta device."""
+    """Returns the bytes of the weights in ExecuTorch programs that `apply_scheme` quantizes with the same arguments.
+
+    Args:
+        programs: in float32; the meta device will do.
+    """
     linears = named_linears(programs)
     schemes = dict.fromkeys(linears, scheme) if isinstance(scheme, str) else scheme
     stored = {
@@ -298,21 +304,23 @@ def executorch_parts(programs: Programs, scheme: str | Mapping[str, str], embedd
             stored[id(weight)](*weight.shape) if id(weight) in stored else 4 * weight.numel() for weight in weights
         )
 
+    # a ModuleList forgets the type of its modules
+    segments = [cast(SegmentProgram, segment) for segment in programs.segments]
     return Parts(
         embeddings=bytes_of([programs.embed]),
-        layers=bytes_of(segment.layers for segment in programs.segments),
-        heads=bytes_of(segment.head for segment in programs.segments),
+        layers=bytes_of(segment.layers for segment in segments),
+        heads=bytes_of(segment.head for segment in segments),
     )
 
 
 def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "coreml") -> Parts:
-    """Weights as the programs' scheme stores them (`quantize.coreml_schemes`).
+    """Returns the bytes of the weights in a bundle's Core ML programs (`quantize.coreml_schemes`).
 
-    Buckets in one package, or one `.pte`, share their weights but for the position embeddings, of which each bucket has as many as it is long; where
-    buckets have packages or files of their own, each has everything.
+    Buckets in one package, or in one `.pte`, share their weights. Only the position embeddings are stored once per
+    bucket, as many as its length. Buckets with packages or files of their own have all weights each.
     """
 
-    def stored(weight: nn.Parameter, precision: str, rows: int, matrix: str = "") -> int:
+    def stored(weight: Tensor, precision: str, rows: int, matrix: str = "") -> int:
         if precision in SCHEMES and SCHEMES[precision].by_matrix and matrix in manifest.matrix_schemes:
             precision = coreml_counterpart(manifest.matrix_schemes[matrix])
         return stored_bytes((rows, *weight.shape[1:]), precision)
@@ -322,11 +330,12 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
             {program.file for program in manifest.programs if program.backend == backend and program.name == name}
         )
 
-    def whole(module: nn.Module, name: str, kind: str) -> int:
-        """`kind` is what the names of the module's matrices begin with, see `named_linears`."""
-        precision, weights = manifest.program(name, backend).precision, module.named_parameters(prefix=kind)
+    def stored_whole(module: nn.Module, name: str, prefix: str) -> int:
+        """Counts a module in all packages of a program; `prefix` begins its names in `named_linears`."""
+        precision = manifest.program(name, backend).precision
         return packages(name) * sum(
-            stored(weight, precision, weight.shape[0], path.removesuffix(".weight")) for path, weight in weights
+            stored(weight, precision, weight.shape[0], path.removesuffix(".weight"))
+            for path, weight in module.named_parameters(prefix=prefix)
         )
 
     buckets = {
@@ -339,7 +348,7 @@ def coreml_parts(model: ExitModel, manifest: Manifest, backend: Backend = "corem
     positions = sum(stored(position, precision, min(length, position.shape[0])) for length in buckets)
     all_positions = packages("embed") * stored(position, precision, position.shape[0])
     return Parts(
-        embeddings=whole(model.encoder.embeddings, "embed", "embeddings") - all_positions + positions,
-        layers=whole(model.encoder.layers, "segment_0", "layers"),
-        heads=whole(model.heads, "segment_0", "exits"),
+        embeddings=stored_whole(model.encoder.embeddings, "embed", "embeddings") - all_positions + positions,
+        layers=stored_whole(model.encoder.layers, "segment_0", "layers"),
+        heads=stored_whole(model.heads, "segment_0", "exits"),
     )

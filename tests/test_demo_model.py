@@ -14,7 +14,8 @@ from pipeline.distill.student import initialise_student
 from pipeline.exits.calibrate import calibrate
 from pipeline.exits.predictions import Predictions, predict, run_model
 from pipeline.exits.self_distill import self_distill
-from pipeline.model.checkpoint import load_pretrained, minilm_folder
+from pipeline.model.locate import minilm_folder
+from pipeline.model.pretrained import load_pretrained
 from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task

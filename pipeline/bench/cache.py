@@ -17,7 +17,15 @@ from pipeline.support.errors import UserError
 from pipeline.support.workspace import is_full_disk
 
 CACHE_VARIABLE = "POCKETBERT_CACHE"
-EXPORTING_FOLDERS = ("pipeline/model", "pipeline/export", "quantize")
+# Files and folders whose code decides what a cached program computes.
+PROGRAM_CODE = (
+    "pipeline/schemes.py",
+    "pipeline/tasks",
+    "pipeline/model",
+    "pipeline/export",
+    "pipeline/bench/runtimes",
+    "quantize",
+)
 
 
 def cache_folder() -> Path:
@@ -29,8 +37,8 @@ def cache_folder() -> Path:
 def code_digest() -> str:
     """Returns a digest of the code that turns a model into programs, since another version makes other programs."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for folder in EXPORTING_FOLDERS:
-        for path in sorted((root / folder).glob("*.py")):
+    for place in PROGRAM_CODE:
+        for path in sorted((root / place).glob("*.py")) or [root / place]:
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

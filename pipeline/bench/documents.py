@@ -26,7 +26,7 @@ class Measurement(Document):
     """One system at one length and depth, batch size 1.
 
     A timed run covers the programs only, without tokenization and decoding. `load_ms` is the time from loading the
-    program to its first answer, in a process that has imported the runtime before, at the first measured length.
+    program to its first answer, at the first measured length; the process has imported the runtime before.
     `peak_memory_bytes` is the peak of the whole process after all its runs. `baseline_memory_bytes` is what the process
     held before it loaded the program. They are null if the device cannot tell them.
     """
@@ -88,8 +88,8 @@ class Growth:
         largest_error = max(abs(self.ratio[length] - 1) for length in self.lengths)
         line = (
             f"From {self.lengths[0]} to {self.lengths[-1]} tokens the time at full depth grows linearly: "
-            f"{self.fixed_ms:.2f} ms plus {self.token_ms:.3f} ms a token (R² {self.r_squared:.4f}, no length off by more "
-            f"than {100 * largest_error:.0f} %)"
+            f"{self.fixed_ms:.2f} ms plus {self.token_ms:.3f} ms a token "
+            f"(R² {self.r_squared:.4f}, no length off by more than {100 * largest_error:.0f} %)"
         )
         longer = [f"{ratio:.2f} times at {length}" for length, ratio in self.ratio.items() if length > self.lengths[-1]]
         if not longer:
@@ -106,7 +106,7 @@ class BenchReport(Document):
         default_factory=dict, description="systems that could not be measured: why, and what to do about it"
     )
 
-    def of(self, system: str) -> list[Measurement]:
+    def measurements_of(self, system: str) -> list[Measurement]:
         """Returns the measurements of one system, in their order."""
         return [result for result in self.results if result.system == system]
 
@@ -116,7 +116,7 @@ class BenchReport(Document):
         Returns:
             None if fewer than three lengths up to `LINEAR_UP_TO_TOKENS` were measured.
         """
-        measurements = self.of(system)
+        measurements = self.measurements_of(system)
         full_depth = max((measurement.depth for measurement in measurements), default=0)
         medians = {
             measurement.length: measurement.median_ms

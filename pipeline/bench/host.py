@@ -14,7 +14,7 @@ from pipeline.bench.computer import this_computer
 from pipeline.bench.documents import BenchReport, Measurement
 from pipeline.bench.protocol import WARM_UP_ROUNDS, Timing, alternate
 from pipeline.bench.runtimes.bert_base import bert_base_program
-from pipeline.bench.runtimes.peers import StudentWeights, peer_obstacles, peer_sources
+from pipeline.bench.runtimes.peers import peer_obstacles, peer_sources, student_weights
 from pipeline.bench.runtimes.system import ProgramSource, System
 from pipeline.bench.runtimes.table import PEERS
 from pipeline.bench.worker_process import WorkerProcess
@@ -83,8 +83,8 @@ def bench_host(
         peers: candidates; those that this computer cannot run are left out, and the report says why.
 
     Raises:
-        UserError: there is no bundle, or it has no ExecuTorch programs or takes none of the lengths; the weights are of
-            another model; or a program cannot be run.
+        UserError: there is no bundle, it has no ExecuTorch programs, or it takes none of the lengths. Or the weights
+            are of another model, or a program cannot be run.
     """
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
@@ -99,7 +99,7 @@ def bench_host(
         raise UserError(
             f"none of {list(lengths)} is from 2 to {manifest.max_length}, the bundle's longest", field="bench.lengths"
         )
-    student = None if weights is None else StudentWeights(Path(weights), manifest)
+    student = None if weights is None else student_weights(Path(weights), manifest)
     sources = [bundle_source(bundle, manifest, measured_lengths)]
     if reference != "none":
         shape = reference_shape or (BERT_BASE if reference == "bert-base" else bert_base_as_wide_as(manifest.model))
@@ -191,8 +191,8 @@ def differences_from_eager(cases: Sequence[TimedCase], full_depth: int) -> dict[
     """Compares the answers at full depth with those of torch-eager at the same length.
 
     Returns:
-        by the name of a case, the largest difference of two logits as a share of the largest logit; empty if
-        torch-eager is not measured.
+        the largest difference of two logits as a share of the largest logit, by the name of the case. It is empty if
+            torch-eager is not measured.
     """
     eager_answers = {case.length: case.answer() for case in cases if case.source.system == "torch-eager"}
     differences = {}

@@ -39,7 +39,7 @@ class Timing:
     samples: tuple[float, ...]
 
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Timing:
+    def from_samples(cls, samples: Sequence[float]) -> Timing:
         """Returns the percentiles of at least one sample."""
         low, middle, high = (float(value) for value in np.percentile(samples, (5, 50, 95)))
         return cls(middle, low, high, tuple(samples))
@@ -75,4 +75,4 @@ def alternate(
             if index >= warm_up_rounds:
                 samples[case.name].append(milliseconds)
         on_step("timing in turns", index + 1, rounds)
-    return {name: Timing.of(case_samples) for name, case_samples in samples.items()}
+    return {name: Timing.from_samples(case_samples) for name, case_samples in samples.items()}

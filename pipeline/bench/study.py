@@ -13,7 +13,8 @@ from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
 from pipeline.exits.predictions import ExitOutputs, predict
-from pipeline.exits.study import Costs, Study, study
+from pipeline.exits.study import Costs, study
+from pipeline.exits.study_document import Study
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.flops import model_flops
 from pipeline.recipe import QA, Data, Exits, Recipe

@@ -47,20 +47,6 @@ def exits_taken(uncertainties: np.ndarray, thresholds: Sequence[float]) -> np.nd
     return below.argmax(axis=1)
 
 
-def question_uncertainty(window_scores: Sequence[float], window_uncertainties: Sequence[float]) -> float:
-    """Returns the uncertainty of a question whose passage was cut into windows.
-
-    It is the uncertainty of the window with the best-scoring span, the first of them in a tie. All windows of a
-    question run to the same depth, so their scores come from the same exit and can be compared. The other windows hold
-    no answer, and their uncertainty says nothing.
-
-    Args:
-        window_scores: the score of each window's best span.
-        window_uncertainties: the uncertainty of each window.
-    """
-    return float(window_uncertainties[int(np.argmax(window_scores))])
-
-
 def patience_uncertainty(answers: Sequence[Hashable]) -> float:
     """Returns the patience uncertainty of the last exit: 1 / (1 + n), where the n exits just before it gave its answer.
 

@@ -132,6 +132,11 @@ class ModelShape(Document):
     max_positions: int | None = Field(
         None, ge=1, description="The rows of the position table; null in bundles of minor version 0."
     )
+    token_types: int | None = Field(
+        None,
+        ge=0,
+        description="The rows of the token-type table, 0 where there is none; null in bundles of minor version 0.",
+    )
     parameters: int
     exit_layers: list[int]
     head: str
@@ -199,20 +204,6 @@ class Manifest(BundleDocument):
     def uncertainty(self) -> Uncertainty:
         """The measure that the thresholds of the speeds are for."""
         return self.exits.uncertainty
-
-    @property
-    def qa_options(self) -> QAOptions:
-        """`qa` of a bundle that answers questions, which `Bundle.open` has made sure of."""
-        if self.qa is None:
-            raise ValueError(f"the bundle {self.name} does not answer questions")
-        return self.qa
-
-    @property
-    def regression_range(self) -> LabelRange:
-        """`label_range` of a regression, which `Bundle.open` has made sure of."""
-        if self.label_range is None:
-            raise ValueError(f"the bundle {self.name} is not a regression")
-        return self.label_range
 
     def program(self, name: str, backend: str = "executorch") -> Program:
         """Returns the program of that name for that backend. KeyError if there is none."""

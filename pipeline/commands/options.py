@@ -37,8 +37,8 @@ Speed = Annotated[
     typer.Option(
         "--speed",
         metavar="S",
-        help="exact, balanced or fast; or a number: stop at the first exit whose uncertainty is below it (0: never). "
-        "The default is exact.",
+        help="exact, balanced, fast or full (every exit); or a number: stop at the first exit whose uncertainty is "
+        "below it (0: never). The default is exact.",
     ),
 ]
 

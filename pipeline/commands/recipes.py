@@ -90,10 +90,10 @@ def quantize(
         typer.Option("--json", help="For a checkpoint: print the result as JSON, and nothing else, on stdout."),
     ] = False,
 ) -> None:
-    """Quantizes a recipe's student, or any checkpoint.
+    """Quantizes a recipe's student, or a fine-tuned checkpoint.
 
-    For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A fine-tuned
-    checkpoint is not trained further. It becomes a bundle with one exit.
+    For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
+    checkpoint is not trained further; it becomes a bundle with one exit.
     """
     if Path(target).suffix == ".toml":
         console.print(f"quantize: {run_recipe(Path(target), settings, out, 'quantize').path('quantize')}")

@@ -1,4 +1,4 @@
-"""Opens a data file of any supported form, or a data set on the Hugging Face hub, and tells its form from its content."""
+"""Opens a data file or a data set on the Hugging Face hub. The form of a file is told from its content."""
 
 from __future__ import annotations
 

@@ -127,6 +127,26 @@ def decode_answer(
     return DecodedAnswer(passage[start:end], start, end, span.score, best, probability)
 
 
+def span_score(
+    windows: Sequence[QAWindow], scores: Sequence[tuple[np.ndarray, np.ndarray]], start: int, end: int
+) -> float:
+    """Returns the best score of the characters `start` to `end`.
+
+    Args:
+        scores: (start_logits, end_logits) for each window, [S] each.
+
+    Returns:
+        the sum of a start and an end logit; -inf if no window has tokens that start and end there.
+    """
+    found = [-np.inf]
+    for window, (start_logits, end_logits) in zip(windows, scores):
+        starts = start_logits[window.answer_mask & (window.offsets[:, 0] == start)]
+        ends = end_logits[window.answer_mask & (window.offsets[:, 1] == end)]
+        if len(starts) and len(ends):
+            found.append(float(starts.max() + ends.max()))
+    return max(found)
+
+
 def _probability(window: QAWindow, logits: tuple[np.ndarray, np.ndarray], start_token: int, end_token: int) -> float:
     allowed = window.answer_mask.copy()
     allowed[start_token] = allowed[end_token] = (

@@ -1,4 +1,4 @@
-"""The losses of distillation, each a mean over the batch."""
+"""The losses of distillation. Each is a mean over the batch, computed in float32."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from pipeline.tasks import get_task
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence from teacher to student at a temperature, times T^2 (Hinton et al. 2015; DistilBERT, section 2).
+    """Returns T^2 times the KL divergence from teacher to student at temperature T (DistilBERT, section 2).
 
-    It differs from the soft-target cross-entropy by the teacher's entropy, which has no gradient; so 0 means agreement. T^2 keeps the size of
-    the gradient the same at every temperature.
+    It was introduced by Hinton et al. 2015. It is the soft-target cross-entropy minus the teacher's entropy. The
+    latter has no gradient; without it, 0 means agreement. The factor T^2 keeps the gradient's size the same at every
+    temperature.
 
     Args:
         student_logits, teacher_logits: [batch, classes].
+        temperature: T.
+
+    Returns:
+        a scalar.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
@@ -26,40 +31,63 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
 
 
 def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) -> Tensor:
-    """1 - cosine of the hidden states, over real tokens (DistilBERT's third loss). Hidden [batch, length, width], mask [batch, length]."""
+    """Returns 1 - cosine similarity of the hidden states, averaged over real tokens (DistilBERT, section 2).
+
+    Args:
+        student_hidden, teacher_hidden: [batch, length, width].
+        mask: [batch, length], 1 at real tokens.
+
+    Returns:
+        a scalar.
+    """
     cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
     return ((1 - cosine) * mask).sum() / mask.sum()
 
 
 def mlm_loss(logits: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy with the hidden words; logits: [chosen tokens, vocabulary], words: [chosen tokens] (BERT, section 3.1, task 1)."""
+    """Returns the cross-entropy with the masked words (BERT, section 3.1, task 1).
+
+    Args:
+        logits: [chosen tokens, vocab_size].
+        words: [chosen tokens], the original ids.
+
+    Returns:
+        a scalar.
+    """
     return F.cross_entropy(logits.float(), words)
 
 
 def attention_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
-    """KL divergence from the teacher's attention to the student's, mean over heads and real tokens (MiniLM, section 3.1, equation 5).
+    """Returns the KL divergence from the teacher's attention to the student's (MiniLM, section 3.1, equation 5).
 
     Args:
-        student_logits, teacher_logits: scores before the softmax, [batch, heads, length, length], padded keys already out of reach.
-        mask: [batch, length]; a padded token's own attention does not count.
+        student_logits, teacher_logits: scores before the softmax, [batch, heads, length, length], with padded keys
+            masked.
+        mask: [batch, length], 1 at real tokens; only their attention counts.
+
+    Returns:
+        a scalar, the mean over heads and real tokens.
     """
     student = F.log_softmax(student_logits.float(), dim=-1)
     teacher = F.log_softmax(teacher_logits.float(), dim=-1)
-    divergence = (
-        F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)
-    )  # [batch, length]
+    # [batch, length]
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)
     return (divergence * mask).sum() / mask.sum()
 
 
 def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: Tensor | None) -> Tensor:
-    """Cross-entropy with the labels, averaged over the task's distributions; for a number the mean squared error.
+    """Returns the cross-entropy with the labels, averaged over the task's distributions.
 
-    The mean is over the whole batch. An item without a label adds nothing to it, so a batch with few labels pulls no harder at each.
+    For a task that predicts a number it is the mean squared error. The mean is over the whole batch, and items
+    without a label add 0. So in a batch with few labels, a label weighs no more than in others.
 
     Args:
         logits: a head's, [batch, ...]; a number is a share of the label range, [batch, 1].
-        targets: [batch, distributions], or the numbers [batch, 1], as `Batch` has them.
+        targets: [batch, distributions], or the numbers, [batch, 1], see `Batch`; None if no item has a label.
         answer_mask: [batch, length] bool, for tasks that have one.
+
+    Returns:
+        a scalar.
     """
     if targets is None:
         return logits.new_zeros((), dtype=torch.float32)
@@ -73,9 +101,16 @@ def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: T
 
 
 def soft_loss(task: Task, student: Tensor, teacher: Tensor, answer_mask: Tensor | None, temperature: float) -> Tensor:
-    """`soft_target_loss` averaged over the task's distributions.
+    """Returns `soft_target_loss`, averaged over the task's distributions.
 
-    A number has no distribution to soften: its loss is the mean squared error with the teacher's, whatever the temperature.
+    A number has no distribution to soften, so its loss is the mean squared error at any temperature.
+
+    Args:
+        student, teacher: logits of a head, [batch, ...].
+        answer_mask: [batch, length] bool, for tasks that have one.
+
+    Returns:
+        a scalar.
     """
     if get_task(task).predicts_number:
         return F.mse_loss(student.float(), teacher.float())

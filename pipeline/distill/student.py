@@ -1,4 +1,4 @@
-"""The student's first weights: some of the teacher's layers (DistilBERT, section 3: one out of two)."""
+"""Initialises a student from some of the teacher's layers (DistilBERT, section 3: every second one)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipeline.model.checkpoint import fold_token_types
 from pipeline.model.encoder import Encoder, EncoderConfig
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import fold_token_types
 from pipeline.support.errors import UserError
 
 
 def default_layers(teacher_layers: int) -> list[int]:
-    """Every other layer of a deep teacher; all of one that is already as small as a DistilBERT."""
+    """Returns every other layer (from 0) of a deep teacher, but all of one with at most 6, a DistilBERT's number."""
     return list(range(teacher_layers)) if teacher_layers <= 6 else list(range(0, teacher_layers, 2))
 
 
 def chosen_layers(teacher_layers: int, layers: Sequence[int] | None) -> list[int]:
-    """The layers of the teacher that a student gets. UserError for ones that the teacher does not have."""
+    """Returns the teacher's layers (from 0) that the student starts from. None means `default_layers`.
+
+    Raises:
+        UserError: the layers do not ascend, or the teacher does not have them.
+    """
     chosen = default_layers(teacher_layers) if layers is None else list(layers)
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= teacher_layers:
         raise UserError(
@@ -28,7 +32,11 @@ def chosen_layers(teacher_layers: int, layers: Sequence[int] | None) -> list[int
 
 
 def chosen_exits(student_layers: int, exit_layers: Sequence[int] | None) -> list[int]:
-    """After which of its layers (from 1) a student has an exit. UserError unless they end with its last one."""
+    """Returns the student's layers (from 1) that an exit follows. None means every layer.
+
+    Raises:
+        UserError: the layers do not ascend, or do not end with the student's last one.
+    """
     exits = list(range(1, student_layers + 1)) if exit_layers is None else list(exit_layers)
     if exits != sorted(set(exits)) or not exits or exits[0] < 1 or exits[-1] != student_layers:
         raise UserError(
@@ -40,10 +48,17 @@ def chosen_exits(student_layers: int, exit_layers: Sequence[int] | None) -> list
 def student_encoder(
     config: EncoderConfig, encoder: dict[str, Tensor], layers: Sequence[int] | None
 ) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """The shape and the tensors of an encoder of the given layers (from 0) of another, without token types.
+    """Takes some layers out of an encoder and folds its token types into the positions.
+
+    Args:
+        config, encoder: the teacher's sizes and state dict.
+        layers: from 0; None means `default_layers`.
+
+    Returns:
+        sizes and state dict of the smaller encoder.
 
     Raises:
-        UserError: for layers that the teacher does not have.
+        UserError: the teacher does not have these layers.
     """
     chosen = chosen_layers(config.layers, layers)
     config, source = fold_token_types(config, encoder)
@@ -55,15 +70,22 @@ def student_encoder(
 
 
 def check_same_shape(student: EncoderConfig, teacher: EncoderConfig, field: str) -> None:
-    """UserError, about the recipe's `field`, unless a student can learn from a teacher: the same words and the same width."""
-    for what, ours, theirs in (
+    """Checks that a student has the vocabulary, width and attention heads of the teacher it is to learn from.
+
+    Args:
+        field: the recipe's field that the error names.
+
+    Raises:
+        UserError: it does not.
+    """
+    for quantity, ours, theirs in (
         ("vocabulary", student.vocab_size, teacher.vocab_size),
         ("width", student.hidden_size, teacher.hidden_size),
         ("number of attention heads", student.heads, teacher.heads),
     ):
         if ours != theirs:
             raise UserError(
-                f"the student's {what} is {ours}, the teacher's {theirs}; take a teacher of the student's family",
+                f"the student's {quantity} is {ours}, the teacher's {theirs}; take a teacher of the student's family",
                 field=field,
             )
 
@@ -77,15 +99,21 @@ def initialise_student(
     initialise: str = "teacher",
     encoder: Encoder | None = None,
 ) -> ExitModel:
-    """A student of the given teacher layers (from 0), without token types and pooler, its last head the teacher's where the kind is the same.
+    """Builds a student from some of the teacher's layers, without token types and pooler.
+
+    Its last head is the teacher's if it is of the same kind.
 
     Args:
-        initialise: "random" for a student of the same shape that has nothing of the teacher's weights.
-        encoder: a pre-trained encoder to start from; `layers` chose its layers then, and `initialise` how it began.
+        layers: the teacher's layers (from 0); None means `default_layers`.
+        exit_layers: the student's layers (from 1) that a head follows; None means every layer.
+        head: the kind of head.
+        initialise: "teacher", or "random" for a student of the same sizes with none of the teacher's weights.
+        encoder: a pre-trained student encoder to start from. `layers` and `initialise` were applied when it was
+            pre-trained.
 
     Raises:
-        UserError: for layers that the teacher does not have, exits that do not end with the student's last layer, or a pre-trained
-            encoder of another vocabulary or width than the teacher's.
+        UserError: the teacher does not have these layers, the exits do not end with the student's last layer, or the
+            pre-trained encoder has another vocabulary, width or number of attention heads than the teacher.
     """
     if encoder is None:
         config, state = student_encoder(teacher.config, teacher.encoder.state_dict(), layers)

@@ -1,4 +1,4 @@
-"""What the teacher says of every training item, computed once and kept on disk, so that no later step has to run the teacher."""
+"""Keeps the teacher's logits for every training item on disk, so that training does not run the teacher again."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from pipeline.distill.trainer import TensorBatch, engine
 from pipeline.support import processes
 from pipeline.support.progress import OnStep, silent
 
-# Items of one file: a file is the unit that is written whole or not at all, and that processes share out among them.
+# Items per file. A file is written completely or not at all, and the processes of a run share the files out.
 BLOCK = 4096
 
 
 class Targets:
-    """The kept logits, read by memory map.
+    """The kept logits, read through memory maps.
 
-    They are float16: two bytes a number, 11 significant bits, so logits within 16 of 0 are off by at most 0.004; what autocast computed
-    in bfloat16 fits exactly.
+    They are float16: two bytes a number and 11 significant bits, so logits between -16 and 16 are off by at most
+    0.004. Values that autocast computed in bfloat16 fit exactly.
 
     Args:
-        folder: where `keep_targets` wrote.
-        sizes: how many tokens each item has.
-        width: numbers of one token (2 for question answering), or of one item (labels).
-        per_token: whether logits are of tokens.
+        folder: the folder that `keep_targets` wrote.
+        lengths: tokens of every item.
+        width: numbers per token (2 for question answering) or per item (the labels).
+        per_token: whether each token has logits, rather than each item.
     """
 
-    def __init__(self, folder: Path, sizes: Sequence[int], width: int, per_token: bool):
-        self.sizes, self.width, self.per_token = np.asarray(sizes), width, per_token
-        rows = self.sizes if per_token else np.ones(len(sizes), np.int64)
+    def __init__(self, folder: Path, lengths: Sequence[int], width: int, per_token: bool):
+        self.lengths, self.width, self.per_token = np.asarray(lengths), width, per_token
+        rows = self.lengths if per_token else np.ones(len(lengths), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(rows)])
-        self.blocks = [np.load(folder / name_of(block), mmap_mode="r") for block in range(block_count(len(sizes)))]
+        self.blocks = [np.load(folder / block_name(block), mmap_mode="r") for block in range(block_count(len(lengths)))]
 
     def of(self, index: int) -> np.ndarray:
-        """One item's logits, [labels] or [length, 2] float16."""
+        """Returns one item's logits, float16: [labels], or [length, 2] for question answering."""
         block = index // BLOCK
         first = self.starts[block * BLOCK]
         rows = self.blocks[block][self.starts[index] - first : self.starts[index + 1] - first]
         return rows if self.per_token else rows[0]
 
     def batch(self, indices: np.ndarray, device: torch.device) -> Tensor:
-        """The logits of a batch, [batch, labels] or [batch, length, 2] float32, padded with 0 as `collate` pads."""
-        shape = (self.sizes[indices].max(), self.width) if self.per_token else (self.width,)
+        """Returns some items' logits, float32: [batch, labels] or [batch, length, 2], padded with 0."""
+        shape = (self.lengths[indices].max(), self.width) if self.per_token else (self.width,)
         out = np.zeros((len(indices), *shape), np.float32)
         for row, index in enumerate(indices):
             values = self.of(int(index))
@@ -56,10 +56,12 @@ class Targets:
 
 
 def block_count(items: int) -> int:
+    """Returns the number of files for so many items."""
     return -(-items // BLOCK)
 
 
-def name_of(block: int) -> str:
+def block_name(block: int) -> str:
+    """Returns the file name of a block (from 0)."""
     return f"{block:05d}.npy"
 
 
@@ -70,46 +72,41 @@ def keep_targets(
     precision: str,
     on_step: OnStep = silent,
 ) -> Targets:
-    """Asks the teacher about every item, once; a pass that was interrupted goes on with the blocks that are missing.
+    """Runs the teacher on every item once and keeps its logits. A repeated call computes only missing blocks.
 
-    The processes of a run share the blocks, and all write: files of their own, which the others then read.
+    The processes of a run share the blocks. Each writes its own files, and all read all files.
 
     Args:
-        folder: made by this; belongs to this teacher and these items alone.
-        teacher: from a batch to logits, [batch, labels] or [batch, length, 2].
-        precision: the recipe's, since targets are to be what training would have computed.
+        folder: created if missing; for this teacher and these items only.
+        teacher: maps a batch to logits, [batch, labels] or [batch, length, 2].
+        precision: the recipe's, so that the logits are those that training would have computed.
     """
     folder.mkdir(exist_ok=True)
     accelerator = engine(precision)
     blocks = block_count(len(items))
     for block in range(accelerator.process_index, blocks, accelerator.num_processes):
         on_step("asking the teacher", block, blocks)
-        if not (folder / name_of(block)).is_file():
+        if not (folder / block_name(block)).is_file():
             with torch.no_grad(), accelerator.autocast():
                 values = _logits(teacher, items[block * BLOCK : (block + 1) * BLOCK], accelerator.device)
-            partial = folder / f"{name_of(block)}.partial"
+            partial = folder / f"{block_name(block)}.partial"
             with open(partial, "wb") as stream:
                 np.save(stream, np.concatenate(values))
-            os.replace(partial, folder / name_of(block))
+            os.replace(partial, folder / block_name(block))
     processes.wait()
     on_step("asking the teacher", blocks, blocks)
     lengths = [len(item.ids) for item in items]
     per_token = items[0].answer_mask is not None
-    width = np.load(folder / name_of(0), mmap_mode="r").shape[-1]
+    width = np.load(folder / block_name(0), mmap_mode="r").shape[-1]
     return Targets(folder, lengths, width, per_token)
 
 
 def _logits(teacher: Callable[[TensorBatch], Tensor], items: Sequence[Item], device: torch.device) -> list[np.ndarray]:
-    """Each item's rows, [1, labels] or [length, 2] float16, in the items' order; like lengths go through the teacher together."""
+    """Returns each item's rows, [1, labels] or [length, 2] float16, in the items' order. Batches hold like lengths."""
     values: list[np.ndarray] = [np.empty(0)] * len(items)
     for rows in sorted_batches([len(item.ids) for item in items]):
-        logits = (
-            teacher(TensorBatch.of(collate([items[row] for row in rows]), device))
-            .float()
-            .cpu()
-            .numpy()
-            .astype(np.float16)
-        )
+        batch = TensorBatch.of(collate([items[row] for row in rows]), device)
+        logits = teacher(batch).float().cpu().numpy().astype(np.float16)
         for row, part in zip(rows, logits):
             values[row] = part[: len(items[row].ids)] if part.ndim == 2 else part[None]
     return values

@@ -1,4 +1,4 @@
-"""The training loop that all three trainers share: optimiser, schedule, mixed precision, and checkpoints that resume exactly."""
+"""The training loop of all trainings: optimizer, schedule, mixed precision, and checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,13 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A `Batch` on the device: ids, types [batch, length] int64; mask float32; answer_mask bool; targets [batch, 1 or 2].
+    """A `Batch` on the device, or one process's rows of it.
 
     Attributes:
-        indices: [batch] int64 numpy, where these items stand in what the trainer was given.
-        number: counts the batches of the training from 0; a loss that draws by chance draws by this, and a resumed training repeats it.
-        whole: [examples] int64 numpy, the indices of the batch that the processes of a run share; equal to `indices` in a run of one.
-        token_weight: a mean over real tokens times this is the process' part in the mean over the whole batch's tokens; 1 in a run of one.
+        ids, types: [batch, length] int64.
+        mask: [batch, length] float32, 1 at real tokens.
+        answer_mask: [batch, length] bool, for question answering only.
+        targets: [batch, 1 or 2], see `Batch`; None if no item has a label.
+        indices: [batch] int64, the items' indices in the sequence that is trained on.
+        whole: int64, the indices of the batch that all processes share; equal to `indices` in a run of one process.
+        number: counts the training's batches from 0. A loss that draws random numbers seeds them with it, so that a
+            resumed training repeats them.
+        token_weight: turns a mean over this process's real tokens into its part of the mean over the whole batch's
+            tokens; 1 in a run of one process.
     """
 
     ids: Tensor
@@ -43,33 +50,58 @@ class TensorBatch:
     mask: Tensor
     answer_mask: Tensor | None
     targets: Tensor | None
-    indices: np.ndarray | None = None
+    indices: np.ndarray
+    whole: np.ndarray
     number: int = 0
-    whole: np.ndarray | None = None
     token_weight: float = 1.0
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device, **about) -> TensorBatch:
-        def move(array):
-            return None if array is None else torch.from_numpy(array).to(device)
-
+    def of(
+        cls,
+        batch: Batch,
+        device: torch.device,
+        indices: np.ndarray | None = None,
+        whole: np.ndarray | None = None,
+        number: int = 0,
+        token_weight: float = 1.0,
+    ) -> TensorBatch:
+        """Moves a batch to a device. Without `indices` its items count from 0; without `whole` it is a whole batch."""
+        if indices is None:
+            indices = np.arange(len(batch.ids))
+        answer_mask, targets = batch.answer_mask, batch.targets
         return cls(
-            move(batch.ids),
-            move(batch.type_ids),
-            move(batch.mask),
-            move(batch.answer_mask),
-            move(batch.targets),
-            **about,
+            ids=torch.from_numpy(batch.ids).to(device),
+            types=torch.from_numpy(batch.type_ids).to(device),
+            mask=torch.from_numpy(batch.mask).to(device),
+            answer_mask=None if answer_mask is None else torch.from_numpy(answer_mask).to(device),
+            targets=None if targets is None else torch.from_numpy(targets).to(device),
+            indices=indices,
+            whole=indices if whole is None else whole,
+            number=number,
+            token_weight=token_weight,
         )
 
 
 def device() -> torch.device:
-    """This process' accelerator, else the processor; `accelerate` says which."""
+    """Returns this process's accelerator, or the CPU if there is none."""
     return processes.state().device
 
 
+@contextmanager
+def on_device(*models: nn.Module) -> Iterator[None]:
+    """Moves models to this process's device. After the block they return to the CPU, in evaluation mode."""
+    for model in models:
+        model.to(device())
+    yield
+    for model in models:
+        model.cpu().eval()
+
+
 def compute_dtype(precision: str) -> torch.dtype:
-    """float32, or bfloat16 where the recipe asks for it or, by "auto", where the hardware multiplies in it."""
+    """Returns the dtype that a recipe's `precision` computes in.
+
+    "auto" means bfloat16 if the hardware multiplies in it, else float32.
+    """
     if precision == "auto":
         if device().type == "cuda":
             fast = torch.cuda.is_bf16_supported()
@@ -80,16 +112,16 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 def engine(precision: str) -> Accelerator:
-    """accelerate's engine in a recipe's `precision`: device, mixed precision, and the group of processes.
+    """Returns accelerate's engine for a recipe's `precision`: device, mixed precision and the group of processes.
 
     Raises:
-        UserError: if the hardware does not compute in the precision asked for.
+        UserError: the hardware does not compute in that precision.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    processes.state()  # made here first, by the project's own rules; the engine takes it over
-    AcceleratorState._reset_state()  # it keeps the first precision for ever; a process may train in another one after it
+    processes.state()  # creates the process state by this project's rules; accelerate then uses it
+    AcceleratorState._reset_state()  # otherwise it keeps the first precision for the life of the process
     try:
         return Accelerator(mixed_precision="bf16" if compute_dtype(precision) is torch.bfloat16 else "no")
     except ValueError as error:
@@ -97,14 +129,25 @@ def engine(precision: str) -> Accelerator:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at a step (from 0): linear up over `warmup` of the steps, then linear down to 0."""
+    """Returns the factor on the learning rate at an optimizer step: a linear rise, then a linear fall to 0.
+
+    Args:
+        step: from 0.
+        steps: steps of the whole training.
+        warmup: share of the steps that the rise takes.
+    """
     rise = max(1, int(steps * warmup))
     return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
 
-def parameter_groups(backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parameter], training: Training) -> list[dict]:
-    """AdamW's groups: heads have their own rate; biases and norms (one dimension) are not decayed. Frozen parameters are left out."""
-    groups = []
+def parameter_groups(
+    backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parameter], training: Training
+) -> list[dict[str, Any]]:
+    """Returns AdamW's parameter groups: heads have their own learning rate; biases and norms get no weight decay.
+
+    Frozen parameters are left out.
+    """
+    groups: list[dict[str, Any]] = []
     for parameters, rate in ((backbone, training.learning_rate), (heads, training.head_learning_rate)):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         for chosen, decay in (
@@ -119,46 +162,53 @@ def parameter_groups(backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parame
 class Trainer:
     """Runs one training, on one process or on all that `accelerate launch` started.
 
-    Several processes share every batch: each takes some of its rows, and the gradients are summed, weighted by the rows, before the step.
-    So recipe and result stay the same whatever their number. A loss that is a mean over something else than the batch's examples has to
-    weight itself (`TensorBatch.token_weight`, or a count of its own over `TensorBatch.whole`).
+    Several processes split every batch by rows. Before an optimizer step their gradients are summed, weighted by the
+    number of rows. So recipe and result do not depend on the number of processes. A loss that is not a mean over
+    examples has to weight itself, with `TensorBatch.token_weight` or by counting over `TensorBatch.whole`.
 
     Args:
-        what: what the progress bar says.
-        modules: everything whose parameters change; saved in checkpoints.
+        name: shown in the progress bar and written to the loss curve.
+        modules: all modules whose parameters change; checkpoints hold their parameters.
         groups: see `parameter_groups`.
-        loss: from a batch on the device to a scalar, a mean over the examples; runs under autocast.
-        checkpoint: where to keep the place; an interrupted training with the same arguments goes on from it and ends in the same weights.
+        loss: from a batch on the device to a scalar, a mean over its examples; runs under autocast.
+        training: the recipe's options for this training.
+        precision: the recipe's.
+        seed: of the order of batches and of everything that the loss draws.
+        checkpoint: the file to resume from. An interrupted training that is called again with the same arguments
+            continues and ends with the same weights.
+        curve: where to write the loss curve as JSON at the end, {"training": name, "losses": one mean loss a step}.
 
     Attributes:
-        losses: the mean loss of every step so far, those before an interruption included.
+        losses: the mean loss of every step so far, including those before an interruption.
     """
 
     def __init__(
         self,
-        what: str,
+        name: str,
         modules: nn.Module,
-        groups: list[dict],
+        groups: list[dict[str, Any]],
         loss: Callable[[TensorBatch], Tensor],
         training: Training,
         *,
         precision: str,
         seed: int,
         checkpoint: Path,
+        curve: Path | None = None,
         on_step: OnStep = silent,
     ):
-        self.what, self.modules, self.loss, self.training = what, modules, loss, training
-        self.precision, self.seed, self.checkpoint, self.on_step = precision, seed, checkpoint, on_step
+        self.name, self.modules, self.loss, self.training = name, modules, loss, training
+        self.precision, self.seed, self.checkpoint, self.curve = precision, seed, checkpoint, curve
+        self.on_step = on_step
         self.trained = {name: p for name, p in modules.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.losses: list[float] = []
+        self._plans: dict[int, list[np.ndarray]] = {}  # the batches of the current epoch
 
     def run(self, items: Sequence[Item]) -> None:
-        """Trains over `items`; the modules hold the result.
+        """Trains on `items` and writes the loss curve. The modules hold the result.
 
         Raises:
-            UserError: when there is nothing to train on, or when the loss or its gradient stops being a number (the last checkpoint is
-                kept).
+            UserError: there are no items, or the loss or its gradient is not finite. The last checkpoint is kept.
         """
         if not items:
             raise UserError("no example is left to train on; check the answers and the windows", field="data.train")
@@ -167,15 +217,16 @@ class Trainer:
         size, accumulate = self.training.batch_size, self.training.accumulate
         batches_per_epoch = math.ceil(len(items) / size)
         batches = int(batches_per_epoch * self.training.epochs)
-        steps = max(1, batches // accumulate) if self.training.epochs else 0  # a tiny data set makes a step, too
+        steps = max(1, batches // accumulate) if self.training.epochs else 0  # a tiny data set still makes a step
         start, mean_loss = self._resume()
         gradients = self._share_start(start)
         saved = time.monotonic()
         for step in range(start, steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(step, steps, self.training.warmup)
-            total, failure = 0.0, None
-            try:  # all that may fail on one process alone: the others learn of it when gradients are exchanged
+            total: float = 0.0
+            failure: Exception | None = None
+            try:  # everything here may fail on one process only; the exchange of gradients tells the others
                 if (
                     processes.is_main()
                     and step > start
@@ -184,50 +235,46 @@ class Trainer:
                     self._save(step, mean_loss)
                     saved = time.monotonic()
                 for number in range(step * accumulate, (step + 1) * accumulate):
-                    epoch, at = divmod(number, batches_per_epoch)
-                    total += self._backward(items, lengths, self._plan(lengths, epoch)[at], number)
+                    epoch, index = divmod(number, batches_per_epoch)
+                    total += self._backward(items, lengths, self._plan(lengths, epoch)[index], number)
             except Exception as error:
                 if gradients is None:
                     raise
                 failure = error
             if gradients is not None:
                 total = gradients.exchange(total, failure)
-            self._require_number("loss", total, step, steps)
+            self._require_finite("loss", total, step, steps)
             norm = self.accelerator.clip_grad_norm_(self.trained.values(), 1.0)
-            self._require_number("gradient", float(norm), step, steps)
+            self._require_finite("gradient", float(norm), step, steps)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.losses.append(total)
             mean_loss = total if mean_loss is None else 0.98 * mean_loss + 0.02 * total
-            self.on_step(f"{self.what}, loss {mean_loss:.3f}", step + 1, steps)
-
-    def write_losses(self, path: Path) -> None:
-        """Writes the loss curve as JSON, {"training", "losses"}, one mean loss a step; on the main process alone."""
-        if processes.is_main():
-            write_text(path, json.dumps({"training": self.what, "losses": self.losses}) + "\n")
+            self.on_step(f"{self.name}, loss {mean_loss:.3f}", step + 1, steps)
+        if self.curve and processes.is_main():
+            write_text(self.curve, json.dumps({"training": self.name, "losses": self.losses}) + "\n")
 
     def _backward(self, items: Sequence[Item], lengths: list[int], rows: np.ndarray, number: int) -> float:
-        """Adds this process' part of one batch to the step's gradient; returns its part in the step's loss."""
-        # Every so many-th row: a batch is sorted by length, and so nobody gets all the long ones.
-        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        if not len(mine):
+        """Adds this process's part of one batch to the gradients. Returns its part of the step's loss."""
+        # A batch is sorted by length, so strided slices give every process long and short rows.
+        own_rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        if not len(own_rows):
             return 0.0
-        share = len(mine) / len(rows)
-        tokens = sum(lengths[row] for row in mine) / sum(lengths[row] for row in rows)
+        share = len(own_rows) / len(rows)
+        tokens = sum(lengths[row] for row in own_rows) / sum(lengths[row] for row in rows)
         random = np.random.SeedSequence([self.seed, number, self.accelerator.process_index])
-        torch.manual_seed(
-            int(random.generate_state(1, np.uint64)[0])
-        )  # a resumed training draws what the whole one drew
+        # Seeded by the batch's number: a resumed training draws the same random numbers as an uninterrupted one.
+        torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
         batch = TensorBatch.of(
-            collate([items[row] for row in mine]), self.accelerator.device,
-            indices=mine, number=number, whole=rows, token_weight=tokens / share,
+            collate([items[row] for row in own_rows]), self.accelerator.device,
+            indices=own_rows, whole=rows, number=number, token_weight=tokens / share,
         )  # fmt: skip
         with self.accelerator.autocast():
             loss = self.loss(batch) * share / self.training.accumulate
         self.accelerator.backward(loss)
         return float(loss.detach())
 
-    def _require_number(self, what: str, value: float, step: int, steps: int) -> None:
+    def _require_finite(self, quantity: str, value: float, step: int, steps: int) -> None:
         if not math.isfinite(value):
             kept = (
                 f"the last good checkpoint is {self.checkpoint}"
@@ -235,16 +282,18 @@ class Trainer:
                 else "no checkpoint was written yet"
             )
             raise UserError(
-                f"{self.what}: the {what} is {value} at step {step + 1} of {steps}; {kept}; lower the learning rate of this stage"
+                f"{self.name}: the {quantity} is {value} at step {step + 1} of {steps}; {kept}; "
+                "lower the learning rate of this stage"
             )
 
-    def _plan(self, lengths: list[int], epoch: int) -> list:
-        if getattr(self, "_planned", None) != epoch:
-            self._planned, self._batches = epoch, plan_batches(lengths, self.training.batch_size, self.seed, epoch)
-        return self._batches
+    def _plan(self, lengths: list[int], epoch: int) -> list[np.ndarray]:
+        """Returns the batches of an epoch; keeps only the last epoch's."""
+        if epoch not in self._plans:
+            self._plans = {epoch: plan_batches(lengths, self.training.batch_size, self.seed, epoch)}
+        return self._plans[epoch]
 
     def _share_start(self, start: int) -> Gradients | None:
-        """Has all processes begin from the same place; returns what they exchange gradients through, None in a run of one."""
+        """Gives all processes the main process's weights. Returns their gradient exchange, None in a run of one."""
         if not processes.in_group():
             return None
         from accelerate.utils import broadcast
@@ -259,7 +308,7 @@ class Trainer:
             broadcast(tensor)
         return gradients
 
-    def _save(self, step: int, mean_loss: float) -> None:
+    def _save(self, step: int, mean_loss: float | None) -> None:
         state = {
             "step": step,
             "mean_loss": mean_loss,
@@ -268,19 +317,18 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         partial = self.checkpoint.with_suffix(".partial")
-        with open(partial, "wb") as stream:  # given a path, torch writes in C++ and does not say that the disk is full
+        with open(partial, "wb") as stream:  # given a path, torch writes in C++ and does not report a full disk
             torch.save(state, stream)
         os.replace(partial, self.checkpoint)
 
     def _resume(self) -> tuple[int, float | None]:
+        """Loads the checkpoint if there is one. Returns the next step and the running mean loss."""
         if not self.checkpoint.is_file():
             return 0, None
-        state = torch.load(
-            self.checkpoint, map_location="cpu", weights_only=True
-        )  # what is loaded moves to where the parameters are
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = list(state.get("losses", []))  # a checkpoint of the first version has none
+        self.optimizer.load_state_dict(state["optimizer"])  # moves its state to the parameters' device
+        self.losses = list(state.get("losses", []))  # checkpoints of the first version have none
         return state["step"], state["mean_loss"]

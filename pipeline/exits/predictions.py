@@ -1,10 +1,10 @@
-"""What every exit of a model would answer to a set of examples: the raw material of calibration, metrics and plots."""
+"""Runs examples through all exits of a model. Calibration, metrics and plots are computed from the results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pipeline.data.examples import Example
 from pipeline.data.items import Item, collate, sorted_batches
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.distill.trainer import device
+from pipeline.distill.trainer import TensorBatch, device, on_device
 from pipeline.exits.measures import change, with_patience
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
@@ -26,16 +26,23 @@ from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import AnswerContext, AnyTask, Labels, get_task
 from pipeline.tasks.types import ModelInput
 
-# Every exit's logits [batch, ...], and every exit's uncertainty [batch], None where no program computes it.
+# Logits [batch, ...] and uncertainty [batch] of every exit; the latter is None for tasks whose programs do not
+# measure it.
 ExitTensors = tuple[list[Tensor], list[Tensor] | None]
+# From token ids, mask, token types and answer mask, [batch, length] each.
+Forward = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], ExitTensors]
 RunExits = Callable[[Any, Sequence[Item], OnStep], "list[ExitOutputs]"]
 
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """One input through all exits: logits [exits, labels] or [exits, length, 2]; uncertainty [exits], as programs give it, or by change.
+    """The outputs of all exits for one input.
 
-    `temperatures` are the exits', which that uncertainty has in it and the logits have not; all 1 when absent.
+    Attributes:
+        logits: [exits, labels] or [exits, length, 2].
+        uncertainty: [exits], as the programs compute it, or by change for tasks whose programs do not.
+        temperatures: one per exit, 1 if None. The logits are not divided by them; the uncertainty takes them into
+            account.
     """
 
     logits: np.ndarray
@@ -45,15 +52,15 @@ class ExitOutputs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Examples through all exits; arrays are [examples, exits].
+    """The answers of all exits for a set of examples. Arrays are [examples, exits].
 
     Attributes:
         score: the task's `speed_metric`.
-        exact: 1 for a right answer, 0 for a wrong one; None for numbers, which are near or far and not right or wrong.
-        uncertainty: by the recipe's measure, as a runner compares it with a threshold.
+        exact: 1 for a right answer, 0 for a wrong one; None for tasks that predict a number.
+        uncertainty: by the recipe's measure, as the runner compares it with a threshold.
         answers: label indices, numbers in the data's unit, or texts, as a nested list.
-        measures: the uncertainty by every measure there is, by name, computed from the same logits.
-        targets: what the answers were scored against, [examples].
+        measures: the uncertainty by all measures, by name, computed from the same logits.
+        targets: what the answers are scored against, [examples].
         task: the examples' task.
     """
 
@@ -67,20 +74,22 @@ class Predictions:
 
     @property
     def exits(self) -> int:
-        """How many exits there are."""
+        """The number of exits."""
         return int(self.score.shape[1])
 
     def metrics(self, exit: int = -1) -> dict[str, float | None]:
-        """The task's metrics at one exit, see `TaskDefinition.metrics`."""
+        """Returns the task's metrics at one exit, see `TaskDefinition.metrics`."""
         return get_task(self.task).summarise([answers[exit] for answers in self.answers], self.targets)
 
 
 def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
-    """All exits of a model in float32, in padded batches, on the accelerator if there is one."""
-    at = device()
-    model = model.to(at).eval()
-    measure = MEASURES.get(model.uncertainty)
+    """Runs a model to full depth in float32, in padded batches, on the accelerator if there is one.
 
+    Returns:
+        the outputs of all exits for every item.
+    """
+    model.eval()
+    measure = MEASURES.get(model.uncertainty)
     task = get_task(model.task)
 
     def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
@@ -94,14 +103,16 @@ def run_model(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent)
         ]
         return logits, uncertainty
 
-    outputs = _run(forward, items, at, model.temperatures, on_step)
-    model.cpu()
-    return outputs
+    with on_device(model):
+        return _run(forward, items, device(), model.temperatures, on_step)
 
 
 def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = silent) -> list[ExitOutputs]:
-    """The same through a bundle's programs as modules: what the phone computes, quantized as there."""
+    """Runs a bundle's programs as modules to full depth: what the phone computes, with the same quantization.
 
+    Returns:
+        the outputs of all exits for every item.
+    """
     task = get_task(programs.task)
 
     def forward(ids: Tensor, mask: Tensor, types: Tensor, answer_mask: Tensor | None) -> ExitTensors:
@@ -110,38 +121,31 @@ def run_programs(programs: Programs, items: Sequence[Item], on_step: OnStep = si
         logits = [part[0] if len(part) == 1 else torch.stack(part, dim=-1) for part in parts]
         return logits, [output[-1] for output in outputs] if task.measures_uncertainty else None
 
-    temperatures = [1.0 / float(segment.inverse_temperature) for segment in programs.segments]
+    temperatures = [1.0 / float(cast(Tensor, segment.inverse_temperature)) for segment in programs.segments]  # a buffer
     return _run(forward, items, torch.device("cpu"), temperatures, on_step)
 
 
 @torch.no_grad()
 def _run(
-    forward, items: Sequence[Item], at: torch.device, temperatures: Sequence[float], on_step: OnStep
+    forward: Forward, items: Sequence[Item], run_device: torch.device, temperatures: Sequence[float], on_step: OnStep
 ) -> list[ExitOutputs]:
-    results: list[ExitOutputs | None] = [None] * len(items)
-    done = 0
+    results: dict[int, ExitOutputs] = {}
     for rows in sorted_batches([len(item.ids) for item in items]):
-        chosen = [items[row] for row in rows]
-        batch = collate(chosen)
-        answers = None if batch.answer_mask is None else torch.from_numpy(batch.answer_mask).to(at)
-        arrays = (torch.from_numpy(array).to(at) for array in (batch.ids, batch.mask, batch.type_ids))
-        logits, uncertainty = forward(*arrays, answers)
-        logits = torch.stack([part.float() for part in logits], dim=1).cpu().numpy()  # [batch, exits, ...]
-        # Without one of the model's own it is a regression's change, of logits [batch, exits, 1].
-        uncertainty = (
-            change(logits[..., 0])
-            if uncertainty is None
-            else torch.stack(list(uncertainty), dim=1).float().cpu().numpy()
-        )
-        for place, row in enumerate(rows):
-            part = logits[place]
-            if part.ndim == 3:  # [exits, length, 2] without its padding
-                part = part[:, : len(items[row].ids)]
-            # A copy: a slice would keep the logits of the whole batch, with its padding.
-            results[row] = ExitOutputs(part.copy(), uncertainty[place], temperatures)
-        done += len(rows)
-        on_step("measuring", done, len(items))
-    return results
+        batch = TensorBatch.of(collate([items[row] for row in rows]), run_device)
+        exit_logits, exit_uncertainty = forward(batch.ids, batch.mask, batch.types, batch.answer_mask)
+        logits = torch.stack([part.float() for part in exit_logits], dim=1).cpu().numpy()  # [batch, exits, ...]
+        if exit_uncertainty is None:
+            uncertainty = change(logits[..., 0])  # of a number, [batch, exits, 1]
+        else:
+            uncertainty = torch.stack(exit_uncertainty, dim=1).float().cpu().numpy()
+        for index, row in enumerate(rows.tolist()):
+            item_logits = logits[index]
+            if item_logits.ndim == 3:  # [exits, length, 2], padded
+                item_logits = item_logits[:, : len(items[row].ids)]
+            # A copy, because a slice would keep the logits of the whole batch in memory.
+            results[row] = ExitOutputs(item_logits.copy(), uncertainty[index], temperatures)
+        on_step("measuring", len(results), len(items))
+    return [results[row] for row in range(len(items))]
 
 
 def predict(
@@ -154,20 +158,19 @@ def predict(
     on_step: OnStep = silent,
     targets: Sequence[Any] | None = None,
 ) -> Predictions:
-    """Every exit's answers, scores and uncertainties, these by the recipe's measure and by all others.
+    """Computes the answers, scores and uncertainties of all exits for labelled examples.
 
     Args:
-        run: `run_model` or `run_programs`.
-        model: what `run` takes; its exits have the recipe's measure.
-        examples: labelled.
+        run: `run_model` or `run_programs`, or a function like them.
+        model: the argument of `run`. Its exits have the recipe's measure of uncertainty.
         labels: those of the training data.
-        targets: what the answers are scored against; the examples' labels when absent.
+        targets: what the answers are scored against; by default the examples' labels.
     """
     task = get_task(recipe.task)
     context = answer_context(labels, recipe)
     targets = task.targets(examples, context) if targets is None else targets
     inputs = task.encode_all(examples, tokenizer, recipe.input_options)
-    rows: list[_ExampleExits | None] = [None] * len(examples)
+    exits: dict[int, _ExampleExits] = {}
     total, done = sum(len(group) for group in inputs), 0
     for chosen in _in_chunks(inputs, task.examples_in_memory):
         items = [
@@ -182,16 +185,16 @@ def predict(
         outputs = iter(run(model, items, on_chunk))
         for index in chosen:
             own = [next(outputs) for _ in inputs[index]]
-            rows[index] = _read_exits(task, examples[index], inputs[index], own, targets[index], context)
+            exits[index] = _read_exits(task, examples[index], inputs[index], own, targets[index], context)
         done += len(items)
-    read = [row for row in rows if row is not None]
-    answers = [row.answers for row in read]
-    measures = {name: np.array([row.measures[name] for row in read]) for name in read[0].measures}
-    uncertainty = np.array([row.uncertainty for row in read])
+    rows = [exits[index] for index in range(len(examples))]
+    answers = [row.answers for row in rows]
+    measures = {name: np.array([row.measures[name] for row in rows]) for name in rows[0].measures}
+    uncertainty = np.array([row.uncertainty for row in rows])
     measures = with_patience(measures, answers) if "entropy" in measures else {"change": uncertainty}
     return Predictions(
-        score=np.array([row.score for row in read], float),
-        exact=None if read[0].exact[0] is None else np.array([row.exact for row in read], float),
+        score=np.array([row.score for row in rows], float),
+        exact=None if rows[0].exact[0] is None else np.array([row.exact for row in rows], float),
         uncertainty=_compared(uncertainty, measures, recipe),
         answers=answers,
         measures=measures,
@@ -201,7 +204,7 @@ def predict(
 
 
 def answer_context(labels: Labels, recipe: Recipe) -> AnswerContext:
-    """What reading answers takes while there is no manifest yet."""
+    """Returns the context for reading answers, for a model that has no manifest yet."""
     if isinstance(labels, LabelRange):
         return AnswerContext(recipe.input_options, label_range=labels)
     names = tuple(recipe.data.label_names or labels)
@@ -209,11 +212,11 @@ def answer_context(labels: Labels, recipe: Recipe) -> AnswerContext:
 
 
 def _in_chunks(inputs: Sequence[Sequence[ModelInput]], size: int | None) -> Iterator[Sequence[int]]:
-    """The examples' indices in groups that are held in memory together."""
+    """Returns the examples' indices in groups of `size`, whose logits are held in memory together."""
     if size is None:
         yield range(len(inputs))
         return
-    # Long examples first, as `sorted_batches` does, so that those that run together are of like lengths.
+    # Longest first, as `sorted_batches` does, so that examples of similar length run together.
     order = sorted(range(len(inputs)), key=lambda index: -sum(len(part.ids) for part in inputs[index]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -221,7 +224,7 @@ def _in_chunks(inputs: Sequence[Sequence[ModelInput]], size: int | None) -> Iter
 
 @dataclass(frozen=True)
 class _ExampleExits:
-    """What is kept of an example when its logits are let go; lists are [exits]."""
+    """What is kept of an example when its logits are dropped. Lists are [exits]."""
 
     answers: list[Any]
     score: list[float]
@@ -238,7 +241,7 @@ def _read_exits(
     target: Any,
     context: AnswerContext,
 ) -> _ExampleExits:
-    """Every exit of one example; `outputs` has an entry for each of its inputs."""
+    """Decodes and scores every exit of one example; `inputs` and `outputs` correspond."""
     measured = [
         task.measures(model_input, output.logits, output.temperatures, context.options)
         for model_input, output in zip(inputs, outputs)
@@ -259,13 +262,13 @@ def _read_exits(
 
 
 def split_array(task: AnyTask, logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One exit's logits for one input as the task's `exit_outputs`."""
+    """Splits one exit's logits for one input into the task's `exit_outputs`."""
     count = len(task.exit_outputs)
     return (logits,) if count == 1 else tuple(logits[..., index] for index in range(count))
 
 
 def _compared(uncertainty: np.ndarray, measures: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
-    """What a runner compares with its thresholds. Programs compute it, but for patience, which is counted from answers."""
+    """Returns what the runner compares with a threshold, which takes patience into account if the recipe says so."""
     if recipe.exits.uncertainty == "agreement":
         return uncertainty * measures["patience"]
     return measures["patience"] if recipe.exits.uncertainty == "patience" else uncertainty

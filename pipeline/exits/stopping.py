@@ -1,7 +1,7 @@
-"""Thresholds for every exit from one dial, the price of a segment: the optimal stopping rule among those that thresholds can say.
+"""Fits one threshold per exit for a given price of a segment, that is, the score one would give up to save a segment.
 
-An exit that answers nearly as well as the last one is worth stopping at for a small gain; one that saves five segments may lose more than
-one that saves a single one. Both follow from one number: how much score one is ready to give for a segment that is not run.
+This is optimal stopping, restricted to rules that thresholds can express. The price makes exits comparable: an exit
+that saves five segments may lose more score than one that saves a single segment.
 """
 
 from __future__ import annotations
@@ -10,39 +10,43 @@ import numpy as np
 
 from pipeline.bundle.exit_rule import FULL_DEPTH, exits_taken
 
-ALWAYS = 1.01  # a threshold above every uncertainty: all inputs leave
-# Score for a segment, a fraction of 1: from what no exit of a good model is worth to what sends everything out at the first exit.
+ALWAYS = 1.01  # a threshold above every uncertainty, so all inputs leave
+# Score per segment, a fraction of 1. At the lowest a good model stops nowhere, at the highest everything leaves at
+# the first exit.
 PRICES = np.geomspace(1e-4, 1.0, 56)
-GAIN = 0.5  # of a gain is counted, see `stopping_thresholds`
+GAIN_WEIGHT = 0.5  # see `stopping_thresholds`
 
 
 def stopping_thresholds(score: np.ndarray, uncertainty: np.ndarray, price: float) -> list[float]:
-    """The thresholds at which the mean of loss + price * segments is smallest, found exit by exit.
+    """Returns the thresholds with the smallest mean of loss + price * segments, found exit by exit.
 
-    From the last exit but one to the first, each gets the threshold that is best given those behind it: what an input costs that stays is
-    known then (dynamic programming; Bellman's principle). Where leaving early turns a wrong answer into a right one, by chance as a rule,
-    a part of that counts: thresholds drawn around the few examples that gain hold for those alone.
+    Exits are taken from the last but one to the first (dynamic programming). Each gets the best threshold given the
+    later ones, since they fix the cost of an input that stays. Leaving early sometimes turns a wrong answer into a
+    right one, mostly by chance. Such a gain counts by `GAIN_WEIGHT` only: thresholds fitted around a few lucky
+    examples do not hold for others.
 
     Args:
         score, uncertainty: [examples, exits].
         price: of a segment, in score.
 
     Returns:
-        one threshold per exit, that of the last one 0.
+        one threshold per exit; 0 for the last.
     """
     examples, exits = score.shape
     loss = score[:, -1:] - score
-    loss = np.where(loss < 0, GAIN * loss, loss)
+    loss = np.where(loss < 0, GAIN_WEIGHT * loss, loss)
     thresholds = [FULL_DEPTH] * exits
     for exit in range(exits - 2, -1, -1):
-        later = exits_taken(uncertainty, thresholds)  # nobody leaves before this exit: the thresholds there are still 0
+        later = exits_taken(uncertainty, thresholds)  # thresholds up to this exit are still 0, so nothing leaves there
         stay = loss[np.arange(examples), later] + price * (later - exit)
         thresholds[exit] = best_threshold(uncertainty[:, exit], loss[:, exit] - stay)
     return thresholds
 
 
 def best_threshold(uncertainty: np.ndarray, cost: np.ndarray) -> float:
-    """The threshold below which the costs add up to least: half way between two uncertainties, `ALWAYS`, or 0 where leaving never pays.
+    """Returns the threshold for which the costs of all examples below it have the smallest sum.
+
+    It lies half way between two uncertainties. It is `ALWAYS` if all should leave, and 0 if leaving never pays.
 
     Args:
         uncertainty: [examples].
@@ -50,7 +54,7 @@ def best_threshold(uncertainty: np.ndarray, cost: np.ndarray) -> float:
     """
     order = np.argsort(uncertainty, kind="stable")
     values, sums = uncertainty[order].astype(np.float64), np.cumsum(cost[order])
-    # No threshold can part two that are as unsure as each other.
+    # No threshold can separate examples of equal uncertainty.
     sums = np.where(np.append(values[1:] > values[:-1], True), sums, np.inf) if len(values) else sums
     if not len(sums) or sums.min() >= 0:
         return FULL_DEPTH
@@ -59,5 +63,9 @@ def best_threshold(uncertainty: np.ndarray, cost: np.ndarray) -> float:
 
 
 def stopping_path(score: np.ndarray, uncertainty: np.ndarray) -> list[list[float]]:
-    """`stopping_thresholds` at every price, from the most careful to the boldest; score, uncertainty: [examples, exits]."""
+    """Returns `stopping_thresholds` at every price, from the most careful to the boldest.
+
+    Args:
+        score, uncertainty: [examples, exits].
+    """
     return [stopping_thresholds(score, uncertainty, price) for price in PRICES]

@@ -1,165 +1,48 @@
-"""The study of a model's exits: what each is worth, what stopping early costs, and whether uncertainty tells right from wrong."""
+"""Studies exits: what each is worth, what stopping early costs, whether uncertainty tells right from wrong answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.bundle.exit_rule import exits_taken
 from pipeline.bundle.manifest import Speed
 from pipeline.data.regression_metrics import auroc, spearman
 from pipeline.exits.stopping import ALWAYS, PRICES, stopping_thresholds
-from pipeline.names import Metric, Task
-from pipeline.support.document import Document
+from pipeline.exits.study_document import (
+    Bin,
+    Curve,
+    ExitStudy,
+    Fitted,
+    MeasureStudy,
+    NamedSpeed,
+    Ranking,
+    Study,
+    Third,
+    WithinLoss,
+)
 from pipeline.tasks import get_task
 
-if TYPE_CHECKING:  # predictions brings torch, which a page about a study has no use for
+if TYPE_CHECKING:  # predictions imports torch, which a page about a study does not need
     from pipeline.exits.predictions import Predictions
 
-LOSSES = (0.005, 0.01, 0.02)
+LOSSES = (0.005, 0.01, 0.02)  # of score against full depth, for which the study looks for the boldest thresholds
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 10
-ROUNDING = 1e-9  # a loss of one answer in a hundred is 0.01, whatever floating point makes of it
-
-
-class Third(Document):
-    """A third of the examples by length at one operating point; `loss` is against full depth on the same third."""
-
-    examples: int
-    shortest: int = Field(description="tokens; for question answering those of the passage")
-    longest: int
-    loss: float
-    mean_depth: float
-
-
-class Means(Document):
-    """What leaving early gives, over all examples.
-
-    `score` and `loss` (of score, against full depth) are fractions of 1, `mean_depth` is in segments run, `exits` counts the examples that
-    left after each. `flops` is the mean of floating-point operations as a share of full depth's, and `speed_up` one over it.
-    """
-
-    score: float
-    loss: float
-    mean_depth: float
-    flops: float
-    speed_up: float
-    exits: list[int]
-
-
-class Point(Means):
-    """What thresholds give."""
-
-    thresholds: list[float]
-    thirds: list[Third] = Field(description="from the shortest to the longest inputs")
-
-
-class NamedSpeed(Point):
-    """A speed of the manifest, with what it promises there: `max_loss` with probability 1 - `delta`, null where it promises nothing."""
-
-    speed: str
-    max_loss: float | None = None
-    delta: float | None = None
-
-
-class WithinLoss(Point):
-    """The boldest threshold whose loss, like that of every more careful one in the sweep, is at most `max_loss`."""
-
-    max_loss: float
-
-
-class Fitted(Means):
-    """What a threshold of its own for each exit gives (`pipeline.exits.stopping`): each half of the examples at those fitted to the other.
-
-    The boldest price of a segment whose loss, like that of every lower price, is at most `max_loss`. Nothing is measured on what it was fitted
-    to, so it is what such thresholds would give on new examples.
-    """
-
-    max_loss: float
-
-
-class Curve(Document):
-    """A sweep over thresholds, one for all exits (FastBERT's speed, section 3.3), from full depth to the first exit; see `Point`."""
-
-    thresholds: list[float]
-    score: list[float]
-    mean_depth: list[float]
-    flops: list[float]
-
-
-class Ranking(Document):
-    """Whether lower uncertainty means higher accuracy at one exit; see `pipeline.data.regression_metrics`. null where it is not defined."""
-
-    auroc: float | None = Field(
-        description="area under the ROC curve of uncertainty against a wrong answer (QA: no exact match); regression has none"
-    )
-    spearman: float | None = Field(description="Spearman's rank correlation of uncertainty and score")
-
-
-class MeasureStudy(Document):
-    """One measure of uncertainty; `own` where the bundle's programs compute it. `rankings` has an entry for each exit."""
-
-    measure: str
-    own: bool
-    curve: Curve
-    within: list[WithinLoss]
-    fitted: list[Fitted]
-    rankings: list[Ranking]
-
-    @property
-    def mean_auroc(self) -> float | None:
-        """Mean over the exits where it is defined; None where it is at none."""
-        defined = [ranking.auroc for ranking in self.rankings if ranking.auroc is not None]
-        return sum(defined) / len(defined) if defined else None
-
-
-class Bin(Document):
-    """Examples of like uncertainty at one exit: means of uncertainty and score."""
-
-    examples: int
-    uncertainty: float
-    score: float
-
-
-class ExitStudy(Document):
-    """One exit, as if every example left there.
-
-    `quantiles` are of the uncertainty, at 5, 25, 50, 75 and 95 %; `bins` are tenths of the examples by uncertainty, from the surest on.
-    """
-
-    layer: int
-    score: float
-    exact_match: float | None = Field(None, description="question answering only")
-    flops: float = Field(description="share of full depth's")
-    quantiles: list[float]
-    bins: list[Bin]
-
-
-class Study(Document):
-    """What `pocketbert study --json` prints. Scores are fractions of 1 in `metric`; `measures` begins with the bundle's own."""
-
-    task: Task
-    metric: Metric
-    examples: int
-    full_depth: float = Field(description="the score of the last exit")
-    full_depth_flops: float = Field(description="mean floating-point operations of one example at full depth")
-    exits: list[ExitStudy]
-    speeds: list[NamedSpeed]
-    measures: list[MeasureStudy]
-
-    @property
-    def own(self) -> MeasureStudy:
-        """The measure that the bundle's programs compute."""
-        return self.measures[0]
+ROUNDING = 1e-9  # tolerance for floating point: a loss of one answer in a hundred counts as 0.01
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the examples are to a runner: `length` in tokens, [examples]; `flops` until each exit, [examples, exits]."""
+    """What the examples cost.
+
+    Attributes:
+        length: tokens, [examples].
+        flops: floating-point operations up to each exit, [examples, exits].
+    """
 
     length: np.ndarray
     flops: np.ndarray
@@ -168,13 +51,14 @@ class Costs:
 def study(
     predictions: Predictions, costs: Costs, layers: Sequence[int], measure: str, speeds: Mapping[str, Speed]
 ) -> Study:
-    """Everything that the exits' answers to labelled examples tell.
+    """Computes everything that a study reports.
 
     Args:
-        predictions: of at least one example, at every exit; `measures` are the alternatives, `uncertainty` the bundle's own.
-        layers: after which layer each exit stands.
-        measure: what the bundle's own is called; an alternative of that name is left out.
-        speeds: thresholds for the bundle's own measure.
+        predictions: of labelled examples, at least one. `uncertainty` is by the bundle's own measure, `measures` has
+            others.
+        layers: the layer that each exit follows.
+        measure: the name of the bundle's own measure; an entry of that name in `measures` is ignored.
+        speeds: named thresholds for the bundle's own measure.
     """
     own = Sweep(predictions.score, predictions.exact, predictions.uncertainty, costs)
     sweeps = {measure: own} | {
@@ -183,6 +67,7 @@ def study(
         if name != measure
     }
     task = get_task(predictions.task)
+    exact = predictions.exact if "exact_match" in task.metrics else None
     return Study(
         task=predictions.task,
         metric=task.speed_metric,
@@ -193,10 +78,10 @@ def study(
             ExitStudy(
                 layer=layer,
                 score=short(predictions.score[:, exit].mean()),
-                exact_match=short(predictions.exact[:, exit].mean()) if "exact_match" in task.metrics else None,
+                exact_match=None if exact is None else short(exact[:, exit].mean()),
                 flops=short(costs.flops[:, exit].mean() / own.full_flops),
                 quantiles=[short(value) for value in np.quantile(predictions.uncertainty[:, exit], QUANTILES)],
-                bins=bins_of(predictions.uncertainty[:, exit], predictions.score[:, exit]),
+                bins=make_bins(predictions.uncertainty[:, exit], predictions.score[:, exit]),
             )
             for exit, layer in enumerate(layers)
         ],
@@ -221,12 +106,17 @@ def study(
 
 
 class Sweep:
-    """One measure of uncertainty over all thresholds; arrays are [examples, exits]."""
+    """The outcomes of all thresholds for one measure of uncertainty.
+
+    Args:
+        score, uncertainty: [examples, exits].
+        exact: [examples, exits], 1 where the answer is right; None for regression.
+    """
 
     def __init__(self, score: np.ndarray, exact: np.ndarray | None, uncertainty: np.ndarray, costs: Costs):
         self.score, self.exact, self.uncertainty, self.costs = score, exact, uncertainty, costs
         self.full, self.full_flops = score[:, -1].mean(), costs.flops[:, -1].mean()
-        self.thresholds = thresholds_of(uncertainty)
+        self.thresholds = sweep_thresholds(uncertainty)
         self.rows = np.arange(len(score))
         taken = [exits_taken(uncertainty, [threshold] * score.shape[1]) for threshold in self.thresholds]
         self.scores = np.array([score[self.rows, exits].mean() for exits in taken])
@@ -236,7 +126,7 @@ class Sweep:
         self.thirds = [third for third in np.array_split(order, 3) if len(third)]
 
     def curve(self) -> Curve:
-        """The whole sweep."""
+        """Returns the whole sweep."""
         return Curve(
             thresholds=[float(threshold) for threshold in self.thresholds],
             score=[short(value) for value in self.scores],
@@ -245,29 +135,28 @@ class Sweep:
         )
 
     def within(self, max_loss: float) -> float:
-        """The threshold of `WithinLoss`."""
-        # Not the least depth at which the loss is small by luck: from full depth on it has to stay small.
+        """Returns the threshold of `WithinLoss`."""
+        # The loss has to stay small on the whole way from full depth: a bolder threshold may lose little by luck.
         over = np.flatnonzero(self.full - self.scores > max_loss + ROUNDING)
         return float(self.thresholds[max(0, over[0] - 1) if len(over) else -1])
 
     def fitted(self) -> list[Fitted]:
-        """An entry for each of `LOSSES`."""
+        """Returns an entry for each of `LOSSES`."""
         halves = np.array_split(np.random.default_rng(0).permutation(len(self.score)), 2)
         best = {loss: np.full(len(self.score), self.score.shape[1] - 1) for loss in LOSSES}
         safe = set(LOSSES)
         for price in PRICES:
             exits = np.zeros(len(self.score), int)
-            for here, there in (halves, halves[::-1]):
-                exits[here] = exits_taken(
-                    self.uncertainty[here], stopping_thresholds(self.score[there], self.uncertainty[there], price)
-                )
+            for measured, fitted in (halves, halves[::-1]):
+                thresholds = stopping_thresholds(self.score[fitted], self.uncertainty[fitted], price)
+                exits[measured] = exits_taken(self.uncertainty[measured], thresholds)
             lost = self.full - self.score[self.rows, exits].mean()
             safe = {loss for loss in safe if lost <= loss + ROUNDING}
             best |= dict.fromkeys(safe, exits)
-        return [Fitted(max_loss=loss, **self.means(best[loss])) for loss in LOSSES]
+        return [Fitted(max_loss=loss, **self.outcome(best[loss])) for loss in LOSSES]
 
-    def means(self, exits: np.ndarray) -> dict:
-        """The fields of `Means`, given the exit (from 0) that each takes, [examples]."""
+    def outcome(self, exits: np.ndarray) -> dict[str, Any]:
+        """Returns the fields of `Outcome`, given the exit (from 0) that each example takes, [examples]."""
         score = self.score[self.rows, exits].mean()
         flops = self.costs.flops[self.rows, exits].mean() / self.full_flops
         return {
@@ -279,13 +168,13 @@ class Sweep:
             "exits": np.bincount(exits, minlength=self.score.shape[1]).tolist(),
         }
 
-    def point(self, thresholds: Sequence[float]) -> dict:
-        """The fields of `Point`."""
+    def point(self, thresholds: Sequence[float]) -> dict[str, Any]:
+        """Returns the fields of `OperatingPoint`."""
         exits = exits_taken(self.uncertainty, thresholds)
         losses = self.score[:, -1] - self.score[self.rows, exits]
         return {
             "thresholds": list(thresholds),
-            **self.means(exits),
+            **self.outcome(exits),
             "thirds": [
                 Third(
                     examples=len(third),
@@ -299,21 +188,24 @@ class Sweep:
         }
 
     def rankings(self) -> list[Ranking]:
-        """One for each exit."""
+        """Returns a ranking for each exit."""
         return [
             Ranking(
-                auroc=None if self.exact is None else short(auroc(unsure, self.exact[:, exit] == 1)),
-                spearman=short(spearman(unsure, self.score[:, exit])),
+                auroc=None if self.exact is None else short_or_none(auroc(uncertainty, self.exact[:, exit] == 1)),
+                spearman=short_or_none(spearman(uncertainty, self.score[:, exit])),
             )
-            for exit, unsure in enumerate(self.uncertainty.T)
+            for exit, uncertainty in enumerate(self.uncertainty.T)
         ]
 
 
-def thresholds_of(uncertainty: np.ndarray) -> np.ndarray:
-    """Ascending thresholds from 0 (full depth) to one above all, in steps of 0.01 and wherever examples are.
+def sweep_thresholds(uncertainty: np.ndarray) -> np.ndarray:
+    """Returns ascending thresholds from 0 (full depth) to one above every uncertainty.
 
-    A measure that says 0.001 for most examples has little use for steps of 0.01; half per cent quantiles of what it says before the last
-    exit make the comparison of measures one of measures, not of grids.
+    They are steps of 0.01 and the half per cent quantiles of the uncertainty before the last exit. Steps alone would
+    favour some measures: one that is 0.001 for most examples needs finer ones.
+
+    Args:
+        uncertainty: [examples, exits].
     """
     even = np.arange(101) / 100
     early = uncertainty[:, :-1].astype(np.float64)
@@ -322,19 +214,29 @@ def thresholds_of(uncertainty: np.ndarray) -> np.ndarray:
     return np.unique([*(value for value in readable if 0 <= value <= 1), ALWAYS])
 
 
-def bins_of(uncertainty: np.ndarray, score: np.ndarray) -> list[Bin]:
-    """Tenths of the examples by uncertainty; equal values stay together, so there may be fewer than ten."""
+def make_bins(uncertainty: np.ndarray, score: np.ndarray) -> list[Bin]:
+    """Cuts the examples into tenths by uncertainty. Equal values stay together, so there may be fewer than ten bins.
+
+    Args:
+        uncertainty, score: [examples].
+    """
     edges = np.unique(np.quantile(uncertainty, np.arange(1, BINS) / BINS))
-    place = np.searchsorted(edges, uncertainty, side="left")
+    bins = np.searchsorted(edges, uncertainty, side="left")
+    members = [bins == index for index in range(len(edges) + 1)]
     return [
         Bin(
-            examples=int(chosen.sum()), uncertainty=short(uncertainty[chosen].mean()), score=short(score[chosen].mean())
+            examples=int(member.sum()), uncertainty=short(uncertainty[member].mean()), score=short(score[member].mean())
         )
-        for chosen in (place == at for at in range(len(edges) + 1))
-        if chosen.any()
+        for member in members
+        if member.any()
     ]
 
 
-def short(value: float | None) -> float | None:
-    """Six decimals: what a page of numbers needs, and the same bytes on every machine."""
-    return None if value is None else round(float(value), 6) + 0.0
+def short(value: float) -> float:
+    """Rounds to six decimals, enough for a page of numbers and the same bytes on every machine."""
+    return round(float(value), 6) + 0.0
+
+
+def short_or_none(value: float | None) -> float | None:
+    """Rounds as `short` does; None stays None."""
+    return None if value is None else short(value)

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number per exit that makes its probabilities mean what they say (Guo et al. 2017, section 4.2)."""
+"""Temperature scaling: calibrates an exit's probabilities with one number (Guo et al. 2017, section 4.2)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import get_task
 
-# Where the best temperature is looked for; beyond it, a head has learned nothing that a temperature could repair.
+# Range of temperatures that is searched. A head that needs one outside of it has not learned the task.
 BOUNDS = (0.1, 10.0)
 
 
 def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[tuple[Tensor, Tensor]]:
-    """For every exit (logits [examples, classes], targets [examples]); start and end of a span are two examples, padded with -inf.
+    """Collects logits and targets for every exit. A span's start and end count as two examples.
 
     Args:
-        items: labelled. For question answering, only tokens that may be an answer are classes.
+        items: labelled. For question answering, the classes are the tokens that may belong to an answer.
+
+    Returns:
+        for every exit logits, [examples, classes], padded with -inf, and targets, [examples].
     """
     outputs = run_model(model, items, on_step)
     per_exit = []
     for exit in range(len(model.heads)):
         rows, targets = [], []
         for item, output in zip(items, outputs):
+            assert item.target is not None  # items are labelled
             logits = torch.from_numpy(output.logits[exit])
             for part, target in zip(get_task(model.task).split_logits(logits), item.target):
                 if item.answer_mask is not None:
@@ -41,16 +45,18 @@ def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = s
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature that makes the labels most likely: the minimum of a function of 1 / T that is convex.
+    """Returns the temperature that makes the targets most likely.
+
+    The mean negative log-likelihood is convex in 1 / temperature, so bisection on its slope finds the minimum.
 
     Args:
-        logits: [examples, classes], -inf where a class is none.
+        logits: [examples, classes], -inf where there is no such class.
         targets: [examples].
     """
     logits = logits.double()
 
     def slope(inverse: float) -> float:
-        """Of the mean negative log-likelihood by 1 / T: the expected logit less the label's."""
+        """Returns the derivative of the loss by 1 / temperature: expected logit minus target logit."""
         probabilities = F.softmax(logits * inverse, dim=-1)
         expected = (probabilities * logits.nan_to_num(neginf=0.0)).sum(dim=-1)
         return float((expected - logits.gather(1, targets[:, None])[:, 0]).mean())
@@ -63,20 +69,30 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def expected_calibration_error(logits: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017, equation 3)."""
+    """Returns the mean gap between confidence and accuracy over bins of equal width (Guo et al. 2017, equation 3).
+
+    Args:
+        logits: [examples, classes].
+        targets: [examples].
+        bins: number of bins over confidences from 0 to 1.
+    """
     confidence, answers = F.softmax(logits.double(), dim=-1).max(dim=-1)
     right = (answers == targets).double()
-    which = (confidence * bins).long().clamp(max=bins - 1)
+    bin_index = (confidence * bins).long().clamp(max=bins - 1)
     error = 0.0
-    for at in range(bins):
-        chosen = which == at
-        if chosen.any():
-            error += float((confidence[chosen].mean() - right[chosen].mean()).abs() * chosen.double().mean())
+    for index in range(bins):
+        member = bin_index == index
+        if member.any():
+            error += float((confidence[member].mean() - right[member].mean()).abs() * member.double().mean())
     return error
 
 
 def calibrate_heads(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[dict[str, float]]:
-    """Sets the temperature of every exit, and returns for each the temperature and the calibration error before and after it."""
+    """Fits and sets the temperature of every exit.
+
+    Returns:
+        for every exit its temperature, and the expected calibration error before and after scaling.
+    """
     report = []
     for logits, targets in labelled_logits(model, items, on_step):
         temperature = fit_temperature(logits, targets)

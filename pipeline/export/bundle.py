@@ -256,6 +256,7 @@ def describe_model(model: ExitModel) -> ModelShape:
         intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
+        token_types=config.token_types,
         parameters=parameter_count(model),
         exit_layers=list(model.exit_layers),
         head=model.head_kind,

@@ -39,7 +39,7 @@ def channels_first(programs: Programs) -> Programs:
         assert isinstance(segment, SegmentProgram)  # a ModuleList does not know what it holds
         layers: list[nn.Module] = [ChannelsFirstLayer(cast(ExportLayer, layer)) for layer in segment.layers]
         head = HEADS.get(type(segment.head), TokensFirst)(segment.head)
-        temperature = 1.0 / float(cast(Tensor, segment.inverse_temperature))
+        temperature = 1.0 / float(segment.inverse_temperature)
         segments.append(SegmentProgram(segment.task, layers, head, temperature, programs.uncertainty))
     embed = cast(EmbedProgram, ChannelsFirstEmbed(programs.embed))  # it has the same interface
     return Programs(programs.task, embed, segments, programs.uncertainty).eval()
@@ -73,7 +73,7 @@ def input_rounding(linear: nn.Linear | Int8InputLinear) -> nn.Module:
     if not isinstance(linear, Int8InputLinear):
         return nn.Identity()
     inputs = copy.deepcopy(linear.inputs)
-    inputs.reciprocal = cast(Tensor, inputs.reciprocal)[None, :, None, None]  # registered buffers have no type
+    inputs.reciprocal = inputs.reciprocal[None, :, None, None]
     return inputs
 
 

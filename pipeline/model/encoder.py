@@ -1,13 +1,15 @@
-"""The one encoder: BERT's and DistilBERT's layers, written so that the same module trains and is exported.
+"""The transformer encoder of BERT and DistilBERT, for training and for export.
 
-It computes what Hugging Face's `BertModel` and `DistilBertModel` compute on the same weights (post-layer-norm transformer,
-Devlin et al. 2019; without token types and pooler it is DistilBERT, Sanh et al. 2019). Two things differ in form, not in value:
-query, key and value are one matrix, and the mask is one additive bias instead of a chain of boolean operators.
+On the same weights it computes what Hugging Face's `BertModel` and `DistilBertModel` compute (post-layer-norm
+transformer, Devlin et al. 2019; without token types and pooler it is DistilBERT, Sanh et al. 2019). Two things differ
+in form, not in value: query, key and value are one matrix, and the mask is one additive bias instead of a chain of
+boolean operators.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from pipeline.data.inputs import MASKED
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an encoder; `token_types` is 0 where there are no token-type embeddings (DistilBERT)."""
+    """Sizes of an encoder. `token_types` is 0 for an encoder without token-type embeddings (DistilBERT)."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -31,17 +33,20 @@ class EncoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.heads
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the sizes by field name, for JSON."""
         return asdict(self)
 
-    def with_(self, **changes) -> EncoderConfig:
+    def with_(self, **changes: Any) -> EncoderConfig:
+        """Returns a copy with some fields changed."""
         return replace(self, **changes)
 
 
 def attention_bias(mask: Tensor) -> Tensor:
-    """The additive bias of a padding mask.
+    """Turns a padding mask into a bias to add to attention scores.
 
     Args:
         mask: [batch, length], true or 1 where a token is real.
@@ -53,7 +58,7 @@ def attention_bias(mask: Tensor) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Word + position (+ token-type) embeddings, then layer norm."""
+    """Sum of word, position and (if the config has any) token-type embeddings, then a layer norm."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -63,11 +68,18 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """input_ids, token_type_ids: [batch, length] integers. Returns hidden [batch, length, hidden_size]."""
+        """Embeds tokens.
+
+        Args:
+            input_ids: [batch, length] integers.
+            token_type_ids: [batch, length] integers; None means type 0 everywhere.
+
+        Returns:
+            hidden states, [batch, length, hidden_size].
+        """
         hidden = self.word(input_ids)
-        hidden = hidden + self.position.weight[: input_ids.shape[1]].to(
-            hidden.dtype
-        )  # of float16 in a quantized program
+        # Quantized programs hold the position embeddings in float16.
+        hidden = hidden + self.position.weight[: input_ids.shape[1]].to(hidden.dtype)
         if self.token_type is not None:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             hidden = hidden + self.token_type(types)
@@ -75,7 +87,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: self-attention and feed-forward, each with a residual and a layer norm after it."""
+    """One transformer layer: self-attention, then feed-forward. A residual connection and a layer norm follow each."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -89,22 +101,39 @@ class Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length], see `attention_bias`. Returns hidden."""
+        """Runs the layer.
+
+        Args:
+            hidden: [batch, length, hidden_size].
+            bias: [batch, 1, length], see `attention_bias`.
+
+        Returns:
+            the new hidden states, [batch, length, hidden_size].
+        """
         context = self.attend(self.qkv(hidden), bias)
         hidden = self.attention_norm(hidden + self.attention_out(context))
         return self.ffn_norm(hidden + self.ffn_out(F.gelu(self.ffn_in(hidden))))
 
     def attention_logits(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """The scores whose softmax is this layer's attention; arguments as of `forward`. Returns [batch, heads, length, length].
+        """Returns the attention scores before the softmax, [batch, heads, length, length].
 
-        The fused kernel of `attend` keeps them to itself; only a loss that compares attention pays for having them.
+        The fused kernel in `attend` does not expose them, so they are computed only for losses that compare attention.
+        The arguments are those of `forward`.
         """
         batch, length, _ = hidden.shape
         query, key = self.qkv(hidden).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)[:2]
         return query @ key.transpose(-1, -2) * self.scale + bias.unsqueeze(1)
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """Multi-head attention by torch's fused kernel; qkv: [batch, length, 3 * hidden_size]."""
+        """Computes multi-head attention with torch's fused kernel.
+
+        Args:
+            qkv: queries, keys and values side by side, [batch, length, 3 * hidden_size].
+            bias: [batch, 1, length].
+
+        Returns:
+            [batch, length, hidden_size].
+        """
         batch, length, _ = qkv.shape
         # [3, batch, heads, length, head_dim]
         query, key, value = qkv.view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
@@ -115,24 +144,23 @@ class Layer(nn.Module):
 
 
 class ExportLayer(Layer):
-    """The same layer, its attention spelled out as two matrix products of rank 3.
+    """The layer in the form that is exported: attention as two matrix products of rank 3.
 
-    Delegates take `bmm` of rank 3 whole; torch's fused attention decomposes into rank 4 with broadcast copies. The scale is
-    folded into the query's weights, which changes the result by rounding only (tests/model/test_encoder.py).
+    Backends run a `bmm` of rank 3 as one operator; torch's fused attention decomposes into rank 4 with broadcast
+    copies. The scale is folded into the query weights, which changes the result by rounding only
+    (tests/model/test_encoder.py).
     """
 
     def attend(self, qkv: Tensor | tuple[Tensor, Tensor, Tensor], bias: Tensor) -> Tensor:
-        """The same; qkv may come in its three parts, [batch, length, hidden_size] each."""
+        """Computes multi-head attention. `qkv` may also be three tensors, [batch, length, hidden_size] each."""
         parts = qkv.chunk(3, dim=-1) if isinstance(qkv, Tensor) else qkv
         batch, length, _ = parts[0].shape
         query, key, value = (part.view(batch, length, self.heads, self.head_dim) for part in parts)
-        query, value = (
-            part.transpose(1, 2).reshape(-1, length, self.head_dim) for part in (query, value)
-        )  # [batch * heads, length, head_dim]
-        key = key.permute(0, 2, 3, 1).reshape(
-            -1, self.head_dim, length
-        )  # as the product takes it: turned once, not twice
-        if batch > 1:  # never in a program, whose batch is 1; calibration runs the same module in batches
+        # [batch * heads, length, head_dim]
+        query, value = (part.transpose(1, 2).reshape(-1, length, self.head_dim) for part in (query, value))
+        # Transposed for the product right away: one permutation instead of two.
+        key = key.permute(0, 2, 3, 1).reshape(-1, self.head_dim, length)
+        if batch > 1:  # exported programs have batch 1; calibration runs the same module on larger batches
             bias = bias.repeat_interleave(self.heads, dim=0)
         scores = torch.bmm(query, key) + bias  # [batch * heads, length, length]
         context = torch.bmm(torch.softmax(scores, dim=-1), value)
@@ -141,7 +169,7 @@ class ExportLayer(Layer):
 
     @classmethod
     def of(cls, layer: Layer) -> ExportLayer:
-        """The export form of a trained layer; shares no memory with it."""
+        """Returns the export form of a trained layer. The two share no memory."""
         config = EncoderConfig(
             hidden_size=layer.qkv.in_features,
             heads=layer.heads,
@@ -158,7 +186,7 @@ class ExportLayer(Layer):
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers. `forward` returns the hidden states after the embeddings and after every layer."""
+    """Embeddings and transformer layers. `forward` returns the hidden states at every depth."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -168,15 +196,16 @@ class Encoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> list[Tensor]:
-        """All hidden states.
+        """Returns the hidden states after the embeddings and after every layer.
 
         Args:
             input_ids: [batch, length] integers.
             mask: [batch, length], 1 at real tokens.
-            token_type_ids: [batch, length] or None for all 0; ignored by an encoder without token types.
+            token_type_ids: [batch, length], None for all 0. An encoder without token types ignores them.
 
         Returns:
-            layers + 1 tensors [batch, length, hidden_size]; the first is the embeddings', the last the encoder's output.
+            layers + 1 tensors [batch, length, hidden_size]; the first follows the embeddings, the last is the
+            encoder's output.
         """
         hidden = self.embeddings(input_ids, token_type_ids)
         bias = attention_bias(mask)
@@ -188,7 +217,7 @@ class Encoder(nn.Module):
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """BERT's initialisation: normal weights with the given standard deviation, zero biases."""
+    """Initialises a linear or embedding module as BERT does: normally distributed weights, zero biases."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -196,5 +225,5 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """The number of parameters, shared ones once."""
+    """Counts the parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())

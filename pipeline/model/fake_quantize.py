@@ -1,4 +1,4 @@
-"""int8 as it will be, felt in training: linear layers that compute with rounded weights and inputs, and pass gradients as if they did not."""
+"""Simulated int8 for training: linear layers that round weights and inputs, with gradients that ignore the rounding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 
 def fake_quantize_activations(inputs: Tensor) -> Tensor:
-    """Rounds to int8 with a scale and a zero point per token, as the programs do at run time; the gradient passes unchanged.
+    """Rounds to int8 with a scale and a zero point per token, as the exported programs do at run time.
+
+    The gradient passes unchanged (straight-through estimator).
 
     Args:
         inputs: [..., features]; each row of features is a token.
+
+    Returns:
+        the rounded values, same shape and dtype.
     """
     values = inputs.detach().float()
     low, high = values.amin(dim=-1, keepdim=True).clamp(max=0.0), values.amax(dim=-1, keepdim=True).clamp(min=0.0)
@@ -25,30 +30,39 @@ def fake_quantize_activations(inputs: Tensor) -> Tensor:
 
 
 def fake_quantize_weights(weight: Tensor) -> Tensor:
-    """Rounds to int8 with a scale per output channel, symmetric; the gradient passes unchanged. weight: [out, in]."""
+    """Rounds to int8, symmetric, with a scale per output channel. The gradient passes unchanged.
+
+    Args:
+        weight: [out_features, in_features].
+
+    Returns:
+        the rounded weights, same shape and dtype.
+    """
     values = weight.detach()
     scale = (values.abs().amax(dim=1, keepdim=True) / 127.5).clamp(min=torch.finfo(torch.float32).eps)
-    # Times the inverse, as torchao computes it: each row's largest value lies half way between two steps, and a last bit decides.
+    # Multiplied by the inverse, as torchao does. Each row's largest value lies half way between two steps, so the
+    # last bit decides how it rounds.
     rounded = torch.round(values * (1.0 / scale)).clamp(-128, 127) * scale
     return weight + (rounded - values)
 
 
 @contextmanager
 def quantized_linears(module: nn.Module) -> Iterator[None]:
-    """All linear layers inside compute as int8 ones (Jacob et al. 2018, section 3: simulated quantization) while the context lasts.
+    """Makes all linear layers of a module compute in simulated int8 inside the context (Jacob et al. 2018, section 3).
 
-    The weights themselves stay float32 and are what is trained and saved.
+    The weights stay float32; training updates and saves those.
     """
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
 
-    def replace(linear: nn.Linear) -> None:
+    def replace_forward(linear: nn.Linear) -> None:
         def forward(inputs: Tensor) -> Tensor:
             return F.linear(fake_quantize_activations(inputs), fake_quantize_weights(linear.weight), linear.bias)
 
-        linear.forward = forward
+        # nn.Module calls the instance's own `forward` if it has one; deleting it restores the class's.
+        linear.forward = forward  # type: ignore[method-assign, assignment]
 
     for linear in linears:
-        replace(linear)
+        replace_forward(linear)
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""What a model costs in floating-point operations: embeddings, layers and heads, for an input of a length that leaves at a depth.
+"""Counts a model's floating-point operations for an input of a given length that leaves at a given depth.
 
-Counted as papers do (FastBERT, Liu et al. 2020, table 1) and as `torch.utils.flop_counter` does: linear layers and attention's two
-products, a multiplication with its addition as 2. Look-ups, sums, norms and activations are left out. At FastBERT's 128 tokens and
-BERT-base's width the attention's products, which its table passes over, are 2.7 % of a layer.
+The count follows the papers (FastBERT, Liu et al. 2020, table 1) and `torch.utils.flop_counter`. It includes linear
+layers and the two matrix products of attention; a multiply-add counts as 2. It leaves out look-ups, sums, norms and
+activations. FastBERT's table omits the attention products, which are 2.7 % of a layer at its 128 tokens and
+BERT-base's width.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from pipeline.tasks import get_task
 
 
 def embedding_flops(config: EncoderConfig, length: int) -> int:
-    """0, whatever the length: rows are looked up and added, nothing is multiplied."""
+    """Returns 0 for any length: embeddings are looked up and added, nothing is multiplied."""
     return 0
 
 
 def layer_flops(config: EncoderConfig, length: int) -> int:
-    """One transformer layer on `length` tokens."""
+    """Returns the operations of one transformer layer on `length` tokens."""
     width = config.hidden_size
-    weights = 4 * width * width + 2 * width * config.intermediate_size  # query, key, value and output; feed-forward
+    # Query, key, value and output projections, then the feed-forward.
+    weights = 4 * width * width + 2 * width * config.intermediate_size
     return 2 * length * weights + 4 * length * length * width
 
 
 @lru_cache(maxsize=4096)
 def head_flops(task: Task, kind: str, config: EncoderConfig, labels: int, length: int) -> int:
-    """One exit head of a kind, at its default width, on `length` tokens. KeyError if the kind is unknown."""
+    """Returns the operations of one exit head, at its default width, on `length` tokens.
+
+    Raises:
+        KeyError: the task has no head of that kind.
+    """
     with torch.device("meta"):
         return HEADS[get_task(task).head_family][kind](config, labels).flops(length)
-
-
-def head_cost(kind: str, task: Task, config: EncoderConfig, labels: int, length: int = 128) -> float:
-    """A head as a share of one layer: 0.03 is 3 %, the most that a head may take at 128 tokens. KeyError if the kind is unknown."""
-    return head_flops(task, kind, config, labels, length) / layer_flops(config, length)
 
 
 def model_flops(
@@ -51,17 +52,17 @@ def model_flops(
     depth: float,
     exit_layers: Sequence[int] | None = None,
 ) -> float:
-    """What an input costs that leaves after `depth` segments: embeddings, the layers up to there, and every head on the way.
+    """Returns the operations for an input that leaves after `depth` segments: embeddings, layers and heads up to there.
 
     Args:
-        labels: number of classes; not read for question answering.
-        length: tokens of the input; a passage of several windows costs the sum of theirs.
-        depth: segments run, from 0 to their number. Between two whole numbers the next segment counts for its share, so that where
-            segments are alike a mean depth gives the mean cost of inputs of one length.
-        exit_layers: after which layers, from 1, a head stands; absent: after every one.
+        labels: number of classes; ignored for question answering.
+        length: tokens of the input. A passage in several windows costs the sum over its windows.
+        depth: number of segments run. A fraction counts that share of the next segment. So if all segments are alike,
+            the mean depth of inputs of one length gives their mean cost.
+        exit_layers: the layers (from 1) that a head follows; by default every layer.
 
     Raises:
-        ValueError: there are fewer segments than `depth`, or it is negative.
+        ValueError: `depth` is negative or above the number of segments.
     """
     exit_layers = tuple(exit_layers or range(1, config.layers + 1))
     if not 0 <= depth <= len(exit_layers):

@@ -1,9 +1,12 @@
-"""Exit heads: what turns the hidden states after one layer into an answer.
+"""Exit heads: modules that turn the hidden states after a layer into logits.
 
-Each says what it costs, next to its `forward`: `flops(length)`, floating-point operations as `pipeline.model.flops` counts them.
+Each has a method `flops(length)`, its floating-point operations on one input as `pipeline.model.flops` counts them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +16,55 @@ from pipeline.model.encoder import EncoderConfig, initialise
 from pipeline.names import Task
 from pipeline.tasks import get_task
 
-# By family (`TaskDefinition.head_family`) and kind: heads that answer for a text, and heads that answer for every token.
-HEADS: dict[str, dict[str, type]] = {"text": {}, "span": {}}
+
+class Head(nn.Module):
+    """The base of all heads. `forward` takes hidden states and an attention bias and returns logits."""
+
+    @staticmethod
+    def initialise(module: nn.Module) -> None:
+        """Initialises one module of a new head."""
+        initialise(module)
+
+    def flops(self, length: int) -> int:
+        """Returns the floating-point operations on `length` tokens."""
+        raise NotImplementedError
 
 
-def register(family: str, name: str):
-    """Makes a head class known to recipes under `name`."""
+HeadClass = TypeVar("HeadClass", bound=type[Head])
 
-    def add(cls):
-        HEADS[family][name] = cls
-        return cls
+# Head classes by family (`TaskDefinition.head_family`) and kind. A "text" head gives logits per text, a "span" head
+# per token.
+HEADS: dict[str, dict[str, Callable[[EncoderConfig, int], Head]]] = {"text": {}, "span": {}}
+
+
+def register(family: str, kind: str) -> Callable[[HeadClass], HeadClass]:
+    """Returns a decorator that adds a head class to `HEADS`, which makes `kind` known to recipes."""
+
+    def add(head_class: HeadClass) -> HeadClass:
+        HEADS[family][kind] = head_class
+        return head_class
 
     return add
 
 
-def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> nn.Module:
-    """A newly initialised head; `labels` is ignored for question answering. KeyError if the kind is unknown."""
+def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> Head:
+    """Returns a newly initialised head.
+
+    Args:
+        labels: number of logits per text; "span" heads ignore it.
+
+    Raises:
+        KeyError: the task has no head of that kind.
+    """
     head = HEADS[get_task(task).head_family][kind](config, labels)
-    head.apply(getattr(head, "initialise", initialise))
+    head.apply(head.initialise)
     return head
 
 
-class FirstToken(nn.Module):
-    """Dense layer, non-linearity and linear layer on the first token: how BERT and DistilBERT classify."""
+class FirstToken(Head):
+    """Dense layer, activation and linear layer on the first token, as BERT and DistilBERT classify."""
 
-    activation = staticmethod(torch.tanh)
+    activation: Callable[[Tensor], Tensor] = staticmethod(torch.tanh)
 
     def __init__(self, config: EncoderConfig, labels: int):
         super().__init__()
@@ -45,7 +72,7 @@ class FirstToken(nn.Module):
         self.out = nn.Linear(config.hidden_size, labels)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> logits [batch, labels]."""
         return self.out(self.activation(self.dense(hidden[:, 0])))
 
     def flops(self, length: int) -> int:
@@ -54,26 +81,29 @@ class FirstToken(nn.Module):
 
 @register("text", "bert")
 class BertClassifier(FirstToken):
-    """`BertForSequenceClassification`'s pooler (tanh) and classifier."""
+    """The pooler (tanh) and classifier of Hugging Face's `BertForSequenceClassification`."""
 
 
 @register("text", "distilbert")
 class DistilBertClassifier(FirstToken):
-    """`DistilBertForSequenceClassification`'s pre-classifier (ReLU) and classifier."""
+    """The pre-classifier (ReLU) and classifier of Hugging Face's `DistilBertForSequenceClassification`."""
 
     activation = staticmethod(torch.relu)
 
 
 @register("text", "linear")
-class LinearClassifier(nn.Module):
-    """One linear layer on the first token: the cheapest head; blind in early layers, where that token has gathered nothing."""
+class LinearClassifier(Head):
+    """One linear layer on the first token: the cheapest head.
+
+    It is weak after early layers, where that token has gathered little.
+    """
 
     def __init__(self, config: EncoderConfig, labels: int):
         super().__init__()
         self.out = nn.Linear(config.hidden_size, labels)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> logits [batch, labels]."""
         return self.out(hidden[:, 0])
 
     def flops(self, length: int) -> int:
@@ -81,11 +111,12 @@ class LinearClassifier(nn.Module):
 
 
 @register("text", "pooled")
-class PooledClassifier(nn.Module):
-    """Learned queries attend over all tokens, so that early layers, too, have something to read.
+class PooledClassifier(Head):
+    """Attention pooling with learned queries over all tokens, which works after early layers too.
 
-    Each query pools the hidden states by a softmax over the tokens; the pooled states pass one narrow layer (tanh) each and one
-    linear layer together. Pooling comes before the narrow layer: that layer then costs `queries` positions, whatever the length.
+    Each query pools the hidden states with a softmax over the tokens. Each pooled state passes a narrow layer (tanh),
+    and one linear layer reads them all. Pooling comes first, so the narrow layer runs on `queries` positions at any
+    length.
     """
 
     def __init__(self, config: EncoderConfig, labels: int, queries: int = 4, width: int = 128):
@@ -95,22 +126,22 @@ class PooledClassifier(nn.Module):
         self.out = nn.Linear(queries * width, labels)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> logits [batch, labels]."""
         weights = torch.softmax(self.score(hidden).transpose(1, 2) + bias, dim=-1)  # [batch, queries, length]
         pooled = torch.bmm(weights, hidden)  # [batch, queries, hidden_size]
         return self.out(torch.tanh(self.value(pooled)).flatten(1))
 
     def flops(self, length: int) -> int:
         queries, score = self.score.out_features, self.score.weight.numel()
-        # `score` twice: pooling sums the hidden states of all tokens for each query, which is as many products again.
+        # `score` counts twice, because pooling the hidden states with its weights takes as many multiplications again.
         return 2 * (2 * length * score + queries * self.value.weight.numel() + self.out.weight.numel())
 
 
-class NarrowAttention(nn.Module):
+class NarrowAttention(Head):
     """FastBERT's student classifier without its pooling (Liu et al. 2020, section 3.1 and figure 2).
 
-    The hidden states are made narrow (tanh), attend to each other once, and pass a linear layer (tanh) and the linear layer that
-    answers. The paper's width is 128 of 768, a sixth; subclasses take the share that keeps them within 3 % of a layer.
+    The hidden states are narrowed (tanh), attend to each other once, and pass two linear layers, the first with tanh.
+    The paper narrows 768 to 128, a sixth. Subclasses take the width that keeps them within 3 % of a layer's cost.
     """
 
     def __init__(self, config: EncoderConfig, outputs: int, width: int):
@@ -125,51 +156,64 @@ class NarrowAttention(nn.Module):
 
     @staticmethod
     def initialise(module: nn.Module) -> None:
-        """Variances that hand the hidden states' on: BERT's 0.02 through five narrow layers leaves logits of 1e-4 to learn from."""
+        """Initialises weights so that layers keep the variance of their input.
+
+        With BERT's standard deviation of 0.02, five narrow layers would shrink the logits to about 1e-4.
+        """
         initialise(module, std=module.in_features**-0.5 if isinstance(module, nn.Linear) else 0.02)
 
-    def answer(self, asking: Tensor, narrow: Tensor, bias: Tensor) -> Tensor:
-        """Scores of the asking tokens, from all; asking, narrow: [batch, asking or length, width]. Returns [batch, asking, outputs]."""
-        key, value = self.key_value(narrow).chunk(2, dim=-1)
-        weights = torch.softmax(torch.bmm(self.query(asking) * self.scale, key.transpose(1, 2)) + bias, dim=-1)
-        seen = self.mix(torch.bmm(weights, value))
-        return self.out(torch.tanh(self.dense(seen)))
+    def attend(self, queries: Tensor, narrow: Tensor, bias: Tensor) -> Tensor:
+        """Computes logits for some tokens, which attend to all.
 
-    def answer_flops(self, asking: int, length: int) -> int:
-        per_asking = sum(layer.weight.numel() for layer in (self.query, self.mix, self.dense, self.out))
+        Args:
+            queries: narrowed states of the tokens that get logits, [batch, queries, width].
+            narrow: narrowed states of all tokens, [batch, length, width].
+            bias: [batch, 1, length].
+
+        Returns:
+            [batch, queries, outputs].
+        """
+        key, value = self.key_value(narrow).chunk(2, dim=-1)
+        weights = torch.softmax(torch.bmm(self.query(queries) * self.scale, key.transpose(1, 2)) + bias, dim=-1)
+        mixed = self.mix(torch.bmm(weights, value))
+        return self.out(torch.tanh(self.dense(mixed)))
+
+    def attend_flops(self, queries: int, length: int) -> int:
+        """Returns the operations of narrowing `length` tokens and of `attend` for some of them."""
+        per_query = sum(layer.weight.numel() for layer in (self.query, self.mix, self.dense, self.out))
         per_token = self.narrow.weight.numel() + self.key_value.weight.numel()
-        return 2 * (asking * per_asking + length * per_token + 2 * asking * length * self.query.in_features)
+        return 2 * (queries * per_query + length * per_token + 2 * queries * length * self.query.in_features)
 
 
 @register("text", "fastbert")
 class FastBertClassifier(NarrowAttention):
-    """FastBERT's student classifier: the first token attends to all, and answers.
+    """FastBERT's student classifier: the first token attends to all tokens and gives the logits.
 
-    Only its row of the attention is computed, since no other is read.
+    Only its row of the attention is computed.
     """
 
     def __init__(self, config: EncoderConfig, labels: int):
         super().__init__(config, labels, max(8, config.hidden_size // 6))
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, labels]."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> logits [batch, labels]."""
         narrow = torch.tanh(self.narrow(hidden))
-        return self.answer(narrow[:, :1], narrow, bias)[:, 0]
+        return self.attend(narrow[:, :1], narrow, bias)[:, 0]
 
     def flops(self, length: int) -> int:
-        return self.answer_flops(1, length)
+        return self.attend_flops(1, length)
 
 
 @register("span", "linear")
-class LinearSpan(nn.Module):
-    """`...ForQuestionAnswering`'s head: one linear layer gives every token a start and an end score."""
+class LinearSpan(Head):
+    """One linear layer that gives every token a start and an end score, as Hugging Face's `...ForQuestionAnswering`."""
 
     def __init__(self, config: EncoderConfig, labels: int = 2):
         super().__init__()
         self.out = nn.Linear(config.hidden_size, 2)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, length, 2], start and end."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> start and end logits [batch, length, 2]."""
         return self.out(hidden)
 
     def flops(self, length: int) -> int:
@@ -177,10 +221,11 @@ class LinearSpan(nn.Module):
 
 
 @register("span", "attention")
-class AttentionSpan(nn.Module):
-    """A narrow self-attention, then linear: FastBERT's student classifier (Liu et al. 2020, section 3.1) for spans.
+class AttentionSpan(Head):
+    """Narrow self-attention, then a linear layer, like FastBERT's student classifier (Liu et al. 2020, section 3.1).
 
-    In early layers a token does not know the question yet; one narrow attention lets it look, for a few per cent of a layer.
+    After early layers a token has seen little of the question. The attention lets it look there, for a few per cent
+    of a layer's cost.
     """
 
     def __init__(self, config: EncoderConfig, labels: int = 2, width: int = 32):
@@ -192,11 +237,11 @@ class AttentionSpan(nn.Module):
         self.direct = nn.Linear(config.hidden_size, 2)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, length, 2], start and end."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> start and end logits [batch, length, 2]."""
         query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         weights = torch.softmax(torch.bmm(query * self.scale, key.transpose(1, 2)) + bias, dim=-1)
-        seen = torch.bmm(weights, value)
-        return self.out(F.gelu(self.mix(torch.cat([seen, query], dim=-1)))) + self.direct(hidden)
+        context = torch.bmm(weights, value)
+        return self.out(F.gelu(self.mix(torch.cat([context, query], dim=-1)))) + self.direct(hidden)
 
     def flops(self, length: int) -> int:
         width = self.qkv.out_features // 3
@@ -206,15 +251,15 @@ class AttentionSpan(nn.Module):
 
 @register("span", "fastbert")
 class FastBertSpan(NarrowAttention):
-    """FastBERT's student classifier with every token answering: a start and an end score each."""
+    """FastBERT's student classifier for spans: every token gets a start and an end score."""
 
     def __init__(self, config: EncoderConfig, labels: int = 2):
         super().__init__(config, 2, max(8, config.hidden_size // 8))
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: [batch, length, hidden_size]; bias: [batch, 1, length]. Returns logits [batch, length, 2], start and end."""
+        """hidden [batch, length, hidden_size], bias [batch, 1, length] -> start and end logits [batch, length, 2]."""
         narrow = torch.tanh(self.narrow(hidden))
-        return self.answer(narrow, narrow, bias)
+        return self.attend(narrow, narrow, bias)
 
     def flops(self, length: int) -> int:
-        return self.answer_flops(length, length)
+        return self.attend_flops(length, length)

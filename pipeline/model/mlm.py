@@ -1,4 +1,4 @@
-"""The masked-LM head and the model it makes of an encoder: BERT's and DistilBERT's, which differ in the names of their tensors alone."""
+"""The masked-language-model head. BERT's and DistilBERT's compute the same and differ only in their tensors' names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.model.encoder import Encoder, EncoderConfig, initialise
 from pipeline.support.errors import UserError
 
-# Ours -> Hugging Face's.
+# Our tensor names -> Hugging Face's.
 BERT_MLM = {
     "dense.weight": "cls.predictions.transform.dense.weight",
     "dense.bias": "cls.predictions.transform.dense.bias",
@@ -26,11 +26,13 @@ DISTILBERT_MLM = {
     "norm.bias": "vocab_layer_norm.bias",
     "bias": "vocab_projector.bias",
 }
+# Hugging Face's name of the matrix that scores words; it is tied to the word embeddings unless the checkpoint says
+# otherwise.
 DECODERS = {"bert": "cls.predictions.decoder.weight", "distilbert": "vocab_projector.weight"}
 
 
 class MlmHead(nn.Module):
-    """Dense layer, gelu, layer norm, then a score for every word: its embedding's product with the result, plus a bias of its own."""
+    """Scores every word: dense layer, gelu, layer norm, product with the word embeddings, plus a bias."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -40,26 +42,33 @@ class MlmHead(nn.Module):
         self.apply(initialise)
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """hidden: [tokens, hidden_size]; words: the tied embeddings, [vocab_size, hidden_size]. Returns logits [tokens, vocab_size]."""
+        """Returns logits [tokens, vocab_size].
+
+        Args:
+            hidden: [tokens, hidden_size].
+            words: the word embeddings, [vocab_size, hidden_size].
+        """
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
 
 
 class MaskedLM(nn.Module):
-    """An encoder that guesses hidden words."""
+    """An encoder with a masked-LM head: it predicts the words that were masked."""
 
     def __init__(self, encoder: Encoder, head: MlmHead):
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def logits(self, hidden: Tensor, chosen: Tensor) -> Tensor:
-        """Scores of all words at the chosen places alone: the vocabulary is by far the widest layer, and the loss is nowhere else.
+        """Scores all words, but only at the chosen tokens.
+
+        The vocabulary is by far the widest layer, and the loss needs no other tokens.
 
         Args:
             hidden: the encoder's last state, [batch, length, hidden_size].
             chosen: [batch, length] bool.
 
         Returns:
-            [number of chosen, vocab_size], in the order of rows, then places.
+            [chosen tokens, vocab_size], ordered by row, then by position.
         """
         return self.head(hidden[chosen], self.encoder.embeddings.word.weight)
 
@@ -67,14 +76,18 @@ class MaskedLM(nn.Module):
 def convert_mlm_head(
     state: dict[str, Tensor], config: EncoderConfig, kind: str, file: Path
 ) -> dict[str, Tensor] | None:
-    """A checkpoint's masked-LM head as a state dict of `MlmHead`; None when it has none, or one with a decoder of its own.
+    """Converts a checkpoint's masked-LM head to a state dict of `MlmHead`.
 
     Args:
         state: the checkpoint's tensors.
         kind: "bert" or "distilbert".
+        file: the checkpoint, for error messages.
+
+    Returns:
+        None if the checkpoint has no such head, or one whose decoder is not tied to the word embeddings.
 
     Raises:
-        UserError: naming a tensor of the head that does not fit the encoder.
+        UserError: a tensor of the head does not fit the encoder's sizes.
     """
     names = BERT_MLM if kind == "bert" else DISTILBERT_MLM
     if not all(name in state for name in names.values()):
@@ -85,7 +98,7 @@ def convert_mlm_head(
     width = config.hidden_size
     shapes = {"dense.weight": (width, width), "bias": (config.vocab_size,)}
     for ours, theirs in names.items():
-        given, expected = tuple(state[theirs].shape), shapes.get(ours, (width,))
-        if given != expected:
-            raise UserError(f"has shape {given}, config.json says {expected}", file=file, field=theirs)
+        shape, expected = tuple(state[theirs].shape), shapes.get(ours, (width,))
+        if shape != expected:
+            raise UserError(f"has shape {shape}, config.json says {expected}", file=file, field=theirs)
     return {ours: state[theirs] for ours, theirs in names.items()}

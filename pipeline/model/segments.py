@@ -1,11 +1,14 @@
-"""The programs of a bundle as modules: `embed`, and one segment per exit. Exported with batch 1; here any batch runs."""
+"""A bundle's programs as modules: `embed` and one segment per exit. Exported with batch 1; any batch works here."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.encoder import Embeddings, ExportLayer
+from pipeline.model.encoder import Embeddings, ExportLayer, Layer
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.uncertainty import MEASURES
 from pipeline.names import Task
@@ -13,13 +16,11 @@ from pipeline.tasks import get_task
 
 
 class EmbedProgram(nn.Module):
-    """input_ids [1, length] -> hidden [1, length, hidden_size].
-
-    Token types are 0, as a student has none, unless there is a separator: then they are 1 from the token after the first one on, as BERT's
-    tokenizer gives them to the second of two texts.
+    """The program `embed`: input_ids [1, length] -> hidden [1, length, hidden_size].
 
     Args:
-        separator: the id of [SEP].
+        separator: the id of [SEP], for embeddings with token types. Tokens after the first [SEP] then get type 1, as
+            BERT's tokenizer gives to the second of two texts. None gives all tokens type 0.
     """
 
     def __init__(self, embeddings: Embeddings, separator: int | None = None):
@@ -34,18 +35,26 @@ class EmbedProgram(nn.Module):
 
 
 class SegmentProgram(nn.Module):
-    """Some layers and the exit head after them.
+    """A segment's program: some layers and the exit head after them.
 
     Classification: (hidden [1, S, H], attention_bias [1, 1, S]) -> (hidden, logits [1, C], uncertainty [1]).
-    Regression: the same with one logit, and without the uncertainty, which takes two exits.
+    Regression: the same with one logit and no uncertainty, since its measure compares two exits.
     Question answering: (hidden, attention_bias, answer_bias [1, S]) -> (hidden, start_logits [1, S], end_logits [1, S],
-    uncertainty [1]). The last segment gives its hidden states too: callers may want them, and every segment is alike.
+    uncertainty [1]).
+
+    The last segment returns its hidden states too, so that all segments have the same outputs.
+
+    Args:
+        temperature: divides the logits before the uncertainty is measured, not in the output.
+        uncertainty: the measure, a name in `pipeline.model.uncertainty.MEASURES`.
     """
+
+    inverse_temperature: Tensor
 
     def __init__(
         self,
         task: Task,
-        layers: list[nn.Module],
+        layers: Sequence[nn.Module],
         head: nn.Module,
         temperature: float = 1.0,
         uncertainty: str = "entropy",
@@ -53,7 +62,8 @@ class SegmentProgram(nn.Module):
         super().__init__()
         self.task, self.layers, self.head = task, nn.ModuleList(layers), head
         self.measure = MEASURES[uncertainty] if get_task(task).measures_uncertainty else None
-        # A tensor, not a number, which would be part of the graph: segments that differ in weights alone are then lowered once.
+        # A buffer, because a plain number would become part of the graph. Segments that differ only in their weights
+        # share one graph and are lowered once.
         self.register_buffer("inverse_temperature", torch.tensor([1.0 / temperature]))
 
     def forward(self, hidden: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -69,9 +79,10 @@ class SegmentProgram(nn.Module):
 
 
 class Programs(nn.Module):
-    """All programs of a model, and the loop over them without exits: the reference that every runtime is held against.
+    """All programs of a model. `forward` runs them to full depth, and every runtime is compared with it.
 
-    `uncertainty` names the measure that decides at the exits, see `ExitModel`.
+    Args:
+        uncertainty: the measure that decides at the exits, see `ExitModel`.
     """
 
     def __init__(self, task: Task, embed: EmbedProgram, segments: list[SegmentProgram], uncertainty: str = "entropy"):
@@ -80,21 +91,21 @@ class Programs(nn.Module):
 
     @classmethod
     def of(cls, model: ExitModel) -> Programs:
-        """The export form of a student: a segment up to each of its exits. Shares no layer weights with the model."""
+        """Converts a student, with a segment up to each of its exits. The programs share no layer weights with it."""
         segments, start = [], 0
         for exit_layer, head, temperature in zip(model.exit_layers, model.heads, model.temperatures):
-            layers = [ExportLayer.of(layer) for layer in model.encoder.layers[start:exit_layer]]
+            # nn.ModuleList does not know its elements' type.
+            layers = [ExportLayer.of(cast(Layer, layer)) for layer in model.encoder.layers[start:exit_layer]]
             segments.append(SegmentProgram(model.task, layers, head, temperature, model.uncertainty))
             start = exit_layer
-        return cls(
-            model.task, EmbedProgram(model.encoder.embeddings, model.separator), segments, model.uncertainty
-        ).eval()
+        embed = EmbedProgram(model.encoder.embeddings, model.separator)
+        return cls(model.task, embed, segments, model.uncertainty).eval()
 
     @torch.no_grad()
     def forward(
         self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None
     ) -> list[tuple[Tensor, ...]]:
-        """input_ids [batch, S]. Returns every segment's outputs, in order."""
+        """Runs all segments on input_ids [batch, S]. Returns the outputs of each, in order."""
         hidden, outputs = self.embed(input_ids), []
         extra = (answer_bias,) if get_task(self.task).uses_answer_mask else ()
         for segment in self.segments:
@@ -104,10 +115,10 @@ class Programs(nn.Module):
 
 
 class Monolith(nn.Module):
-    """All programs as one, which nothing can leave early: what cutting a model into segments costs is measured against it.
+    """All programs as one without early exit, to measure what cutting a model into segments costs.
 
-    (input_ids [1, S], attention_bias [1, 1, S]; for question answering answer_bias [1, S]) -> what every exit says, in order: a
-    segment's outputs without its hidden states.
+    (input_ids [1, S], attention_bias [1, 1, S], for question answering answer_bias [1, S]) -> the outputs of all
+    segments in order, without their hidden states.
     """
 
     def __init__(self, programs: Programs):
@@ -117,9 +128,10 @@ class Monolith(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_bias: Tensor, answer_bias: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        hidden, said = self.embed(input_ids), []
+        hidden = self.embed(input_ids)
+        exit_outputs: list[Tensor] = []
         extra = () if answer_bias is None else (answer_bias,)
         for segment in self.segments:
             hidden, *outputs = segment(hidden, attention_bias, *extra)
-            said += outputs
-        return tuple(said)
+            exit_outputs += outputs
+        return tuple(exit_outputs)

@@ -1,6 +1,6 @@
-"""How unsure an exit is: the number that the loop on the phone compares with a threshold, by every measure that a program computes.
+"""An exit's uncertainty, as the programs on the phone compute it. The runner compares it with a threshold.
 
-All of it is made of sums, maxima and exponentials: XNNPACK and Core ML have no sort, and not every device a top-k.
+They use sums, maxima and exponentials only: XNNPACK and Core ML have no sort, and some devices have no top-k.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pipeline.data.inputs import MASKED
 
-TIE = 0.01  # logits closer than that to the greatest are told apart less exactly, see `margin`
+TIE = 0.01  # logits this close to the largest are treated as near ties, see `margin`
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax over the last dimension, in nats; logits: [..., classes]. Returns [...].
+    """Returns the entropy of the softmax over the last dimension, in nats: [..., classes] -> [...].
 
-    log(sum of exponentials) minus the mean logit: no logarithm of a probability. Core ML has no log_softmax, its log(softmax) gives
-    log(0) in float16 at a masked or hopeless class, and 0 * -inf is NaN.
+    It is log(sum of exponentials) minus the expected logit, so it takes no logarithm of a probability. Core ML has no
+    log_softmax. Its log(softmax) gives log(0) in float16 for a masked or very unlikely class, and 0 * -inf is NaN.
     """
     shifted = logits - logits.amax(dim=-1, keepdim=True)
     exponentials = shifted.exp()
@@ -30,7 +30,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax over the last dimension divided by its greatest value, log(classes); FastBERT, equation 6.
+    """Returns the entropy divided by its largest possible value, log(classes) (FastBERT, equation 6).
 
     Args:
         logits: [..., classes], at least 2 classes.
@@ -42,33 +42,40 @@ def normalised_entropy(logits: Tensor) -> Tensor:
 
 
 def answer_bias(answer_mask: Tensor) -> Tensor:
-    """answer_mask: [batch, length], true where a token may be (in) an answer. Returns [batch, length], 0 there, else -1e4."""
+    """Turns a mask of possible answer tokens into a bias to add to logits.
+
+    Args:
+        answer_mask: [batch, length], true where a token may belong to an answer.
+
+    Returns:
+        [batch, length] float32, 0 at those tokens and -1e4 elsewhere.
+    """
     return (1.0 - answer_mask.to(torch.float32)) * MASKED
 
 
-def candidates_of(bias: Tensor) -> Tensor:
-    """How many tokens may be an answer, as a float; bias: [batch, length], see `answer_bias`. Returns [batch]."""
+def candidate_count(bias: Tensor) -> Tensor:
+    """Counts the tokens that may belong to an answer, as a float: [batch, length] (see `answer_bias`) -> [batch]."""
     return (bias > MASKED / 2).to(bias.dtype).sum(dim=-1)
 
 
 def span_uncertainty(start_logits: Tensor, end_logits: Tensor, bias: Tensor) -> Tensor:
-    """Mean of the normalised entropies of start and end over the tokens that may be an answer.
+    """Returns the mean of the normalised entropies of start and end, over the tokens that may belong to an answer.
 
-    Each entropy is divided by log(number of such tokens), so that 1 means a uniform guess in a short and in a long passage.
+    Each entropy is divided by log(number of such tokens). So 1 means a uniform guess, in short and in long passages.
 
     Args:
         start_logits, end_logits: [batch, length].
         bias: [batch, length], see `answer_bias`.
 
     Returns:
-        [batch] in [0, 1]; 0 where only one token may be an answer.
+        [batch] in [0, 1]; 0 where there is only one such token.
     """
-    candidates = candidates_of(bias).clamp(min=2.0)
+    candidates = candidate_count(bias).clamp(min=2.0)
     return 0.5 * (entropy(start_logits + bias) + entropy(end_logits + bias)) / candidates.log()
 
 
 def max_probability(logits: Tensor) -> Tensor:
-    """1 - the greatest probability, divided by the greatest value of that, 1 - 1/classes: what is left to be wrong about.
+    """Returns 1 minus the largest probability, scaled by its maximum, 1 - 1/classes.
 
     Args:
         logits: [..., classes], at least 2 classes.
@@ -77,54 +84,57 @@ def max_probability(logits: Tensor) -> Tensor:
         [...] in [0, 1].
     """
     classes = logits.shape[-1]
-    return (1.0 - 1.0 / total_of(logits)) * (classes / (classes - 1))
+    return (1.0 - 1.0 / exponential_sum(logits)) * (classes / (classes - 1))
 
 
 def span_max_probability(start_logits: Tensor, end_logits: Tensor, bias: Tensor) -> Tensor:
-    """1 - the greatest start probability times the greatest end probability, divided by the greatest value of that.
+    """Returns 1 minus (largest start probability times largest end probability), scaled by its maximum.
 
-    A product and not a mean: an answer is wrong when either of its ends is, and the product is the score that `predict` shows.
+    The two are multiplied, not averaged: an answer is wrong if either end is. The product is also the score that
+    `predict` shows.
 
     Args:
         start_logits, end_logits: [batch, length].
         bias: [batch, length], see `answer_bias`.
 
     Returns:
-        [batch] in [0, 1]; 0 where only one token may be an answer.
+        [batch] in [0, 1]; 0 where only one token may belong to an answer.
     """
-    fewest = candidates_of(bias).clamp(min=2.0).reciprocal()
-    product = (total_of(start_logits + bias) * total_of(end_logits + bias)).reciprocal()
-    return (1.0 - product) / (1.0 - fewest * fewest)
+    uniform = candidate_count(bias).clamp(min=2.0).reciprocal()
+    product = (exponential_sum(start_logits + bias) * exponential_sum(end_logits + bias)).reciprocal()
+    return (1.0 - product) / (1.0 - uniform * uniform)
 
 
 def margin(logits: Tensor) -> Tensor:
-    """1 - the difference of the two greatest probabilities; logits: [..., classes]. Returns [...] in [0, 1], 1 for a tie.
+    """Returns 1 minus the difference of the two largest probabilities: [..., classes] -> [...] in [0, 1], 1 for a tie.
 
-    With two classes it is `max_probability`. Three that lie within `TIE` of each other give 1 up to 0.003.
+    With two classes it equals `max_probability`. Three logits within `TIE` of each other give 1 to within 0.003.
     """
     shifted = logits - logits.amax(dim=-1, keepdim=True)
-    # What is near the greatest, itself included: not what equals it, since a runtime may round the maximum otherwise than the logits.
+    # Marks what is near the largest, which includes itself. A test for equality could fail: a runtime may round the
+    # maximum differently from the logits.
     near = (shifted >= -TIE).to(shifted.dtype)
     others = near.sum(dim=-1) - 1.0
-    # The second is among those near, all of which but the greatest (0) add up to it, or else the greatest of the rest.
+    # If another logit is near, the second largest is the mean of the near ones without the largest, which is 0 after
+    # the shift. Otherwise it is the largest of the rest.
     among = ((near * shifted).sum(dim=-1) / others.clamp(min=1.0)).exp() * others.clamp(min=0.0, max=1.0)
     rest = (shifted + near * MASKED).amax(dim=-1).exp()
     return 1.0 - (1.0 - torch.maximum(among, rest)) / shifted.exp().sum(dim=-1)
 
 
 def span_margin(start_logits: Tensor, end_logits: Tensor, bias: Tensor) -> Tensor:
-    """Mean of the margins of start and end over the tokens that may be an answer; see `span_uncertainty` for the arguments."""
+    """Returns the mean of the margins of start and end. Arguments and shapes are those of `span_uncertainty`."""
     return 0.5 * (margin(start_logits + bias) + margin(end_logits + bias))
 
 
-def total_of(logits: Tensor) -> Tensor:
-    """One over the greatest probability: the sum of exponentials relative to the greatest. logits: [..., classes]. Returns [...]."""
+def exponential_sum(logits: Tensor) -> Tensor:
+    """Returns the sum of exp(logit - largest logit), which is 1 / largest probability: [..., classes] -> [...]."""
     return (logits - logits.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is computed in a program.
+    """The two functions that compute a measure in a program.
 
     Attributes:
         labels: logits [..., classes] -> [...].
@@ -135,9 +145,10 @@ class Measure:
     spans: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-# By the names of `pipeline.names.Uncertainty`. Patience is counted by the host, from one exit's answer to the next
-# (`pipeline.bundle.exit_rule.compared_uncertainty`); its programs give the entropy, to look at, which by agreement it is multiplied with. Change, the host's, too, is not here: a
-# number without a distribution is as sure as any other, so a regression's programs give nothing.
+# Keyed by the names in `pipeline.names.Uncertainty`. For patience and agreement the programs give the entropy. The
+# runner counts patience over successive answers (`pipeline.bundle.exit_rule.compared_uncertainty`); agreement
+# multiplies the two. "change" is missing: the runner computes it, because a regression's single number has no
+# distribution to measure.
 MEASURES: dict[str, Measure] = {
     "entropy": Measure(normalised_entropy, span_uncertainty),
     "max_probability": Measure(max_probability, span_max_probability),

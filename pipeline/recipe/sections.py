@@ -243,11 +243,11 @@ class Quantize(Section):
     """How the bundle stores and computes weights. `pipeline/schemes.py` says what each scheme means."""
 
     scheme: Annotated[str, one_of(schemes.LINEAR_SCHEMES)] = Field(
-        schemes.DEFAULT,
+        schemes.DEFAULT_SCHEME,
         description="scheme of the linear layers of ExecuTorch programs; " + schemes.summaries(schemes.LINEAR_SCHEMES),
     )
     embeddings: Annotated[str, one_of(schemes.WORD_TABLE_SCHEMES)] = Field(
-        schemes.DEFAULT,
+        schemes.DEFAULT_SCHEME,
         description=f"scheme of the table of word embeddings: {', '.join(schemes.WORD_TABLE_SCHEMES)}; "
         "mixed needs scheme=mixed, whose budget then decides about the table too",
     )
@@ -257,7 +257,7 @@ class Quantize(Section):
     budget_points: float | None = Field(
         None,
         ge=0,
-        description="mixed only: loss that the last exit may have, in points (hundredths of accuracy, F1 or label range)",
+        description="mixed only: loss that the last exit may have, in points (0.01 of accuracy, F1 or label range)",
     )
     sensitivity_examples: int = Field(
         256,
@@ -292,7 +292,7 @@ class Export(Section):
     )
     coreml_target: schemes.AppleSystem = Field("iOS18", description="oldest system that runs the Core ML programs")
     coreml_precision: Annotated[str, one_of(schemes.COREML_SCHEMES)] = Field(
-        schemes.DEFAULT,
+        schemes.DEFAULT_SCHEME,
         description="scheme of the weights of Core ML programs, where mixed follows what quantize.scheme=mixed found; "
         + schemes.summaries(schemes.COREML_SCHEMES),
     )

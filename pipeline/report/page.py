@@ -29,7 +29,7 @@ class Figure:
     caption: str
 
     @classmethod
-    def of(cls, title: str, svg: str, alt: str, caption: str) -> Figure:
+    def from_svg(cls, title: str, svg: str, alt: str, caption: str) -> Figure:
         """Embeds an SVG, so that the page needs no other file."""
         return cls(title, f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}", alt, caption)
 

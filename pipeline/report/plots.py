@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.bench.documents import BenchReport
-from pipeline.exits.study import NamedSpeed
+from pipeline.exits.study_document import NamedSpeed
 from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
 from pipeline.report.results import RunResults
 from pipeline.report.wording import (
@@ -70,7 +70,7 @@ def speedup_plot(results: RunResults) -> str:
     """Draws bars of time: BERT-base at its padded length, then the mean of every speed at the examples' own lengths."""
     bars = [
         (f"BERT-base, {reference.length} tokens", reference.median_ms, GREY)
-        for reference in results.bench.of("bert-base")
+        for reference in results.bench.measurements_of("bert-base")
     ]
     bars += [(f"speed {speed.speed}", speed.latency_ms.mean, BLUE) for speed in results.evaluation.speeds]
     with drawing(5, 0.75 + 0.42 * len(bars)) as (figure, axes, svg):
@@ -87,7 +87,7 @@ def speedup_plot(results: RunResults) -> str:
 
 def latency_plot(results: RunResults) -> str:
     """Draws milliseconds by length at the least, the middle and the full depth, with a mark for BERT-base."""
-    bundle = results.bench.of("pocketbert")
+    bundle = results.bench.measurements_of("pocketbert")
     depths = sorted({measurement.depth for measurement in bundle})
     shown = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
     with drawing(5, 3.4) as (figure, axes, svg):
@@ -95,7 +95,7 @@ def latency_plot(results: RunResults) -> str:
             line = sorted((run.length, run.median_ms) for run in bundle if run.depth == depth)
             label = f"{depth} of {depths[-1]} segments"
             axes.plot(*zip(*line), color=colour, marker=mark, markersize=5, label=label)
-        for reference in results.bench.of("bert-base"):
+        for reference in results.bench.measurements_of("bert-base"):
             axes.plot(
                 [reference.length],
                 [reference.median_ms],
@@ -124,7 +124,7 @@ def systems_plot(report: BenchReport) -> str:
 
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for system in dict.fromkeys(measurement.system for measurement in report.results):
-        measurements = report.of(system)
+        measurements = report.measurements_of(system)
         full_depth = max(measurement.depth for measurement in measurements)
         deep = [measurement for measurement in measurements if measurement.depth == full_depth]
         # If a system reports only its fastest variant at each length, all of them are one line.

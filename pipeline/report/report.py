@@ -85,7 +85,7 @@ def render(results: RunResults) -> str:
 
 def reference_of(results: RunResults) -> Measurement | None:
     """Returns BERT-base's measurement, or None if the run did not measure it."""
-    return next(iter(results.bench.of("bert-base")), None)
+    return next(iter(results.bench.measurements_of("bert-base")), None)
 
 
 def headline_rows(results: RunResults) -> list[HeadlineRow]:
@@ -146,7 +146,7 @@ def figures(results: RunResults) -> list[Figure]:
     reference_time = ""
     if reference:
         reference_time = f"BERT-base {milliseconds(reference.median_ms)} at {reference.length} tokens; "
-    bundle = results.bench.of("pocketbert")
+    bundle = results.bench.measurements_of("pocketbert")
     full_depth = max(measurement.depth for measurement in bundle)
     time_by_length = "; ".join(
         f"{measurement.length} tokens {milliseconds(measurement.median_ms)}"
@@ -156,27 +156,27 @@ def figures(results: RunResults) -> list[Figure]:
     growth = results.bench.growth()
     growth_sentence = f" {growth.sentence()}" if growth else ""
     return [
-        Figure.of(
+        Figure.from_svg(
             "Size by part",
             plots.size_plot(results),
             f"Stacked bars. BERT-base in float32 {megabytes(size.bert_base_bytes)}; this model in float32 "
             f"{megabytes(size.fp32_bytes)}; {targets}. A line marks 207 MB.",
             "What an app ships for each target, by what the bytes hold. The dashed line is the paper's app, 207 MB.",
         ),
-        Figure.of(
+        Figure.from_svg(
             "Time for one input",
             plots.speedup_plot(results),
             f"Bars. {reference_time}mean over the examples at their own lengths: {time_by_speed}.",
             "Grey: BERT-base's program at its padded length. Blue: the mean over all examples, each at its own length.",
         ),
-        Figure.of(
+        Figure.from_svg(
             f"{capitalized(metric)} against depth",
             plots.depth_plot(results),
             f"Points. {metric} at mean depth: {score_by_depth}.",
             "How much of the score is left when inputs stop early. One point for each speed.",
         ),
         exits_figure(speeds),
-        Figure.of(
+        Figure.from_svg(
             "Time by length and depth",
             plots.latency_plot(results),
             f"Lines on a log scale. {reference_time}all {full_depth} segments: {time_by_length}.",

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.bench.documents import BenchReport
-from pipeline.exits.study import Study
+from pipeline.exits.study_document import Study
 from pipeline.names import Task
 from pipeline.runtime.evaluate import Evaluation
 from pipeline.support.document import Document

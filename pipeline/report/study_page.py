@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.exits.study import NamedSpeed, Point, Study
+from pipeline.exits.study_document import NamedSpeed, OperatingPoint, Study
 from pipeline.report import plots, study_plots
 from pipeline.report.page import Figure, environment
 from pipeline.report.wording import METRIC_NAMES, capitalized, measure_name, percent
@@ -59,7 +59,7 @@ def study_figures(study: Study) -> list[Figure]:
     metric = METRIC_NAMES[study.metric]
     own_measure = measure_name(study.own.measure)
 
-    def within(write: Callable[[Point], str]) -> str:
+    def within(write: Callable[[OperatingPoint], str]) -> str:
         return "; ".join(
             f"{measure_name(measure.measure)} " + ", ".join(write(point) for point in measure.within)
             for measure in study.measures
@@ -75,13 +75,13 @@ def study_figures(study: Study) -> list[Figure]:
         for index, exit_study in enumerate(study.exits, start=1)
     )
     return [
-        Figure.of(
+        Figure.from_svg(
             "Every exit alone",
             study_plots.alone_plot(study),
             f"Points. {metric} if every input left at that exit, from the first to the last: {scores}.",
             "The score if the model were cut off after each segment.",
         ),
-        Figure.of(
+        Figure.from_svg(
             f"{capitalized(metric)} against mean depth, all thresholds",
             study_plots.depth_plot(study),
             f"Lines. Mean depth just before the loss exceeds {losses} points: {depths}.",
@@ -89,19 +89,19 @@ def study_figures(study: Study) -> list[Figure]:
             f"Points are the named speeds. Dotted lines are {losses} points below full depth. Higher and further left "
             "is better. Measures that agree are hidden under the bundle's own.",
         ),
-        Figure.of(
+        Figure.from_svg(
             f"{capitalized(metric)} against computation, all thresholds",
             study_plots.flops_plot(study),
             f"Lines. Share of full depth's operations just before the loss exceeds {losses} points: {operations}.",
             "The same in floating-point operations. They include the exit heads, and long inputs count for more.",
         ),
-        Figure.of(
+        Figure.from_svg(
             "Uncertainty by layer",
             study_plots.uncertainty_plot(study),
             f"Boxes. {own_measure} at each exit from the first to the last, median and middle half: {boxes}.",
             "A box holds the middle half of the examples, its whiskers 90 % of them, and its bar is the median.",
         ),
-        Figure.of(
+        Figure.from_svg(
             "The lower the uncertainty, the better the answer",
             study_plots.luha_plot(study),
             f"Lines. {metric} of the least and of the most uncertain tenth of the examples: {tenths}.",
@@ -114,7 +114,7 @@ def study_figures(study: Study) -> list[Figure]:
 def exits_figure(speeds: Sequence[SpeedResult | NamedSpeed]) -> Figure:
     """Draws after which segments the examples left at each speed."""
     counts = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
-    return Figure.of(
+    return Figure.from_svg(
         "Where inputs leave",
         plots.exits_plot(speeds),
         f"Stacked bars. Examples that left after each segment in turn: {counts}.",

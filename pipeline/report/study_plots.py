@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.exits.study import LOSSES, Study
+from pipeline.exits.study import LOSSES
+from pipeline.exits.study_document import Study
 from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
 from pipeline.report.wording import METRIC_NAMES, measure_name
 

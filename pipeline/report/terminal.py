@@ -17,7 +17,7 @@ from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
-    from pipeline.exits.study import Study
+    from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults, Score
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.verify.checks import Check, EngineWarning, MacReport

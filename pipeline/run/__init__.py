@@ -1,1 +1,1 @@
-"""A recipe on its way through the stages."""
+"""Runs a recipe through its stages, from data to a measured bundle."""

@@ -44,7 +44,7 @@ class Variant:
     recipe: Recipe
 
 
-def variants(recipe: Recipe) -> list[Variant]:
+def make_variants(recipe: Recipe) -> list[Variant]:
     """Returns the recipe itself, and a variant for each part of its training that can be left out.
 
     These are the terms of the losses that the recipe uses, the pre-training, and the teacher's weights that the student
@@ -90,7 +90,7 @@ def ablate(recipe: Recipe, out: str | Path) -> Ablation:
     folder = base.workspace.root / "ablation"
     measured = []
     with base.workspace.locked():
-        for variant in variants(recipe):
+        for variant in make_variants(recipe):
             run = base
             if variant.name != FULL:
                 console.print(f"ablation: {variant.change}")

@@ -14,8 +14,8 @@ from pipeline.bundle.manifest import Manifest
 from pipeline.data.examples import ClassificationExample, Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, TokenizerFiles, write_bundle
-from pipeline.model.checkpoint import Pretrained, load_pretrained
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
 from pipeline.names import Task
 from pipeline.recipe import MIN_ROUNDING_TEXTS, Recipe, apply_settings, check_recipe
@@ -38,7 +38,7 @@ CONFORMANCE_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint, ready to be quantized.
 
     Attributes:
@@ -98,11 +98,11 @@ def quantize_checkpoint(
             positions, there are too few texts, a budget cannot be met, the folder exists, or a program is out of
             tolerance.
     """
-    loaded, task = load(weights, settings)
+    loaded, task = load_checkpoint(weights, settings)
     out = out or Path("runs") / f"{loaded.recipe.name}-{loaded.recipe.quantize.scheme}"
     if out.exists():
         raise UserError("is already there; remove it, or give another folder with --out", file=out)
-    quantized = quantize(loaded, on_step)
+    quantized = quantize_loaded(loaded, on_step)
     manifest, verification = write_verified(loaded, quantized, weights, out, on_step)
     report = size_of(out)
     return QuantizedCheckpoint(
@@ -123,23 +123,23 @@ def quantize_checkpoint(
     )
 
 
-def load(weights: str, settings: Sequence[str]) -> tuple[Loaded, Task]:
+def load_checkpoint(weights: str, settings: Sequence[str]) -> tuple[LoadedCheckpoint, Task]:
     """Reads a checkpoint and the texts to compare it on; arguments and errors are those of `quantize_checkpoint`."""
     pretrained, task = load_with_head(weights)
-    recipe = recipe_for(pretrained, task, settings)
+    recipe = build_recipe(pretrained, task, settings)
     check_positions(recipe, pretrained.config.max_positions)
     files = TokenizerFiles(pretrained.vocab, pretrained.lowercase)
     tokenizer = WordPieceTokenizer.from_vocab(files.vocab, lowercase=files.lowercase)
-    model = model_of(pretrained, task, tokenizer.sep_id)
-    examples, values = texts_for(recipe, pretrained)
-    return Loaded(recipe, model, examples, values, files, tokenizer), task
+    model = build_model(pretrained, task, tokenizer.sep_id)
+    examples, values = read_texts(recipe, pretrained)
+    return LoadedCheckpoint(recipe, model, examples, values, files, tokenizer), task
 
 
-def quantize(loaded: Loaded, on_step: OnStep) -> QuantizedModel:
+def quantize_loaded(loaded: LoadedCheckpoint, on_step: OnStep) -> QuantizedModel:
     """Quantizes the model as the recipe says, and compares it with float32."""
     recipe, model, tokenizer, labels = loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels
     judge = Judge(Programs.of(model), loaded.examples, tokenizer, labels, recipe)
-    texts = texts_to_round_by(recipe, loaded.examples) if has_int4(recipe) else []
+    texts = read_rounding_texts(recipe, loaded.examples) if has_int4(recipe) else []
     rounded = round_to_int4(model, texts, tokenizer, labels, recipe, on_step) if texts else None
     schemes: Mapping[str, str] = {}
     if is_mixed(recipe):
@@ -150,7 +150,7 @@ def quantize(loaded: Loaded, on_step: OnStep) -> QuantizedModel:
 
 
 def write_verified(
-    loaded: Loaded, quantized: QuantizedModel, weights: str, out: Path, on_step: OnStep
+    loaded: LoadedCheckpoint, quantized: QuantizedModel, weights: str, out: Path, on_step: OnStep
 ) -> tuple[Manifest, Verification]:
     """Writes the bundle beside its folder, verifies it, and moves it into place.
 
@@ -210,7 +210,7 @@ def load_with_head(weights: str) -> tuple[Pretrained, Task]:
     return pretrained, task
 
 
-def recipe_for(pretrained: Pretrained, task: Task, settings: Sequence[str]) -> Recipe:
+def build_recipe(pretrained: Pretrained, task: Task, settings: Sequence[str]) -> Recipe:
     """Returns the recipe that writes the checkpoint's bundle.
 
     It has the settings, and where they name no lengths, the longest that the model takes.
@@ -229,7 +229,7 @@ def recipe_for(pretrained: Pretrained, task: Task, settings: Sequence[str]) -> R
     return check_recipe(raw, Path(pretrained.source))
 
 
-def model_of(pretrained: Pretrained, task: Task, separator: int) -> ExitModel:
+def build_model(pretrained: Pretrained, task: Task, separator: int) -> ExitModel:
     """Returns the checkpoint as a model with one exit, after its last layer.
 
     A BERT keeps its token types: its programs find the second text by the separator before it.
@@ -256,7 +256,7 @@ def model_of(pretrained: Pretrained, task: Task, separator: int) -> ExitModel:
     return model.eval()
 
 
-def texts_for(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tuple[str, ...]]:
+def read_texts(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tuple[str, ...]]:
     """Returns the texts on which the quantized model is compared, and what the data write for each class.
 
     Files may write a label as the checkpoint names it, or as its number. The embedded texts have other labels, which
@@ -273,7 +273,7 @@ def texts_for(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tu
     return examples, numbers if written <= {*numbers, None} else pretrained.labels
 
 
-def texts_to_round_by(recipe: Recipe, compared: Sequence[Example]) -> list[Example]:
+def read_rounding_texts(recipe: Recipe, compared: Sequence[Example]) -> list[Example]:
     """Returns texts to round int4 by, without labels; none where there are too few to say anything.
 
     They are training texts, or the dev texts that are not compared. A model looks better than it is on the texts that

@@ -106,7 +106,7 @@ class Run:
         """Builds a stage in every process, in the place that the main process, which alone has one, hands out."""
         common = processes.from_main(lambda: place)
         assert common is not None
-        if not all(processes.agree(common.scratch.is_dir())):
+        if not all(processes.gather(common.scratch.is_dir())):
             raise UserError(
                 "is not there for every process; give --out on a file system that all hosts share", file=common.scratch
             )

@@ -40,9 +40,9 @@ def check_sensitivity_size(recipe: Recipe) -> None:
     Raises:
         UserError: it is too small.
     """
-    from quantize.sensitivity import FEWEST  # imports torch
+    from quantize.sensitivity import MIN_EXAMPLES  # imports torch
 
-    check_draft_size(recipe, FEWEST, "to compare matrices on")
+    check_draft_size(recipe, MIN_EXAMPLES, "to compare matrices on")
 
 
 def check_range_size(recipe: Recipe) -> None:
@@ -51,11 +51,11 @@ def check_range_size(recipe: Recipe) -> None:
     Raises:
         UserError: the draft part of the calibration split has too few.
     """
-    from quantize.int8_inputs import FEWEST  # imports torch
+    from quantize.int8_inputs import MIN_TEXTS  # imports torch
 
     if coreml_has_int8_inputs(recipe):
         purpose = f"to find the activations' ranges on for export.coreml_precision={recipe.export.coreml_precision}"
-        check_draft_size(recipe, FEWEST, purpose)
+        check_draft_size(recipe, MIN_TEXTS, purpose)
 
 
 def check_draft_size(recipe: Recipe, needed: int, purpose: str) -> None:

@@ -249,7 +249,7 @@ class Classification(TextTask[tuple[int, float]]):
 
 
 def kl_divergence(reference: np.ndarray, logits: np.ndarray) -> float:
-    """The mean Kullback-Leibler divergence over all but the last dimension, in nats; reference, logits: [..., classes]."""
+    """Returns the mean Kullback-Leibler divergence from the reference, in nats; reference, logits: [..., classes]."""
     from scipy.special import log_softmax  # for training and quantization alone; a runner never gets here
 
     expected, actual = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)

@@ -1,4 +1,4 @@
-"""What a task has to say of itself. Everything else in the project works with this protocol and compares no task's name."""
+"""What each task defines. The rest of the project works with this interface and compares no task's name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         answers_from_checkpoint: whether a fine-tuned Hugging Face checkpoint holds all that an answer takes.
         takes_unlabelled: whether plain texts are inputs of this task (`distill.unlabelled`).
         signal_level: the root mean square that noise in logits is compared with; None takes that of the logits.
-        agreement_floor: the least share of examples on which a runtime must answer as the quantized model in PyTorch does.
+        agreement_floor: the least share of examples to which a runtime must give the quantized PyTorch model's answer.
         agreement_floor_rounded: the same for schemes that round the inputs of matrices to int8.
         agreement_examples: how many examples that share is measured on, at most.
         examples_in_memory: how many examples' logits are held at a time; None for all of them.

@@ -23,8 +23,8 @@ from pipeline.tasks.types import AnswerContext, Labels, Logits, ProgramMeasure, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The standard deviation of labels spread evenly over their range. Noise is compared with it, as shares of the range: the size of the
-# predictions says nothing, since 0 is an answer like any other.
+# The standard deviation of labels spread evenly over their range, as a share of the range. Noise is compared with it:
+# the size of the predictions says nothing, since 0 is an answer like any other.
 LABEL_DEVIATION = 12**-0.5
 # Predictions closer than this share of the label range are the same; 0.01 was measured on STS-B between two runtimes.
 SAME_SHARE = 0.02

@@ -42,9 +42,9 @@ def test_every_length_and_depth_and_the_reference_are_measured(tiny_classifier, 
         reference_length=16,
         reference_shape=small_bert,
     )
-    bundle = report.of("pocketbert")
+    bundle = report.measurements_of("pocketbert")
     assert [(result.length, result.depth) for result in bundle] == [(8, 1), (8, 2), (16, 1), (16, 2)]
-    (reference,) = report.of("bert-base")
+    (reference,) = report.measurements_of("bert-base")
     assert (reference.length, reference.depth, reference.precision) == (16, 2, "fp32")
     assert "random weights" in reference.model
     assert bundle[0].precision == "int8"
@@ -77,7 +77,7 @@ def test_a_system_has_its_whole_turn_at_once_and_starts_with_its_deepest_case(ti
 
 def test_the_same_width_reference_is_as_deep_as_bert_base(tiny_classifier):
     report = bench_host(tiny_classifier.path, [8], repeats=1, threads=1, reference="same-width", reference_length=8)
-    (reference,) = report.of("bert-base")
+    (reference,) = report.measurements_of("bert-base")
     assert (reference.model, reference.depth) == ("BERT 12x64, random weights", 12)
 
 

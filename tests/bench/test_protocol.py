@@ -33,7 +33,7 @@ def test_cases_take_turns_and_the_warm_up_is_not_counted():
 
 def test_percentiles_are_those_of_the_statistics_module():
     samples = [float(value) for value in (9, 2, 4, 44, 1, 7, 3, 8, 12, 5, 6)]
-    timing = Timing.of(samples)
+    timing = Timing.from_samples(samples)
     assert timing.median_ms == statistics.median(samples)
     assert timing.p95_ms == pytest.approx(statistics.quantiles(samples, n=20, method="inclusive")[-1])
 

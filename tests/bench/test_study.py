@@ -9,7 +9,7 @@ import pytest
 from pipeline.bench.study import bundle_recipe, example_costs, run_to_full_depth, study_bundle
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
-from pipeline.exits.study import Study
+from pipeline.exits.study_document import Study
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.flops import model_flops
 from pipeline.runtime.evaluate import evaluate

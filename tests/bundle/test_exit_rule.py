@@ -13,7 +13,6 @@ from pipeline.bundle.exit_rule import (
     leaves,
     patience_threshold,
     patience_uncertainty,
-    question_uncertainty,
 )
 
 
@@ -68,12 +67,6 @@ def test_the_uncertainties_are_not_changed():
 def test_no_segments_is_an_error():
     with pytest.raises(ValueError, match="no segments"):
         exit_taken([], [])
-
-
-def test_the_uncertainty_of_a_question_is_that_of_its_best_window():
-    assert question_uncertainty([1.0, 7.5, -3.0], [0.1, 0.6, 0.2]) == 0.6
-    assert question_uncertainty([-5.0], [0.3]) == pytest.approx(0.3)
-    assert question_uncertainty([2.0, 2.0], np.array([0.25, 0.5], np.float32)) == 0.25  # the first in a tie
 
 
 def pabee(answers: list, patience: int) -> int:

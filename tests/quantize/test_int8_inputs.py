@@ -1,4 +1,4 @@
-"""Gains bring what calibration saw into int8's range, change no product, and make one scale do where channels differ."""
+"""Gains bring calibrated inputs into int8's range, change no product, and let one scale fit unequal channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quantize.int8_inputs import (
     STEP,
     Int8InputLinear,
     Int8Inputs,
-    gains_of,
+    gains_from_ranges,
     input_gains,
     layer_linears,
     reciprocals,
@@ -30,7 +30,7 @@ CONFIG = EncoderConfig(vocab_size=100, hidden_size=32, layers=2, heads=4, interm
 
 @pytest.fixture(scope="module")
 def programs() -> Programs:
-    """Two layers whose hidden states have a channel a hundred times the others, as trained ones have."""
+    """Two layers whose hidden states have one channel a hundred times larger than the others, as in trained models."""
     torch.manual_seed(0)
     model = ExitModel("qa", CONFIG, 2, "attention", [1, 2]).eval()
     with torch.no_grad():
@@ -55,19 +55,19 @@ def items() -> list[Item]:
 
 @torch.no_grad()
 def hidden(programs: Programs, items: list[Item]) -> torch.Tensor:
-    """The last hidden states, flat."""
+    """Returns the last hidden states of all items, flattened."""
     runs = [
-        programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids)))
-        for each in items
+        programs(torch.from_numpy(item.ids)[None], torch.zeros(1, 1, len(item.ids)), torch.zeros(1, len(item.ids)))
+        for item in items
     ]
     return torch.cat([run[-1][0].flatten() for run in runs])
 
 
-def test_without_rounding_nothing_changes_and_the_programs_stay(programs, items):
+def test_without_rounding_the_outputs_and_the_programs_stay_the_same(programs, items):
     before = {name: value.clone() for name, value in programs.state_dict().items()}
     gains = input_gains(programs, items)
     assert list(gains) == [
-        f"layers.{at}.{part}" for at in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")
+        f"layers.{layer}.{part}" for layer in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")
     ]
     rewritten = set_rounding(with_int8_inputs(programs, gains), "none")
     torch.testing.assert_close(hidden(rewritten, items), hidden(programs, items), rtol=1e-4, atol=1e-4)
@@ -75,7 +75,7 @@ def test_without_rounding_nothing_changes_and_the_programs_stay(programs, items)
     assert all(torch.equal(value, before[name]) for name, value in programs.state_dict().items())
 
 
-def test_what_calibration_saw_is_within_int8_and_uses_it(programs, items):
+def test_calibrated_inputs_fill_the_range_of_int8(programs, items):
     rewritten, seen = set_rounding(with_int8_inputs(programs, input_gains(programs, items)), "none"), {}
     for name, module in rewritten.named_modules():
         if isinstance(module, Int8Inputs):
@@ -85,10 +85,10 @@ def test_what_calibration_saw_is_within_int8_and_uses_it(programs, items):
     hidden(rewritten, items)
     assert len(seen) == 8
     for name, values in seen.items():
-        assert 0.99 < max(values) < 1.0 - STEP / 2, name  # rounds to 127 steps at the most
+        assert 0.99 < max(values) < 1.0 - STEP / 2, name  # rounds to at most 127 steps
 
 
-def test_rounding_is_torchs():
+def test_rounding_equals_torchs_fake_quantization():
     inputs, gains = torch.randn(3, 20, 8) * 3, torch.linspace(0.5, 4, 8)
     module = Int8Inputs(gains)
     expected = torch.fake_quantize_per_tensor_affine(inputs * (1 / gains).half().float(), STEP, 0, -128, 127)
@@ -106,31 +106,31 @@ def test_gains_beat_one_scale_for_unequal_channels():
     inputs[:, 7] *= 100.0
     linear.weight[:, 7] /= 100.0
     peaks = inputs.abs().amax(dim=0)
-    apart, alike = (
+    with_gains, with_one_scale = (
         float((Int8InputLinear(linear, gains)(inputs) - linear(inputs)).norm())
-        for gains in (gains_of(peaks, linear.weight, 0.9), peaks.max().expand(32) / (1 - STEP))
+        for gains in (gains_from_ranges(peaks, linear.weight, 0.9), peaks.max().expand(32) / (1 - STEP))
     )
-    assert apart < 0.05 * alike
+    assert with_gains < 0.05 * with_one_scale
 
 
 def test_balance_shares_the_ranges_between_inputs_and_weights():
-    """The paper's equation 4, up to one factor for all channels: at 1/2 both have the same ratio of each other's peaks."""
+    """The paper's equation 4, up to one factor for all channels: at 1/2 the ratio of both peaks is equal everywhere."""
     peaks, weight = torch.tensor([1.0, 100.0, 4.0]), torch.tensor([[1.0, 0.01, -2.0], [-0.5, 0.02, 1.0]])
-    gains = gains_of(peaks, weight, 0.5)
+    gains = gains_from_ranges(peaks, weight, 0.5)
     quotients, columns = peaks / gains, weight.abs().amax(dim=0) * gains
     torch.testing.assert_close(quotients / columns, (quotients / columns)[:1].expand(3))
     assert float(quotients.max()) == pytest.approx(1 - STEP)
-    torch.testing.assert_close(peaks / gains_of(peaks, weight, 1.0), torch.full((3,), 1 - STEP))
+    torch.testing.assert_close(peaks / gains_from_ranges(peaks, weight, 1.0), torch.full((3,), 1 - STEP))
 
 
 @pytest.mark.parametrize("balance", [0.5, 0.9, 1.0])
-def test_channels_that_are_never_used_have_gains_too(balance):
+def test_unused_channels_have_finite_gains(balance):
     for peaks, weight in ((torch.tensor([0.0, 2.0]), torch.ones(3, 2)), (torch.zeros(2), torch.zeros(3, 2))):
-        module = Int8Inputs(gains_of(peaks, weight, balance))
+        module = Int8Inputs(gains_from_ranges(peaks, weight, balance))
         assert torch.isfinite(module.reciprocal).all() and (module.reciprocal > 0).all()
 
 
-def test_heads_keep_their_inputs(programs, items):
+def test_the_inputs_of_heads_stay_float(programs, items):
     rewritten = with_int8_inputs(programs, input_gains(programs, items))
     assert set(layer_linears(programs)) and all("head" not in name for name in reciprocals(rewritten))
 

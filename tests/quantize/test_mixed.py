@@ -1,4 +1,4 @@
-"""A mix meets its budget, gives up what costs least, and says so where none can."""
+"""A mix meets its budget, gives up what costs least, and a budget that no mix meets is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.run.stages.quantize import quantize
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import StageFolder
 from pipeline.verify.verify import verify
-from quantize.mixed import Choice, Mix, choose, furthest, greedy_path
+from quantize.mixed import Choice, Mix, bisect_last, choose, greedy_path
 from quantize.schemes import apply_schemes, named_linears
 from quantize.size import executorch_parts, size_of
 
@@ -45,7 +45,7 @@ def tokenizer(tiny_vocab) -> WordPieceTokenizer:
 
 @pytest.fixture(scope="module")
 def inputs(tokenizer) -> dict[str, torch.Tensor]:
-    """The ids of some texts."""
+    """Returns the ids of some texts, by text."""
     random = np.random.default_rng(0)
     texts = [
         " ".join(random.choice(["ba", "de", "fi", "go", "lu", "man"], size=random.integers(3, 20))) for _ in range(60)
@@ -60,9 +60,9 @@ def last_logits(programs: Programs, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 @pytest.fixture(scope="module")
 def programs(tokenizer, inputs) -> Programs:
-    """Two layers, of which the second's ffn_out matters most and cannot bear four bits: weights of 100 on inputs that are always 0.
+    """Two layers. The second's ffn_out matters most and cannot bear four bits: it has weights of 100 on inputs of 0.
 
-    No label is the favourite of the last exit, so that some texts are near a tie.
+    The last exit prefers no label, so that some texts are near a tie.
     """
     torch.manual_seed(0)
     config = EncoderConfig(
@@ -82,7 +82,7 @@ def programs(tokenizer, inputs) -> Programs:
 
 @pytest.fixture(scope="module")
 def examples(programs, inputs) -> list[ClassificationExample]:
-    """Labelled as the float32 model does, so that it scores 1."""
+    """Examples with the float32 model's labels, so that it scores 1."""
     return [
         ClassificationExample(text, None, str(int(each.argmax())))
         for text, each in zip(inputs, last_logits(programs, inputs))
@@ -93,8 +93,8 @@ def chosen(programs, examples, tokenizer, **quantize):
     return choose(programs, examples, tokenizer, ("0", "1", "2"), recipe_of(**quantize))
 
 
-def test_the_path_takes_what_is_cheapest_per_byte_first():
-    """Against all orders of two matrices: each step of the path is the least loss per byte among those that are left."""
+def test_the_path_takes_the_least_loss_per_byte_first():
+    """Each move of the path has the least loss per byte among those that are left."""
     choices = {
         "a": {"fp32": Choice(400, 0.0), "int8": Choice(100, 0.03), "int4": Choice(50, 0.5)},
         "b": {"fp32": Choice(800, 0.0), "int8": Choice(200, 0.006), "int4": Choice(100, 0.03)},
@@ -110,13 +110,13 @@ def test_the_path_takes_what_is_cheapest_per_byte_first():
     assert slopes == sorted(slopes)
 
 
-def test_bisection_finds_the_last_that_fits():
+def test_bisection_finds_the_last_number_that_fits():
     for last, answer in itertools.combinations_with_replacement(range(12), 2):
         answer, last = sorted((last, answer))
-        assert furthest(last, lambda at, answer=answer: at <= answer) == answer
+        assert bisect_last(last, lambda number, answer=answer: number <= answer) == answer
 
 
-def test_a_budget_of_bytes_is_met_and_the_weakest_matrix_spared(programs, examples, inputs, tokenizer):
+def test_a_budget_of_bytes_is_met_and_spares_the_weakest_matrix(programs, examples, inputs, tokenizer):
     full, smallest = executorch_parts(programs, "fp32", "fp32").total, executorch_parts(programs, "int4", "int4").total
     budget = smallest + 5_000  # room for ffn_out, 8,192 values, in eight bits
     mix = chosen(programs, examples, tokenizer, budget_mb=budget / 1e6)
@@ -125,9 +125,9 @@ def test_a_budget_of_bytes_is_met_and_the_weakest_matrix_spared(programs, exampl
     assert set(mix.schemes) == {*named_linears(programs), "embeddings.word"}
     assert mix.schemes["layers.1.ffn_out"] == "int8" and list(mix.schemes.values()).count("int4") >= 6
     together = apply_schemes(programs, mix.schemes)
-    alike = apply_schemes(programs, dict.fromkeys(mix.schemes, "int4"))
-    expected, got, worse = (last_logits(each, inputs) for each in (programs, together, alike))
-    assert float((got - expected).norm()) < 0.7 * float((worse - expected).norm())
+    all_int4 = apply_schemes(programs, dict.fromkeys(mix.schemes, "int4"))
+    expected, actual, worse = (last_logits(model, inputs) for model in (programs, together, all_int4))
+    assert float((actual - expected).norm()) < 0.7 * float((worse - expected).norm())
 
 
 def test_a_budget_of_points_is_kept_and_used(programs, examples, tokenizer):
@@ -136,7 +136,7 @@ def test_a_budget_of_points_is_kept_and_used(programs, examples, tokenizer):
     assert mix.bytes < executorch_parts(programs, "int8", "int8").total * 1.5
 
 
-def test_fixed_embeddings_stay(programs, examples, tokenizer):
+def test_fixed_embeddings_keep_their_scheme(programs, examples, tokenizer):
     mix = chosen(programs, examples, tokenizer, embeddings="fp16", budget_mb=10)
     assert mix.schemes["embeddings.word"] == "fp16" and mix.loss == 0.0
     assert {scheme for matrix, scheme in mix.schemes.items() if matrix != "embeddings.word"} == {
@@ -144,7 +144,7 @@ def test_fixed_embeddings_stay(programs, examples, tokenizer):
     }  # 10 MB ask for nothing
 
 
-def test_a_budget_that_no_mix_meets_says_the_smallest(programs, examples, tokenizer):
+def test_a_budget_that_no_mix_meets_is_refused_with_the_smallest_size(programs, examples, tokenizer):
     smallest = executorch_parts(programs, "int4", "int4").total / 1e6
     with pytest.raises(
         UserError, match=rf"quantize.budget_mb: 0.01 MB cannot be met: the smallest mix is {smallest:.2f} MB"
@@ -152,7 +152,7 @@ def test_a_budget_that_no_mix_meets_says_the_smallest(programs, examples, tokeni
         chosen(programs, examples, tokenizer, budget_mb=0.01)
 
 
-def test_a_loss_takes_labels_to_be_measured(programs, examples, tokenizer):
+def test_a_budget_of_points_needs_labels(programs, examples, tokenizer):
     unlabelled = [ClassificationExample(each.text, None, None) for each in examples]
     with pytest.raises(UserError, match=r"quantize.budget_points: needs labelled texts"):
         chosen(programs, unlabelled, tokenizer, budget_points=1.0)
@@ -202,15 +202,14 @@ class ReadyResults(Results):
         return WordPieceTokenizer.from_vocab(self.vocab, True)
 
 
-def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, tokenizer, examples):
+def test_the_stage_keeps_the_mix_and_the_bundle_names_it(tmp_path, tiny_vocab, tokenizer, examples):
     torch.manual_seed(0)
     config = EncoderConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=64, layers=1, heads=4, intermediate_size=128, max_positions=64
     )
     model = ExitModel("classification", config, 3, "linear", (1,)).eval()
-    with (
-        torch.no_grad()
-    ):  # first embeddings are so small that a layer norm's epsilon, which float16 holds no less than 6e-8 of, is 88 dB
+    # Untrained embeddings are so small that a layer norm's epsilon, which float16 holds to 6e-8 at best, costs 88 dB.
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
@@ -227,12 +226,11 @@ def test_the_stage_keeps_the_mix_and_the_bundle_says_it(tmp_path, tiny_vocab, to
     steps, held = named_linears(Programs.of(rounded_student(results))), named_linears(quantized_student(results))
     in_four_bits = [name for name, scheme in mix.schemes.items() if scheme == "int4" and name in held]
     assert in_four_bits
-    for name in in_four_bits:  # what was rounded by texts is what is in the bundle
+    for name in in_four_bits:  # the bundle has the weights that were rounded on texts
         torch.testing.assert_close(held[name].weight.dequantize(), steps[name].weight.detach(), rtol=0.004, atol=1e-6)
         assert not torch.equal(steps[name].weight, named_linears(Programs.of(model))[name].weight)
-    assert (
-        mix.sensitivity.examples == len(results.draft_examples()) < len(examples)
-    )  # thresholds are tested on the others
+    # The thresholds are tested on the other examples.
+    assert mix.sensitivity.examples == len(results.draft_examples()) < len(examples)
     manifest = write_bundle(
         tmp_path / "bundle",
         recipe,

@@ -1,4 +1,4 @@
-"""Rounding that makes up for its errors: the same as solving for the best remaining weights after every column, and nearer than the nearest steps."""
+"""Rounding equals solving for the best remaining weights after every column, and beats rounding to the nearest step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.run.precision import rounds_by_texts
 from pipeline.schemes import INT4_GROUP
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import compress
-from quantize.int4 import scales_of, steps_of
+from quantize.int4 import best_scales, nearest_steps
 from quantize.rounding import DAMPING, round_model, round_to_moments, second_moments, with_rounded
 from quantize.schemes import apply_scheme, named_linears
 
 CONFIG = EncoderConfig(vocab_size=100, hidden_size=64, layers=2, heads=2, intermediate_size=96, max_positions=32)
-LAYERS = [f"layers.{at}.{part}" for at in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")]
+LAYERS = [f"layers.{layer}.{part}" for layer in range(2) for part in ("qkv", "attention_out", "ffn_in", "ffn_out")]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def model() -> ExitModel:
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    return some_items(0)
+    return random_items(0)
 
 
-def some_items(seed: int) -> list[Item]:
+def random_items(seed: int) -> list[Item]:
     random = np.random.default_rng(seed)
     sizes = random.integers(5, 30, 40)
     return [Item(random.integers(0, 100, size), np.zeros(size, int), None, np.arange(size) > 2) for size in sizes]
@@ -53,14 +53,14 @@ def rounded(model, items) -> ExitModel:
 
 def logits(programs: Programs, items: list[Item]) -> torch.Tensor:
     runs = [
-        programs(torch.from_numpy(each.ids)[None], torch.zeros(1, 1, len(each.ids)), torch.zeros(1, len(each.ids)))
-        for each in items
+        programs(torch.from_numpy(item.ids)[None], torch.zeros(1, 1, len(item.ids)), torch.zeros(1, len(item.ids)))
+        for item in items
     ]
     return torch.cat([run[-1][1].flatten() for run in runs])
 
 
 def correlated(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight, and moments of inputs of which some are nearly sums of others."""
+    """Returns a weight, and the second moments of inputs of which some are nearly sums of others."""
     random = torch.Generator().manual_seed(2)
     weight = torch.randn(outputs, inputs, generator=random)
     rows = torch.randn(500, inputs // 4, generator=random) @ torch.randn(inputs // 4, inputs, generator=random)
@@ -68,29 +68,31 @@ def correlated(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, rows.T @ rows / 500
 
 
-def test_every_column_is_rounded_after_the_best_answer_to_the_errors_before():
-    """A plain reference: what is not rounded yet is solved for, after each column, so that the outputs' error is least (the paper's equation 2)."""
+def test_each_column_is_rounded_after_the_best_correction_of_earlier_errors():
+    """The reference solves for the remaining columns after each rounding, for the least output error (equation 2)."""
     weight, moments = correlated(6, 3 * INT4_GROUP)
     damped = moments.double() + DAMPING * float(moments.diagonal().mean()) * torch.eye(
         3 * INT4_GROUP, dtype=torch.float64
     )
     expected, target = torch.empty_like(weight, dtype=torch.float64), weight.double()
-    for at in range(weight.shape[1]):
-        errors = expected[:, :at] - target[:, :at]
-        left = target[:, at:] - errors @ damped[:at, at:] @ torch.linalg.inv(damped[at:, at:])
-        if at % INT4_GROUP == 0:
-            scales = scales_of(left[:, :INT4_GROUP].float(), torch.bfloat16, moments.diagonal()[at : at + INT4_GROUP])
-        expected[:, at] = (steps_of(left[:, :1], scales) * scales)[:, 0]
-    # A column that lies between two steps by chance may fall to either side; then all later ones of its row differ.
+    for column in range(weight.shape[1]):
+        errors = expected[:, :column] - target[:, :column]
+        left = target[:, column:] - errors @ damped[:column, column:] @ torch.linalg.inv(damped[column:, column:])
+        if column % INT4_GROUP == 0:
+            scales = best_scales(
+                left[:, :INT4_GROUP].float(), torch.bfloat16, moments.diagonal()[column : column + INT4_GROUP]
+            )
+        expected[:, column] = (nearest_steps(left[:, :1], scales) * scales)[:, 0]
+    # A value between two steps may fall to either side, and then all later ones of its row differ.
     same = (round_to_moments(weight, moments) == expected.float()).all(dim=1)
     assert same.float().mean() > 0.8
 
 
-def test_outputs_are_nearer_than_of_nearest_steps():
+def test_outputs_are_closer_than_with_nearest_steps():
     weight, moments = correlated(64, 4 * INT4_GROUP)
     groups = weight.view(64, 4, INT4_GROUP)
-    scales = scales_of(groups, torch.bfloat16)
-    nearest = (steps_of(groups, scales) * scales).view_as(weight)
+    scales = best_scales(groups, torch.bfloat16)
+    nearest = (nearest_steps(groups, scales) * scales).view_as(weight)
 
     def error(rounded: torch.Tensor) -> float:
         return float((((rounded - weight) @ moments) * (rounded - weight)).sum())
@@ -98,35 +100,32 @@ def test_outputs_are_nearer_than_of_nearest_steps():
     assert error(round_to_moments(weight, moments)) < 0.35 * error(nearest)
 
 
-def test_moments_are_those_of_the_matrices_inputs(model, items):
-    """The first matrix reads the embeddings; what a separator would say of token types is in them, as in the programs."""
+def test_moments_are_those_of_the_inputs_of_the_matrices(model, items):
+    """The first matrix reads the embeddings, with the token types that a separator gives them, as in the programs."""
     programs = Programs.of(model)
     found = second_moments(programs, items[:3])
     assert set(LAYERS) <= set(found) and all(moments.shape[0] == moments.shape[1] for moments in found.values())
-    rows = torch.cat([programs.embed(torch.from_numpy(each.ids)[None])[0] for each in items[:3]]).detach()
+    rows = torch.cat([programs.embed(torch.from_numpy(item.ids)[None])[0] for item in items[:3]]).detach()
     torch.testing.assert_close(found["layers.0.qkv"], rows.T @ rows / len(rows))
 
 
 @torch.no_grad()
-def test_a_model_rounded_on_some_texts_answers_others_better(model, rounded):
-    others, programs = some_items(1), Programs.of(model)
+def test_a_model_rounded_on_some_texts_is_closer_on_other_texts(model, rounded):
+    others, programs = random_items(1), Programs.of(model)
     full = logits(programs, others)
 
-    def error(made: Programs) -> float:
-        return float((logits(made, others) - full).norm() / full.norm())
+    def error(quantized: Programs) -> float:
+        return float((logits(quantized, others) - full).norm() / full.norm())
 
-    nearest, made_up = (
-        apply_scheme(programs, "int4", "fp32"),
-        apply_scheme(programs, "int4", "fp32", Programs.of(rounded)),
-    )
-    assert error(made_up) < 0.9 * error(nearest)  # random layers have less to make up for it than trained ones
-    assert error(made_up) == pytest.approx(
-        error(apply_scheme(Programs.of(rounded), "fp32", "fp32")), rel=0.3
-    )  # the inputs' int8 is little beside it
+    nearest = apply_scheme(programs, "int4", "fp32")
+    corrected = apply_scheme(programs, "int4", "fp32", Programs.of(rounded))
+    float_inputs = apply_scheme(Programs.of(rounded), "fp32", "fp32")
+    assert error(corrected) < 0.9 * error(nearest)  # random layers can correct less than trained ones
+    assert error(corrected) == pytest.approx(error(float_inputs), rel=0.3)  # int8 inputs add little
 
 
-def test_both_targets_hold_the_very_steps(model, rounded):
-    """The query's rows are scaled in a program by 2 ** -2.5 here, which moves a scale by its own rounding."""
+def test_both_targets_hold_the_same_steps(model, rounded):
+    """A program scales the query's rows by 2 ** -2.5 here, which changes a scale by its rounding."""
     programs = Programs.of(rounded)
     quantized = named_linears(apply_scheme(Programs.of(model), "int4", "fp32", programs))
     for name, linear in named_linears(programs).items():
@@ -147,7 +146,7 @@ def test_both_targets_hold_the_very_steps(model, rounded):
                     torch.testing.assert_close(dense, weight, rtol=0.004, atol=1e-6)
 
 
-def test_a_mix_has_the_steps_where_it_has_int4(model, rounded):
+def test_a_mix_takes_the_rounded_weights_for_its_int4_matrices(model, rounded):
     mixed = with_rounded(
         model, rounded, {"layers.0.ffn_in": "int4", "layers.1.ffn_in": "int8", "embeddings.word": "int4"}
     )

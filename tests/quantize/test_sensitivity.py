@@ -1,4 +1,4 @@
-"""Which matrix minds fewer bits: against torch's own divergence, and on a model with one matrix that cannot bear them."""
+"""Sensitivity agrees with torch's divergence, and finds the one matrix of a model that cannot bear fewer bits."""
 
 from __future__ import annotations
 
@@ -58,15 +58,17 @@ def examples_of(task: str, count: int = 20) -> list:
         for _ in range(count)
     ]
     if task == "qa":
-        return [QAExample(str(at), "ba de", text, (Answer(text.split(" ")[0], 0),)) for at, text in enumerate(texts)]
-    labels = [("0", "1", "2")[at % 3] if task == "classification" else at / count for at in range(count)]
+        return [
+            QAExample(str(number), "ba de", text, (Answer(text.split(" ")[0], 0),)) for number, text in enumerate(texts)
+        ]
+    labels = [("0", "1", "2")[row % 3] if task == "classification" else row / count for row in range(count)]
     return [ClassificationExample(text, None, label) for text, label in zip(texts, labels)]
 
 
 LABELS = {"classification": ("0", "1", "2"), "regression": LabelRange(minimum=0, maximum=1), "qa": ("start", "end")}
 
 
-def test_divergence_is_torchs():
+def test_divergence_equals_torchs():
     reference, logits = (torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
 
     def expected(one, other):
@@ -76,11 +78,11 @@ def test_divergence_is_torchs():
         expected(reference[:, 0], logits[:, 0]), rel=1e-5
     )
     mask = np.array([False, True, True, False, True, False])
-    spans = [expected(reference[mask][:, at], logits[mask][:, at]) for at in (0, 1)]
+    spans = [expected(reference[mask][:, end], logits[mask][:, end]) for end in (0, 1)]
     assert divergence("qa", reference.numpy(), logits.numpy(), mask) == pytest.approx(sum(spans) / 2, rel=1e-5)
     normal = [torch.distributions.Normal(value, 1.0) for value in (0.25, 0.75)]
-    of_normals = float(torch.distributions.kl_divergence(*normal))
-    assert divergence("regression", np.array([0.25]), np.array([0.75])) == pytest.approx(of_normals)
+    normal_divergence = float(torch.distributions.kl_divergence(*normal))
+    assert divergence("regression", np.array([0.25]), np.array([0.75])) == pytest.approx(normal_divergence)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", "qa"])
@@ -100,8 +102,8 @@ def test_every_matrix_and_the_table_are_measured_alone(task, tokenizer):
     assert Sensitivity.model_validate_json(result.model_dump_json()) == result
 
 
-def test_the_matrix_that_cannot_bear_it_stands_out(tokenizer):
-    """Large weights on inputs that are always 0 change no answer, and take all the steps of their groups."""
+def test_a_matrix_that_cannot_bear_four_bits_stands_out(tokenizer):
+    """Large weights on inputs that are always 0 change no answer, and leave no steps to the rest of their groups."""
     programs = programs_of("classification", tokenizer.vocab_size)
     layer = programs.segments[1].layers[0]
     with torch.no_grad():
@@ -114,7 +116,7 @@ def test_the_matrix_that_cannot_bear_it_stands_out(tokenizer):
     assert max(layers, key=layers.get) == "layers.1.ffn_out"
 
 
-def test_without_labels_there_is_divergence_alone(tokenizer):
+def test_without_labels_only_the_divergence_is_measured(tokenizer):
     unlabelled = [ClassificationExample(example.text, None, None) for example in examples_of("classification")]
     recipe, programs = recipe_of("classification"), programs_of("classification", tokenizer.vocab_size)
     result, _ = measure_sensitivity(programs, unlabelled, tokenizer, LABELS["classification"], recipe, ["int8"])

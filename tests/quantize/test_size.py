@@ -1,3 +1,5 @@
+"""The bytes of a bundle are counted by what they hold, and add up to its files."""
+
 import json
 import shutil
 
@@ -27,12 +29,16 @@ def test_parts_add_up_to_the_files(fixture, request):
     parts = report.parts
     assert parts.vocabulary == on_disk["vocab.txt"]
     assert parts.embeddings + parts.layers + parts.heads + parts.overhead == on_disk["model.pte"]
-    # What a graph takes does not depend on its weights: these few kilobytes would be out of line with a part left out or taken twice.
+    # A graph's size does not depend on its weights. A part left out or counted twice would not fit into these
+    # kilobytes.
     assert 0 < parts.overhead < 80_000
 
 
 def test_weights_are_counted_as_they_are_stored(tiny_classifier):
-    """By hand, for hidden 64, intermediate 128 and 2 layers: what is int8 has a float32 scale a row, positions are float16, biases and norms float32."""
+    """Computed by hand for 2 layers with hidden 64 and intermediate 128.
+
+    int8 has a float32 scale per row, positions are float16, biases and norms float32.
+    """
     report = size_of(tiny_classifier.path)
     rows, weights = 3 * 64 + 64 + 128 + 64, 64 * (3 * 64 + 64 + 128 + 128)
     assert report.parts.layers == 2 * (weights + 4 * rows + 4 * (rows + 4 * 64))
@@ -42,15 +48,15 @@ def test_weights_are_counted_as_they_are_stored(tiny_classifier):
     assert report.fp32_bytes == 4 * tiny_classifier.manifest.model.parameters
 
 
-def test_inputs_in_two_terms_cost_two_bytes_a_row(tiny_classifier, tmp_path):
+def test_inputs_in_two_terms_cost_two_bytes_per_row(tiny_classifier, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_classifier.path, bundle)
-    one = size_of(bundle)
+    int8 = size_of(bundle)
     rewrite(bundle, scheme="int8-a16")
-    assert size_of(bundle).parts.layers - one.parts.layers == 2 * 2 * (3 * 64 + 64 + 128 + 64)
+    assert size_of(bundle).parts.layers - int8.parts.layers == 2 * 2 * (3 * 64 + 64 + 128 + 64)
 
 
-def test_bert_base_is_hugging_faces():
+def test_bert_base_has_the_parameters_of_hugging_faces():
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in BertModel(BertConfig()).parameters())
     assert parameters == 109_482_240
@@ -88,11 +94,12 @@ def test_targets_are_told_apart(tiny_classifier, tmp_path):
     assert coreml.parts.embeddings == 2 * 64 * (read_manifest(bundle).model.vocab_size + 8 + 16 + 2)
     assert coreml.parts.total == coreml.bytes
     programs = [
-        each.model_copy(update={"precision": "int4"}) if each.backend == "coreml" else each for each in programs
+        program.model_copy(update={"precision": "int4"}) if program.backend == "coreml" else program
+        for program in programs
     ]
     rewrite(bundle, programs=programs)
     coreml = size_of(bundle).targets[1]
-    # By hand, of both layers: half a byte a weight, a float16 scale for 32 inputs of an output, biases and norms in float16.
+    # By hand, for both layers: half a byte per weight, a float16 scale per 32 inputs, biases and norms in float16.
     weights, scales = 64 * (3 * 64 + 64 + 128 + 128), (3 * 64 + 64 + 128) * 2 + 64 * 4
     assert coreml.scheme == "int4" and coreml.parts.layers == 2 * (
         weights // 2 + 2 * scales + 2 * (3 * 64 + 64 + 128 + 64 + 4 * 64)
@@ -122,14 +129,14 @@ def test_a_mix_in_core_ml_is_accounted_matrix_by_matrix(tiny_classifier, tmp_pat
     mix = {"layers.0.ffn_in": "int8", "layers.1.ffn_out": "int4", "layers.1.qkv": "fp32", "embeddings.word": "int8"}
     rewrite(bundle, programs=programs, matrix_schemes=mix)
     parts, fp32 = size_of(bundle).targets[1].parts, size_of(bundle).fp32_parts
-    matrix, scales = 64 * 128, 2 * 128  # int8 has a float16 for each output, int4 one for 32 inputs
+    matrix, scales = 64 * 128, 2 * 128  # int8 has a float16 per output, int4 one per 32 inputs
     assert parts.layers == fp32.layers / 2 - (matrix - scales) - (matrix * 3 // 2 - 2 * 64 * 4)
     rows = read_manifest(bundle).model.vocab_size
     assert parts.embeddings == rows * (64 + 2) + 2 * 64 * (8 + 2)
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier, tmp_path, files):
+def test_programs_that_executorch_hands_to_core_ml_are_a_target_of_their_own(tiny_classifier, tmp_path, files):
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_classifier.path, bundle)
     programs = list(read_manifest(bundle).programs)
@@ -138,8 +145,8 @@ def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier
         (bundle / file).write_bytes(b"0" * 300_000)
         programs += [
             Program(
-                name=name, backend="executorch-coreml", file=file, method=f"{name}_{length}", precision="fp16", inputs=[], outputs=[],
-                lengths=[length],
+                name=name, backend="executorch-coreml", file=file, method=f"{name}_{length}", precision="fp16",
+                inputs=[], outputs=[], lengths=[length],
             )
             for name in ("embed", "segment_0", "segment_1")
         ]  # fmt: skip
@@ -150,11 +157,11 @@ def test_what_executorch_hands_to_core_ml_is_a_target_of_its_own(tiny_classifier
     assert executorch.program_bytes == size_of(tiny_classifier.path).targets[0].program_bytes
     assert (
         delegate.parts.layers == files * report.fp32_parts.layers / 2
-    )  # a file has all weights once, whatever its lengths
+    )  # a file has all weights once, for all its lengths
     assert report.total_bytes == report.parts.total
 
 
-def test_json_is_that_of_the_design(tiny_classifier):
+def test_the_json_has_the_fields_of_the_design(tiny_classifier):
     raw = json.loads(size_of(tiny_classifier.path).model_dump_json())
     assert raw["target_bytes"] == 207_000_000
     assert set(raw["parts"]) == set(PARTS) and sum(raw["parts"].values()) == raw["total_bytes"]
@@ -169,7 +176,7 @@ def test_rows_of_a_target_add_up_to_its_total(tiny_qa):
     assert {row.target for row in report.rows()} >= {"BERT-base", "same model", "the paper's app"}
 
 
-def test_a_shape_that_cannot_be_is_refused(tiny_classifier, tmp_path):
+def test_a_shape_that_no_model_has_is_refused(tiny_classifier, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_classifier.path, bundle)
     shape = read_manifest(bundle).model

@@ -1,4 +1,4 @@
-"""Inputs in two int8 terms: nearly those of a float layer, where one term is a hundred times further off."""
+"""A layer with two int8 terms is close to one with float inputs; with one term the error is a hundred times larger."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def linear() -> nn.Linear:
     return nn.Linear(96, 64)
 
 
-def relative(error: Tensor, of: Tensor) -> float:
-    return float(error.norm() / of.norm())
+def relative(error: Tensor, reference: Tensor) -> float:
+    return float(error.norm() / reference.norm())
 
 
 def errors(linear: nn.Linear, inputs: Tensor) -> tuple[float, float]:
-    """How far int8 inputs, and inputs in two terms, are from float inputs to the same int8 weights."""
+    """Returns the relative errors of int8 inputs and of inputs in two terms, against float inputs."""
     one, two = int8(linear), int8(TwoTermLinear(linear))
     weight = one[0].weight.dequantize()
     expected = nn.functional.linear(inputs, weight, linear.bias)
@@ -50,7 +50,7 @@ def test_two_terms_are_far_closer_to_float_inputs(linear):
 
 
 @torch.no_grad()
-def test_inputs_beyond_the_coarse_grid_are_not_lost(linear):
+def test_inputs_beyond_the_coarse_grid_are_kept(linear):
     inputs = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
     inputs[:, 3], inputs[:, 50] = 30.0, -45.0
     one, two = errors(linear, inputs)
@@ -58,7 +58,7 @@ def test_inputs_beyond_the_coarse_grid_are_not_lost(linear):
 
 
 def test_the_coarse_term_is_exact_in_int8():
-    """By torchao's own rounding of a token's range to int8."""
+    """torchao rounds a token with the grid's range to the same values."""
     primitives = import_quietly("torchao.quantization.quant_primitives")
     coarse = torch.cat([torch.randint(-128, 128, (4, 50)) * STEP, torch.tensor([[LOWEST, HIGHEST]] * 4)], dim=1)
     scale, zero = primitives.choose_qparams_affine(
@@ -69,8 +69,11 @@ def test_the_coarse_term_is_exact_in_int8():
 
 
 @torch.no_grad()
-def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
-    """Embeddings moved by a millionth move int8's hidden states a hundred times further; exported, the programs agree as closely."""
+def test_a_difference_in_the_last_bit_stays_small(tmp_path: Path):
+    """Moving the embeddings by a millionth moves the hidden states ten times less than with int8.
+
+    The exported program agrees with PyTorch as closely.
+    """
     torch.manual_seed(3)
     config = EncoderConfig(vocab_size=100, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=32)
     model = ExitModel("classification", config, 3, "pooled", (1, 2)).eval()
@@ -88,7 +91,7 @@ def test_a_model_is_undisturbed_by_its_last_bits(tmp_path: Path):
         return hidden
 
     def disturbance(programs: Programs) -> float:
-        """The greatest of several inputs: whether a millionth takes a number across a step of int8 is chance."""
+        """Returns the greatest of several inputs: it is chance whether a millionth crosses an int8 step."""
         return max(
             relative(last(programs, ids, 1e-6) - last(programs, ids, 0.0), last(programs, ids, 0.0)) for ids in several
         )

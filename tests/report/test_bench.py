@@ -42,7 +42,7 @@ def test_the_table_has_a_row_for_each_measurement(report):
     table = bench_table(report)
     assert table.row_count == len(report.results) == 10
     assert table.columns[-1].header == "difference"
-    without = report.model_copy(update={"results": report.of("pocketbert")})
+    without = report.model_copy(update={"results": report.measurements_of("pocketbert")})
     assert "difference" not in [column.header for column in bench_table(without).columns]
 
 

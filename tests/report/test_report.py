@@ -11,7 +11,8 @@ import pytest
 from pipeline.bench.documents import BenchReport, Device, Measurement
 from pipeline.bundle.manifest import Speed
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.study import Costs, Study, study
+from pipeline.exits.study import Costs, study
+from pipeline.exits.study_document import Study
 from pipeline.report.report import render, write_report
 from pipeline.report.results import RunResults, Score
 from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
@@ -269,7 +270,7 @@ def test_a_failed_check_is_shown():
 
 def test_a_run_without_the_reference_claims_no_speed_up():
     bench = results().bench
-    without_reference = bench.model_copy(update={"results": bench.of("pocketbert")})
+    without_reference = bench.model_copy(update={"results": bench.measurements_of("pocketbert")})
     text = Page(render(results(bench=without_reference))).text
     before_study = text.replace("6.5× smaller", "").partition("What the exits are worth")[0]
     assert "was not run" in text and "×" not in before_study
@@ -278,7 +279,7 @@ def test_a_run_without_the_reference_claims_no_speed_up():
 def test_the_growth_with_length_is_shown_if_it_can_be_fitted():
     bench = results().bench
     assert "ms a token" not in Page(render(results())).text  # two lengths are too few
-    third = bench.of("pocketbert")[-1].model_copy(update={"length": 64, "median_ms": 64 * 3 / 20})
+    third = bench.measurements_of("pocketbert")[-1].model_copy(update={"length": 64, "median_ms": 64 * 3 / 20})
     text = Page(render(results(bench=bench.model_copy(update={"results": [*bench.results, third]})))).text
     assert "From 16 to 128 tokens the time at full depth grows linearly: 0.00 ms plus 0.150 ms a token" in " ".join(
         text.split()

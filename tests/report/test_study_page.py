@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.bundle.manifest import Speed
 from pipeline.exits.predictions import Predictions
-from pipeline.exits.study import Costs, Study, study
+from pipeline.exits.study import Costs, study
+from pipeline.exits.study_document import Study
 from pipeline.report.study_page import render_study, study_figures, write_study
 from pipeline.support.errors import UserError
 

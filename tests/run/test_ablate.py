@@ -10,7 +10,7 @@ import pytest
 from pipeline import cli
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.report.ablation import ablation_table
-from pipeline.run.ablate import ablate, variants
+from pipeline.run.ablate import ablate, make_variants
 from pipeline.run.engine import Run
 from pipeline.run.table import STAGES
 from pipeline.support.quiet import import_quietly
@@ -82,7 +82,9 @@ max_length = 32
 
 def test_the_variants_are_the_terms_that_the_recipe_uses():
     def names(**sections):
-        return [variant.name for variant in variants(Recipe.model_validate({"name": "t", "task": "qa", **sections}))]
+        return [
+            variant.name for variant in make_variants(Recipe.model_validate({"name": "t", "task": "qa", **sections}))
+        ]
 
     assert names() == ["full", "without-soft", "without-hard", "random"]
     assert names(distill={"hidden_weight": 1, "attention_weight": 1, "training": {"exit_weight": 0.5}})[3:] == [
@@ -117,7 +119,7 @@ def test_a_variant_differs_in_one_key():
         "without-hard": ("distill", "hard_weight", 0), "without-hidden": ("distill", "hidden_weight", 0),
         "without-pretraining": ("pretrain", "corpus", None), "random": ("student", "initialise", "random"),
     }  # fmt: skip
-    for variant in variants(recipe)[1:]:
+    for variant in make_variants(recipe)[1:]:
         section, key, value = expected.pop(variant.name)
         raw = recipe.model_dump()
         raw[section][key] = value
@@ -135,7 +137,9 @@ def test_every_variant_is_measured_on_dev(recipe_file, finished):
     out, ablation = finished
     assert json.loads((out / "ablation" / "ablation.json").read_text()) == ablation.model_dump()
     assert ablation.metric == "accuracy" and ablation.variants[0].name == "full" and ablation.variants[0].delta == 0
-    assert {row.name for row in ablation.variants} == {variant.name for variant in variants(load_recipe(recipe_file))}
+    assert {row.name for row in ablation.variants} == {
+        variant.name for variant in make_variants(load_recipe(recipe_file))
+    }
     full = json.loads((out / "exits" / "metrics.json").read_text())
     for row in ablation.variants:
         folder = out if row.name == "full" else out / "ablation" / row.name

@@ -17,7 +17,7 @@ from pipeline.bundle.manifest import read_manifest
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
 from pipeline.data.windows import make_windows
-from pipeline.run.checkpoint import load_with_head, quantize_checkpoint, recipe_for, texts_for, texts_to_round_by
+from pipeline.run.checkpoint import build_recipe, load_with_head, quantize_checkpoint, read_rounding_texts, read_texts
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly
@@ -136,7 +136,7 @@ def test_a_distilbert_in_int4_is_close_to_hugging_faces_and_smaller(classifier, 
         and sum(result.parts.values())
         == sum(file.bytes for file in manifest.files) + (out / "manifest.json").stat().st_size
     )
-    with pytest.raises(UserError, match="bundle: is there already"):
+    with pytest.raises(UserError, match="bundle: is already there"):
         quantize_checkpoint(str(classifier), [], out)
 
 
@@ -144,9 +144,9 @@ def test_int4_is_rounded_by_texts_that_are_not_compared(classifier, texts, tmp_p
     pretrained, task = load_with_head(str(classifier))
 
     def chosen(*settings: str) -> tuple[set[str], set[str]]:
-        recipe = recipe_for(pretrained, task, settings)
-        compared, _ = texts_for(recipe, pretrained)
-        return {text.text for text in compared}, {text.text for text in texts_to_round_by(recipe, compared)}
+        recipe = build_recipe(pretrained, task, settings)
+        compared, _ = read_texts(recipe, pretrained)
+        return {text.text for text in compared}, {text.text for text in read_rounding_texts(recipe, compared)}
 
     compared, others = chosen(f"data.dev={texts}", "data.dev_limit=20")
     assert (len(compared), len(others)) == (20, 20) and not compared & others

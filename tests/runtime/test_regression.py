@@ -16,7 +16,7 @@ from pipeline.bundle.conformance import Conformance
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
 from pipeline.data.labels import LabelRange
-from pipeline.exits.study import Study
+from pipeline.exits.study_document import Study
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError

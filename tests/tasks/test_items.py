@@ -1,4 +1,4 @@
-"""A task turns examples into what a model learns from: labels as indices or shares, questions as windows with their answer."""
+"""Tasks turn examples into training items: labels become indices or shares, questions become windows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pipeline.support.progress import OnStep, silent
 from pipeline.support.quiet import import_quietly, quiet_logging
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 
 class PlainProgram:

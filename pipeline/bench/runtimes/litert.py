@@ -14,7 +14,7 @@ from pipeline.bundle.manifest import Manifest
 from pipeline.support.quiet import import_quietly, quiet_logging, quiet_stderr
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 
 class LiteRtProgram:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.checkpoint import DISTILBERT_LAYER, DISTILBERT_QKV, fold_token_types, load_model
+from pipeline.model.checkpoint import load_model
 from pipeline.model.encoder import attention_bias
 from pipeline.model.exit_model import ExitModel
+from pipeline.model.pretrained import DISTILBERT_LAYER, DISTILBERT_QKV, fold_token_types
 from pipeline.support.quiet import import_quietly, quiet_logging
 from pipeline.tasks import get_task
 

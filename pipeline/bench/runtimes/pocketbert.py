@@ -14,7 +14,7 @@ from pipeline.runtime.programs import MethodFile, binding
 from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 
 class BundlePrograms:

@@ -15,7 +15,7 @@ from pipeline.bench.runtimes.system import RunOnce, System, Variant, random_ids
 from pipeline.bundle.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 
 class EagerProgram:

@@ -1,7 +1,7 @@
 """Describes a benchmarked system: how its programs are made, and how the worker process runs them.
 
-The worker process imports every runtime's file. So these files import their libraries, and the project's model and
-export code, only inside the functions that need them; the memory of a worker would otherwise be that of all runtimes.
+The worker process imports the files of all runtimes, but must not hold the memory of all their libraries. So these
+files import their libraries, and the project's model and export code, only inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.bundle.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.bench.runtimes.peers import StudentWeights
+    from pipeline.bench.runtimes.weights import StudentWeights
 
 FORWARD = "forward"  # the only method of a `.pte` file that is not a bundle
 INPUT_SEED = 0

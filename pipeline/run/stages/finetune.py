@@ -21,7 +21,8 @@ def finetune(results: Results, place: StageFolder, on_step: OnStep) -> None:
     from pipeline.distill.finetune import build_teacher
     from pipeline.distill.finetune import finetune as train_teacher
     from pipeline.exits.predictions import predict, run_model
-    from pipeline.model.checkpoint import load_pretrained, save_model
+    from pipeline.model.checkpoint import save_model
+    from pipeline.model.pretrained import load_pretrained
 
     recipe, labels = results.recipe, results.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)

@@ -19,8 +19,8 @@ from pipeline.support.progress import OnStep, console
 from pipeline.support.workspace import StageFolder, write_text
 
 if TYPE_CHECKING:
-    from pipeline.model.checkpoint import Pretrained
     from pipeline.model.mlm import MaskedLM
+    from pipeline.model.pretrained import Pretrained
 
 
 def pretrain(results: Results, place: StageFolder, on_step: OnStep) -> None:
@@ -29,7 +29,8 @@ def pretrain(results: Results, place: StageFolder, on_step: OnStep) -> None:
 
     from pipeline.distill.pretrain import measure, student_of, teacher_of
     from pipeline.distill.pretrain import pretrain as train_student
-    from pipeline.model.checkpoint import load_pretrained, save_encoder
+    from pipeline.model.checkpoint import save_encoder
+    from pipeline.model.pretrained import load_pretrained
 
     recipe, options = results.recipe, results.recipe.pretrain
     assert options.corpus is not None  # else the recipe does not have this stage
@@ -71,7 +72,7 @@ def check_task_teacher(recipe: Recipe, pretrained: Pretrained, tokenizer: WordPi
         UserError: their widths or vocabularies differ.
     """
     from pipeline.distill.student import check_same_shape
-    from pipeline.model.checkpoint import load_pretrained
+    from pipeline.model.pretrained import load_pretrained
 
     later = load_pretrained(recipe.teacher.weights, recipe.task)
     check_same_shape(pretrained.config, later.config, "pretrain.teacher")

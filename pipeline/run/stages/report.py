@@ -28,7 +28,7 @@ def report(results: Results, place: StageFolder, on_step: OnStep) -> None:
 def collect_results(results: Results) -> RunResults:
     """Returns everything that the stages before the report measured."""
     from pipeline.bench.documents import BenchReport
-    from pipeline.exits.study import Study
+    from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults
     from pipeline.runtime.evaluate import Evaluation
     from quantize.size import size_of

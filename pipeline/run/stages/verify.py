@@ -40,4 +40,4 @@ def verify_results(results: Results, on_step: OnStep) -> Verification:
     return verify_bundle(results.path("export"), results.model("exits"), dev, on_step)
 
 
-STAGE = Stage("verify", "verification", after=("export",), sections=(), build=verify, version=5)
+STAGE = Stage("verify", "verification", after=("export",), sections=(), build=verify, version=6)

@@ -11,10 +11,11 @@ import torch
 
 from pipeline.bench.documents import BenchReport
 from pipeline.bench.host import bench_host
-from pipeline.bench.runtimes.peers import StudentWeights, peer_obstacles, peer_sources
+from pipeline.bench.runtimes.peers import peer_obstacles, peer_sources
 from pipeline.bench.runtimes.pytorch import CompiledProgram
 from pipeline.bench.runtimes.system import System, Variant, random_ids
 from pipeline.bench.runtimes.table import PEERS, SYSTEMS
+from pipeline.bench.runtimes.weights import StudentWeights
 from pipeline.bench.runtimes.worker import Worker
 from pipeline.bundle.manifest import Manifest, ModelShape, Tokenizer
 from pipeline.model.checkpoint import save_model
@@ -138,9 +139,9 @@ def test_only_the_fastest_variant_is_reported(tiny_classifier, tmp_path):
     report = bench_host(
         tiny_classifier.path, [8, 16], repeats=3, threads=1, reference="none", weights=tmp_path, peers=peers
     )
-    assert sorted(result.length for result in report.of("torch-eager")) == [8, 16]
-    assert all(result.difference == 0 for result in report.of("torch-eager"))
-    differences = {result.depth: result.difference for result in report.of("pocketbert")}
+    assert sorted(result.length for result in report.measurements_of("torch-eager")) == [8, 16]
+    assert all(result.difference == 0 for result in report.measurements_of("torch-eager"))
+    differences = {result.depth: result.difference for result in report.measurements_of("pocketbert")}
     assert differences[1] is None and differences[2] > 0.01, "other weights give other answers"
     assert len(report.results) == 6
     assert BenchReport.model_validate_json(report.model_dump_json()) == report
