@@ -137,8 +137,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_dim: in
         bias: [1, length, 1, 1], of the keys.
     """
     contexts = []
-    queries, values = torch.split(query, head_dim, 1), torch.split(value, head_dim, 1)
+    # The order of these operations is that of the program's bytes.
+    queries = torch.split(query, head_dim, 1)
     keys = torch.split(key.transpose(1, 3), head_dim, 3)
+    values = torch.split(value, head_dim, 1)
     for head_query, head_key, head_value in zip(queries, keys, values):
         scores = torch.einsum("bchq,bkhc->bkhq", head_query, head_key) + bias  # [1, keys, 1, queries]
         contexts.append(torch.einsum("bkhq,bchk->bchq", torch.softmax(scores, dim=1), head_value))
