@@ -16,7 +16,7 @@ TASKS: dict[str, AnyTask] = {task.name: task for task in (Classification(), Regr
 
 
 def get_task(name: str) -> AnyTask:
-    """The definition of the task that recipes and manifests call `name`. KeyError if there is none."""
+    """Returns the definition of the task that recipes and manifests call `name`. KeyError if there is none."""
     return TASKS[name]
 
 

@@ -54,7 +54,7 @@ class ClassificationResult:
     truncated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """What `pocketbert predict --json` prints."""
+        """Returns what `pocketbert predict --json` prints."""
         return {
             "label": self.label,
             "label_value": self.label_value,

@@ -88,17 +88,17 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def examples_of_rows(self, source: str | Path, rows: Iterator[Row], columns: Columns) -> Iterator[ExampleT]:
-        """The examples in the rows of a table. UserError for a row that is faulty, or columns that cannot be found."""
+        """Returns the examples in the rows of a table. UserError for a faulty row, or columns that cannot be found."""
 
     def examples_of_articles(self, path: Path, articles: list[Any]) -> Iterator[ExampleT]:
-        """The examples in the articles of a SQuAD document. UserError for a task that does not read SQuAD."""
+        """Returns the examples in the articles of a SQuAD document. UserError for a task that does not read SQuAD."""
         raise UserError(
             'this is SQuAD, questions on passages; set task to "qa", or name a classification file', file=path
         )
 
     @abstractmethod
     def example_from_json(self, raw: dict[str, Any]) -> ExampleT:
-        """The example that `dataclasses.asdict` turned into `raw`."""
+        """Returns the example that `dataclasses.asdict` turned into `raw`."""
 
     @abstractmethod
     def example_from_request(
@@ -109,11 +109,11 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         passage: str | None = None,
         bundle: Path | None = None,
     ) -> ExampleT:
-        """The example in a user's request to a bundle. UserError if what this task needs is missing or empty."""
+        """Returns the example in a user's request to a bundle. UserError if what this task needs is missing or empty."""
 
     @abstractmethod
     def request_fields(self, example: ExampleT) -> dict[str, str | None]:
-        """The arguments of `example_from_request` that make the example."""
+        """Returns the arguments of `example_from_request` that make the example."""
 
     @abstractmethod
     def check(self, example: ExampleT) -> None:
@@ -121,11 +121,11 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def load_demo(self) -> tuple[list[ExampleT], list[ExampleT]]:
-        """The embedded training and dev examples. UserError for a task that has none."""
+        """Returns the embedded training and dev examples. UserError for a task that has none."""
 
     @abstractmethod
     def group(self, examples: Sequence[ExampleT]) -> list[Group]:
-        """The examples that a split must not tear apart."""
+        """Returns groups of examples. A split keeps each group on one side."""
 
     @abstractmethod
     def labels_of(
@@ -136,7 +136,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         label_names: Sequence[str] | None,
         options: InputOptions,
     ) -> Labels:
-        """The labels of the training data.
+        """Returns the labels of the training data.
 
         Args:
             dev_source: the file of the dev examples, for messages.
@@ -148,17 +148,17 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def is_labelled(self, example: ExampleT) -> bool:
-        """Whether the example can be scored."""
+        """Returns whether the example can be scored."""
 
     @abstractmethod
     def without_label(self, example: ExampleT) -> ExampleT:
-        """The same example without its label; unchanged where an example holds its own answers."""
+        """Returns the same example without its label; unchanged where an example holds its own answers."""
 
     @abstractmethod
     def targets(
         self, examples: Sequence[ExampleT], context: AnswerContext, source: str | Path | None = None
     ) -> list[Any]:
-        """What `score` compares each example's answer with.
+        """Returns what `score` compares each example's answer with.
 
         Args:
             source: the examples' file, for messages.
@@ -173,69 +173,69 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def shown(self, example: ExampleT) -> str:
-        """The example in one line for people."""
+        """Returns the example in one line for people."""
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, example: ExampleT, tokenizer: WordPieceTokenizer, options: InputOptions) -> Sequence[InputT]:
-        """The inputs of one example: one, or for question answering one per window."""
+        """Returns the inputs of one example: one, or for question answering one per window."""
 
     def encode_all(
         self, examples: Sequence[ExampleT], tokenizer: WordPieceTokenizer, options: InputOptions
     ) -> list[Sequence[InputT]]:
-        """`encode` of each example; faster than one at a time where the tokenizer can use all cores."""
+        """Returns `encode` of each example; faster than one at a time where the tokenizer can use all cores."""
         return [self.encode(example, tokenizer, options) for example in examples]
 
     @abstractmethod
     def items(
         self, examples: Sequence[ExampleT], tokenizer: WordPieceTokenizer, labels: Labels, options: InputOptions
     ) -> list[Item]:
-        """What a model is trained on. UserError for a label that is not among `labels`."""
+        """Returns what a model is trained on. UserError for a label that is not among `labels`."""
 
     @abstractmethod
     def has_text(self, example: ExampleT, tokenizer: WordPieceTokenizer) -> bool:
-        """Whether a runtime would take the example: no part of it is blank."""
+        """Returns whether no text of the example is blank, so that a runtime takes it."""
 
     @abstractmethod
     def longest_input(self, options: InputOptions) -> tuple[str, int]:
-        """The recipe's key for the longest input, and its tokens."""
+        """Returns the recipe's key for the longest input, and that length in tokens."""
 
     @abstractmethod
     def input_length(self, example: ExampleT, inputs: Sequence[InputT], tokenizer: WordPieceTokenizer) -> int:
-        """The tokens that a report sorts examples by."""
+        """Returns the length in tokens by which a report sorts examples."""
 
     @abstractmethod
     def set_lengths(self, raw: dict[str, Any], longest: int) -> None:
         """Sets what a recipe's tables `raw` do not say of lengths, for a model that takes `longest` tokens."""
 
     def options_problem(self, options: InputOptions) -> str | None:
-        """What is wrong with a recipe's lengths, as "field: what; the way out"; None if nothing is."""
+        """Returns what is wrong with a recipe's lengths, as "field: what; the way out"; None if nothing is."""
         return None
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
-        """The manifest field that this task needs and lacks, and what is wrong with it; None if nothing is."""
+        """Returns the manifest field that this task needs and lacks, and what is wrong with it; None if nothing is."""
         return None
 
     # --- tensors ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def head_outputs(self, classes: int) -> int:
-        """How many numbers a head gives for an input, or for a token where it answers token by token."""
+        """Returns how many numbers a head gives for an input, or for a token where it answers token by token."""
 
     @abstractmethod
     def output_shapes(self, classes: int) -> dict[str, list[int | str]]:
-        """The shape of each of `exit_outputs` in a program, with "length" for the number of tokens."""
+        """Returns the shape of each of `exit_outputs` in a program, with "length" for the number of tokens."""
 
     @abstractmethod
     def split_logits(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """A head's logits as `exit_outputs`."""
+        """Returns a head's logits as `exit_outputs`."""
 
     @abstractmethod
     def program_uncertainty(
         self, measure: ProgramMeasure, outputs: tuple[Tensor, ...], answer_bias: Tensor | None
     ) -> Tensor:
-        """A measure of these outputs, [batch].
+        """Returns a measure of these outputs, [batch].
 
         Args:
             outputs: as `split_logits` gives them, divided by the exit's temperature.
@@ -244,7 +244,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def distributions(self, logits: Tensor, answer_mask: Tensor | None) -> list[Tensor]:
-        """The logits of each distribution in a head's logits, in float32, classes last; empty for a number.
+        """Returns the logits of each distribution in a head's logits, in float32, classes last; empty for a number.
 
         Args:
             logits: [batch, ...], a head's.
@@ -253,7 +253,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:
-        """The head for this task in a Hugging Face checkpoint: its kind, and its tensors by our names or None.
+        """Returns the head for this task in a Hugging Face checkpoint: its kind, and its tensors by our names or None.
 
         Args:
             state: the checkpoint's tensors.
@@ -266,14 +266,14 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     def decode(
         self, example: ExampleT, inputs: Sequence[InputT], logits: Sequence[Logits], context: AnswerContext
     ) -> DecodedT:
-        """The answer at one exit, in the task's own form; `logits` has an entry for each input."""
+        """Returns the answer at one exit, in the task's own form; `logits` has an entry for each input."""
 
     @abstractmethod
     def answer(self, decoded: DecodedT, context: AnswerContext) -> Hashable:
-        """What patience compares and reports list: a class's index, a number in the data's unit, a text."""
+        """Returns what patience compares and reports list: a class's index, a number in the data's unit, a text."""
 
     def decisive_input(self, inputs: Sequence[InputT], logits: Sequence[Logits], context: AnswerContext) -> int:
-        """The input whose uncertainty counts as the example's."""
+        """Returns the index of the input whose uncertainty is that of the example."""
         return 0
 
     @abstractmethod
@@ -287,35 +287,35 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
     ) -> Result:
-        """What a runner gives for the example."""
+        """Returns what a runner gives for the example."""
 
     @abstractmethod
     def answer_of(self, result: Any) -> Hashable:
-        """A result's answer in the form of `answer`."""
+        """Returns a result's answer in the form of `answer`."""
 
     @abstractmethod
     def shown_answer(self, result: Any) -> str:
-        """A result's answer in a few words for people."""
+        """Returns a result's answer in a few words for people."""
 
     @abstractmethod
     def answer_fields(self, decoded: DecodedT, context: AnswerContext) -> dict[str, Any]:
-        """The answer as the fields of a conformance outcome."""
+        """Returns the answer as the fields of a conformance outcome."""
 
     # --- comparisons ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def score(self, decoded: DecodedT, target: Any, context: AnswerContext) -> tuple[float, float | None]:
-        """One answer's `speed_metric`, and 1 or 0 for right or wrong (None for a number)."""
+        """Returns one answer's `speed_metric`, and 1 or 0 for right or wrong (None for a number)."""
 
     @abstractmethod
     def summarise(self, answers: Sequence[Any], targets: Sequence[Any]) -> dict[str, float | None]:
-        """The `metrics` of a set of examples from each one's `answer` and target."""
+        """Returns the `metrics` of a set of examples from each one's `answer` and target."""
 
     @abstractmethod
     def measures(
         self, model_input: InputT, logits: np.ndarray, temperatures: Sequence[float] | None, options: InputOptions
     ) -> dict[str, np.ndarray]:
-        """Every measure of uncertainty that logits alone give, by name, [exits] each.
+        """Returns every measure of uncertainty that logits alone give, by name, [exits] each.
 
         Args:
             logits: a head's for one input, [exits, ...].
@@ -324,7 +324,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def divergence(self, reference: np.ndarray, logits: np.ndarray, answer_mask: np.ndarray | None = None) -> float:
-        """The Kullback-Leibler divergence of an answer from the reference's, in nats.
+        """Returns the Kullback-Leibler divergence of an answer from the reference's, in nats.
 
         Args:
             reference, logits: a head's for one input, without the batch.
@@ -341,7 +341,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         context: AnswerContext,
         tolerance: float,
     ) -> bool:
-        """Whether an answer is the best at these logits, or too close to it to be told apart.
+        """Returns whether an answer is the best at these logits, or too close to it to be told apart.
 
         Args:
             answer: has the fields of `answer_fields` as attributes.
@@ -357,8 +357,8 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         slack: float,
         context: AnswerContext,
     ) -> bool:
-        """Whether the best answer of `actual`, for one input, scores at most `slack` below the best in `expected`."""
+        """Returns whether the best answer of `actual` scores at most `slack` below the best one in `expected`."""
 
     @abstractmethod
     def same_answer(self, result: Any, expected: Any, context: AnswerContext) -> bool:
-        """Whether a runner's result is the expected `answer`."""
+        """Returns whether a runner's result is the expected `answer`."""

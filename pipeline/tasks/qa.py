@@ -55,7 +55,7 @@ class AnswerResult:
     windows: int
 
     def to_json(self) -> dict[str, Any]:
-        """What `pocketbert predict --json` prints."""
+        """Returns what `pocketbert predict --json` prints."""
         return {
             "answer": self.answer,
             "start": self.start,
@@ -276,7 +276,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         return decoded.text
 
     def decisive_input(self, inputs: Sequence[QAWindow], logits: Sequence[Logits], context: AnswerContext) -> int:
-        """The window whose best span scores highest.
+        """Returns the window whose best span scores highest.
 
         All windows run to the same depth, so their scores come from one exit and may be compared. The other windows
         hold no answer, so their uncertainty says nothing.
@@ -386,12 +386,12 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
 
 
 def question_options(options: InputOptions) -> QuestionOptions:
-    """The lengths of question answering. TypeError where there are none."""
+    """Returns the lengths of question answering. TypeError where there are none."""
     if options.question is None:
         raise TypeError("question answering needs its lengths")
     return options.question
 
 
 def pairs(logits: Sequence[Logits]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The start and end logits of each window."""
+    """Returns the start and end logits of each window."""
     return [(start, end) for start, end in logits]

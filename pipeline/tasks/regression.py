@@ -47,7 +47,7 @@ class RegressionResult:
     truncated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """What `pocketbert predict --json` prints."""
+        """Returns what `pocketbert predict --json` prints."""
         return asdict(self) | {"uncertainty": list(self.uncertainty)}
 
 
@@ -204,7 +204,7 @@ class Regression(TextTask[float]):
 
 
 def as_range(labels: Labels | None) -> LabelRange:
-    """The labels of a regression. TypeError for those of another task."""
+    """Returns the labels of a regression. TypeError for those of another task."""
     if not isinstance(labels, LabelRange):
         raise TypeError(f"a regression has a range of labels, not {labels!r}")
     return labels

@@ -132,7 +132,7 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
         tokenizer: WordPieceTokenizer,
         longest: int,
     ) -> bool:
-        """Whether the example would have more tokens if nothing were cut from it."""
+        """Returns whether the example would have more tokens if nothing were cut from it."""
         length = len(inputs[0].ids)
         if length < longest:
             return False
@@ -143,7 +143,7 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
 def checked_labels(
     examples: Sequence[ClassificationExample], task: str, source: str | Path | None
 ) -> list[str | float]:
-    """Every example's label. UserError for a question, or where one is missing."""
+    """Returns every example's label. UserError for a question, or where one is missing."""
     if not all(isinstance(example, ClassificationExample) for example in examples):
         raise UserError(f"the examples are not of the bundle's task, {task}; give a file of that task", file=source)
     labels = []
