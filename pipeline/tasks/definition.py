@@ -109,7 +109,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         passage: str | None = None,
         bundle: Path | None = None,
     ) -> ExampleT:
-        """Returns the example in a user's request to a bundle. UserError if what this task needs is missing or empty."""
+        """Returns the example in a user's request to a bundle. UserError if something it needs is missing or empty."""
 
     @abstractmethod
     def request_fields(self, example: ExampleT) -> dict[str, str | None]:
