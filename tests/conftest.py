@@ -162,7 +162,6 @@ def with_answer_measure(
 ) -> TinyBundle:
     """Copies a bundle of two segments into one that runs them twice, and that compares the answers of its exits."""
     from pipeline.bundle.conformance import CONFORMANCE_FILE, Conformance
-    from pipeline.bundle.exit_rule import patience_threshold
     from pipeline.bundle.manifest import MANIFEST_FILE, ExitOptions, describe_files
     from pipeline.export.vectors import make_vectors
 
@@ -175,7 +174,7 @@ def with_answer_measure(
         for program in tiny.manifest.programs[1:]
     ]
     speeds = {
-        name: tiny.manifest.speeds["exact"].model_copy(update={"thresholds": [patience_threshold(patience)] * 4})
+        name: tiny.manifest.speeds["exact"].model_copy(update={"thresholds": [1 / (patience + 0.5)] * 4})
         for name, patience in (("once", 1), ("twice", 2))
     }
     tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)

@@ -52,7 +52,7 @@ def patience_uncertainty(answers: Sequence[Hashable]) -> float:
 
     PABEE (Zhou et al. 2020, section 3.2) leaves when an answer has been repeated `patience` times. Written as an
     uncertainty, this follows the same exit rule as the other measures: a patience of p is any threshold above
-    1 / (p + 1) and up to 1 / p (`patience_threshold`).
+    1 / (p + 1) and up to 1 / p; 1 / (p + 0.5) is well inside.
 
     Args:
         answers: the answers of all exits so far, at least one: labels, or texts ("" for no answer).
@@ -99,11 +99,3 @@ def change_uncertainty(shares: Sequence[float]) -> float:
         in [0, 1]; 1 at the first exit.
     """
     return min(1.0, abs(shares[-1] - shares[-2])) if len(shares) > 1 else 1.0
-
-
-def patience_threshold(patience: int) -> float:
-    """Returns a threshold that leaves once an answer has been repeated `patience` times.
-
-    It lies well inside the range of such thresholds, so that rounding changes nothing.
-    """
-    return 1.0 / (patience + 0.5)

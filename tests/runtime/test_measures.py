@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.bundle.conformance import Conformance
-from pipeline.bundle.exit_rule import patience_threshold, patience_uncertainty
+from pipeline.bundle.exit_rule import patience_uncertainty
 from pipeline.bundle.manifest import ExitOptions
 from pipeline.bundle.opening import Bundle
 from pipeline.data.windows import make_windows
@@ -48,7 +48,7 @@ def test_patience_leaves_when_successive_exits_agree(tiny):
     for example in tiny.examples:
         answers = [answer_of(run(forced_runner, example, "here")) for forced_runner in forced]
         for patience, taken in exits.items():
-            result = run(runner, example, patience_threshold(patience))
+            result = run(runner, example, 1 / (patience + 0.5))
             repeats = [
                 exit
                 for exit in range(4)
