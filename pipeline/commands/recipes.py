@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from pipeline.commands.options import AsJson, Out, RecipeFile, Settings, print_json
+from pipeline.schemes import MIX_CHOICES
 from pipeline.support import processes
 from pipeline.support.progress import console, output, progress
 
@@ -113,7 +114,9 @@ def sensitivity(
     recipe: RecipeFile,
     settings: Settings = None,
     out: Out = None,
-    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix, separated by commas.")] = "int8,int4",
+    schemes: Annotated[str, typer.Option(help="Schemes to try on each matrix, separated by commas.")] = ",".join(
+        MIX_CHOICES
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Measures the loss from quantizing each matrix alone.
