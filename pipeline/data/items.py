@@ -21,13 +21,14 @@ class Item:
         ids: token ids, [length].
         type_ids: [length]; 0 for the first text, 1 for the second.
         target: (class,), (share of the label range, a float32,) for regression, (start token, end token) for question
-            answering; None if unlabelled.
-        answer_mask: bool, [length]; true where a token may be in an answer. None unless the task is question answering.
+            answering. A task that gives every token a class has (classes,), an int64 array, [length], with `UNLABELLED`
+            at tokens that have none. None if unlabelled.
+        answer_mask: bool, [length]; true where a token may be in an answer. None for tasks that answer on whole texts.
     """
 
     ids: np.ndarray
     type_ids: np.ndarray
-    target: tuple[int, ...] | tuple[np.float32] | None
+    target: tuple[int, ...] | tuple[np.float32] | tuple[np.ndarray] | None
     answer_mask: np.ndarray | None = None
 
 
@@ -38,8 +39,8 @@ class Batch:
     Attributes:
         ids, type_ids, answer_mask: as in `Item`, [batch, length].
         mask: float32, [batch, length]; 1 for tokens, 0 for padding.
-        targets: as in `Item`, [batch, 1 or 2]. The row of an unlabelled item holds `UNLABELLED`, or NaN for regression.
-            None if no item is labelled.
+        targets: as in `Item`, [batch, 1 or 2], or [batch, 1, length] with a class for each token. The row of an
+            unlabelled item holds `UNLABELLED`, or NaN for regression. None if no item is labelled.
     """
 
     ids: np.ndarray
@@ -105,14 +106,20 @@ def collate(items: Sequence[Item]) -> Batch:
         type_ids=padded((item.type_ids for item in items), np.int64),
         mask=padded((np.ones(len(item.ids)) for item in items), np.float32),
         answer_mask=padded(answer_masks, bool) if answer_masks else None,
-        targets=_collate_targets(items),
+        targets=_collate_targets(items, length),
     )
 
 
-def _collate_targets(items: Sequence[Item]) -> np.ndarray | None:
+def _collate_targets(items: Sequence[Item], length: int) -> np.ndarray | None:
     known = next((item.target for item in items if item.target is not None), None)
     if known is None:
         return None
+    if isinstance(known[0], np.ndarray):
+        targets = np.full((len(items), 1, length), UNLABELLED)
+        for row, item in enumerate(items):
+            if item.target is not None:
+                targets[row, 0, : len(item.ids)] = item.target[0]
+        return targets
     missing = tuple(np.float32(np.nan) if isinstance(value, np.float32) else UNLABELLED for value in known)
     # numpy chooses the type: int64 for Python's integers, float32 for the labels of a regression.
     return np.array([missing if item.target is None else item.target for item in items])

@@ -19,7 +19,8 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     temperature.
 
     Args:
-        student_logits, teacher_logits: [batch, classes].
+        student_logits, teacher_logits: [batch, classes], or [batch, length, classes], whose divergences are summed over
+            the tokens.
         temperature: T.
 
     Returns:
@@ -79,11 +80,13 @@ def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: T
     """Returns the cross-entropy with the labels, averaged over the task's distributions.
 
     For a task that predicts a number it is the mean squared error. The mean is over the whole batch, and items
-    without a label add 0. So in a batch with few labels, a label weighs no more than in others.
+    without a label add 0. So in a batch with few labels, a label weighs no more than in others. Where each token has
+    a class, an item adds the sum over its tokens, which does not depend on the padding.
 
     Args:
         logits: a head's, [batch, ...]; a number is a share of the label range, [batch, 1].
-        targets: [batch, distributions], or the numbers, [batch, 1], see `Batch`; None if no item has a label.
+        targets: [batch, distributions], [batch, distributions, length] with a class for each token, or the numbers,
+            [batch, 1], see `Batch`; None if no item has a label.
         answer_mask: [batch, length] bool, for tasks that have one.
 
     Returns:
@@ -94,7 +97,9 @@ def hard_loss(task: Task, logits: Tensor, targets: Tensor | None, answer_mask: T
     if get_task(task).predicts_number:
         return (logits.float() - torch.where(targets.isnan(), logits.float().detach(), targets)).square().mean()
     losses = [
-        F.cross_entropy(distribution, targets[:, index], ignore_index=UNLABELLED, reduction="sum")
+        F.cross_entropy(
+            distribution.flatten(0, -2), targets[:, index].flatten(), ignore_index=UNLABELLED, reduction="sum"
+        )
         for index, distribution in enumerate(get_task(task).distributions(logits, answer_mask))
     ]
     return torch.stack(losses).mean() / len(logits)

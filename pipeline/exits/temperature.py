@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.items import Item
+from pipeline.data.items import UNLABELLED, Item
 from pipeline.exits.predictions import run_model
 from pipeline.model.exit_model import ExitModel
 from pipeline.support.progress import OnStep, silent
@@ -19,7 +20,7 @@ BOUNDS = (0.1, 10.0)
 
 
 def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = silent) -> list[tuple[Tensor, Tensor]]:
-    """Collects logits and targets for every exit. A span's start and end count as two examples.
+    """Collects logits and targets for every exit. A span's start and end, or two tokens, count as two examples.
 
     Args:
         items: labelled. For question answering, the classes are the tokens that may belong to an answer.
@@ -30,11 +31,17 @@ def labelled_logits(model: ExitModel, items: Sequence[Item], on_step: OnStep = s
     outputs = run_model(model, items, on_step)
     per_exit = []
     for exit in range(len(model.heads)):
-        rows, targets = [], []
+        rows: list[Tensor] = []
+        targets: list[object] = []
         for item, output in zip(items, outputs):
             assert item.target is not None  # items are labelled
             logits = torch.from_numpy(output.logits[exit])
             for part, target in zip(get_task(model.task).split_logits(logits), item.target):
+                if isinstance(target, np.ndarray):  # a class for each token, [length]; `part` is [length, classes]
+                    labelled = target != UNLABELLED
+                    rows += part[torch.from_numpy(labelled)].unbind()
+                    targets += target[labelled].tolist()
+                    continue
                 if item.answer_mask is not None:
                     part = part.masked_fill(~torch.from_numpy(item.answer_mask), float("-inf"))
                 rows.append(part)

@@ -99,3 +99,11 @@ def test_a_batch_keeps_answer_masks_and_marks_unlabelled_rows():
     assert collate([item(5, target=None), item(6, target=None)]).targets is None
     with pytest.raises(ValueError, match="answer mask"):
         collate([item(5, target=(0, 0), answers=[1]), item(6, target=(0, 0))])
+
+
+def test_classes_of_tokens_are_padded_with_no_class():
+    first, second = item(5, 6, 7, target=(np.array([UNLABELLED, 2, 0]),)), item(8, 9, target=(np.array([1, 3]),))
+    targets = collate([first, second, item(4, target=None)]).targets
+    missing = [UNLABELLED] * 3
+    assert targets.dtype == np.int64 and targets.shape == (3, 1, 3)
+    assert targets[:, 0].tolist() == [[UNLABELLED, 2, 0], [1, 3, UNLABELLED], missing]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipeline.data.items import UNLABELLED
 from pipeline.distill.losses import (
@@ -108,6 +109,22 @@ def test_items_without_a_label_add_nothing_to_the_hard_loss():
     assert loss.item() == pytest.approx((scores[0].item() - 0.5) ** 2 / 2)
     loss.backward()
     assert scores.grad[0] != 0 and scores.grad[1] == 0
+
+
+def test_a_class_for_each_token_adds_up_over_the_tokens_whatever_the_padding():
+    logits, teacher = draw_normal(2, 5, 3), draw_normal(2, 5, 3, seed=1)
+    targets = torch.tensor([[2, UNLABELLED, 0, UNLABELLED, UNLABELLED], [1, 1, 2, 0, UNLABELLED]])
+    parts = [
+        -np.log(softmax(logits[row, token].double().numpy())[targets[row, token]])
+        for row, token in (targets != UNLABELLED).nonzero().tolist()
+    ]
+    loss = float(hard_loss("classification", logits, targets[:, None], None))
+    assert loss == pytest.approx(sum(parts) / 2, rel=1e-5)
+    padding = torch.full((2, 1, 2), UNLABELLED)
+    padded = F.pad(logits, (0, 0, 0, 2), value=7.0)
+    assert float(hard_loss("classification", padded, torch.cat([targets[:, None], padding], dim=2), None)) == loss
+    parts = [kl(teacher[row, token].numpy(), logits[row, token].numpy(), 2.0) for row in range(2) for token in range(5)]
+    assert float(soft_loss("classification", logits, teacher, None, 2.0)) == pytest.approx(sum(parts) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.data.items import Item
-from pipeline.exits.predictions import run_model
+from pipeline.data.items import UNLABELLED, Item
+from pipeline.exits.predictions import ExitOutputs, run_model
 from pipeline.exits.temperature import (
     BOUNDS,
     calibrate_heads,
@@ -90,3 +90,14 @@ def test_a_span_counts_as_two_examples_over_the_answer_tokens():
     assert logits.shape == (4, 10) and targets.tolist() == [5, 7, 4, 4]
     assert torch.isinf(logits[:, :4]).all() and torch.isinf(logits[2:, 8:]).all()
     assert torch.isfinite(logits[:2, 4:]).all()
+
+
+def test_a_token_with_a_class_counts_as_an_example(monkeypatch):
+    model = make_model("classification", "pooled")
+    outputs = [ExitOutputs(np.arange(16.0).reshape(2, 4, 2), np.zeros(2))]  # two exits, four tokens, two classes
+    monkeypatch.setattr("pipeline.exits.temperature.run_model", lambda *_: outputs)
+    ids, classes = np.arange(5, 9), np.array([UNLABELLED, 1, 0, UNLABELLED])
+    item = Item(ids, np.zeros_like(ids), (classes,), classes != UNLABELLED)
+    first, second = labelled_logits(model, [item])
+    assert first[0].tolist() == [[2, 3], [4, 5]] and second[0].tolist() == [[10, 11], [12, 13]]
+    assert first[1].tolist() == second[1].tolist() == [1, 0]
