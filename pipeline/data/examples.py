@@ -1,13 +1,17 @@
-"""The two kinds of labelled example."""
+"""Labelled examples: what all kinds share, and the kinds that several tasks read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
 
 
 @dataclass(frozen=True)
-class ClassificationExample:
+class Example:
+    """What a task learns from and answers. Each kind is a frozen dataclass of values that JSON can hold."""
+
+
+@dataclass(frozen=True)
+class ClassificationExample(Example):
     """A text or a pair of texts, for classification and regression.
 
     Attributes:
@@ -28,13 +32,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class QAExample:
+class QAExample(Example):
     """A question about a passage. It has no answers if the passage does not contain one (SQuAD v2.0)."""
 
     id: str
     question: str
     passage: str
     answers: tuple[Answer, ...] = field(default=())
-
-
-Example = Union[ClassificationExample, QAExample]
