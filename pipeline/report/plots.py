@@ -12,8 +12,8 @@ from pipeline.report.results import RunResults
 from pipeline.report.wording import (
     BACKENDS,
     MEGABYTE,
-    METRIC_NAMES,
     is_full_depth,
+    metric_name,
     milliseconds,
     short_scheme,
 )
@@ -189,7 +189,7 @@ def depth_plot(results: RunResults) -> str:
         axes.margins(y=0.3)
         axes.grid(**GRID)
         axes.set_xlabel("mean depth in segments")
-        axes.set_ylabel(f"{METRIC_NAMES[metric]}{unit}")
+        axes.set_ylabel(f"{metric_name(metric)}{unit}")
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()

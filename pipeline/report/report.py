@@ -13,10 +13,10 @@ from pipeline.report.study_page import exits_figure, study_figures
 from pipeline.report.wording import (
     BACKENDS,
     MEGABYTE,
-    METRIC_NAMES,
     capitalized,
     is_full_depth,
     megabytes,
+    metric_name,
     milliseconds,
     score,
 )
@@ -75,8 +75,8 @@ def render(results: RunResults) -> str:
         backends=BACKENDS,
         metrics=get_task(results.task).metrics,
         headline=headline,
-        headline_name=METRIC_NAMES[headline],
-        metric=METRIC_NAMES[results.study.metric],
+        headline_name=metric_name(headline),
+        metric=metric_name(results.study.metric),
         study=results.study,
         study_figures=study_figures(results.study),
         failed=[check for check in results.checks if not check.passed],
@@ -136,7 +136,7 @@ def score_of(speed: SpeedResult) -> Score:
 def figures(results: RunResults) -> list[Figure]:
     """Draws the plots; each has its content in words, for readers who do not see it."""
     size, reference, headline = results.size, reference_of(results), get_task(results.task).headline
-    metric = METRIC_NAMES[headline]
+    metric = metric_name(headline)
     speeds = results.evaluation.speeds
     targets = "; ".join(f"{BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
     time_by_speed = "; ".join(f"speed {speed.speed} {milliseconds(speed.latency_ms.mean)}" for speed in speeds)

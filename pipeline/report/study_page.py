@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.exits.study_document import NamedSpeed, OperatingPoint, Study
 from pipeline.report import plots, study_plots
 from pipeline.report.page import Figure, environment
-from pipeline.report.wording import METRIC_NAMES, capitalized, measure_name, percent
+from pipeline.report.wording import capitalized, measure_name, metric_name, percent
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import write_text
@@ -48,7 +48,7 @@ def render_study(study: Study, name: str, source: str) -> str:
     return template.render(
         study=study,
         study_figures=[*study_figures(study), *exits],
-        metric=METRIC_NAMES[study.metric],
+        metric=metric_name(study.metric),
         name=name,
         source=source,
     )
@@ -56,7 +56,7 @@ def render_study(study: Study, name: str, source: str) -> str:
 
 def study_figures(study: Study) -> list[Figure]:
     """Draws the plots; each has its content in words, for readers who do not see it."""
-    metric = METRIC_NAMES[study.metric]
+    metric = metric_name(study.metric)
     own_measure = measure_name(study.own.measure)
 
     def within(write: Callable[[OperatingPoint], str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.exits.study import LOSSES
 from pipeline.exits.study_document import Study
 from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
-from pipeline.report.wording import METRIC_NAMES, measure_name
+from pipeline.report.wording import measure_name, metric_name
 
 # Colour and dashes of the other measures. The bundle's own measure has a thicker, solid blue line.
 LINES: list[tuple[str, Any]] = [
@@ -45,7 +45,7 @@ def alone_plot(study: Study) -> str:
         axes.margins(x=0.08, y=0.16)
         axes.grid(axis="y", **GRID)
         axes.set_xlabel("segments run")
-        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
+        axes.set_ylabel(f"{metric_name(study.metric)} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()
 
@@ -116,7 +116,7 @@ def sweep_plot(study: Study, label: str, get_x: Callable[[Any], Any], scale: flo
         axes.set_xlim(leftmost - 5 * margin, full_depth_x + margin)  # the left margin holds the names of speeds
         axes.grid(axis="x", **GRID)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
+        axes.set_ylabel(f"{metric_name(study.metric)} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return svg.getvalue()
 
@@ -151,7 +151,7 @@ def luha_plot(study: Study) -> str:
         axes.set_xlim(left=0)
         axes.grid(**GRID)
         axes.set_xlabel(f"uncertainty: {measure_name(study.own.measure)}")
-        axes.set_ylabel(f"{METRIC_NAMES[study.metric]} in %")
+        axes.set_ylabel(f"{metric_name(study.metric)} in %")
         figure.legend(
             loc="outside lower center", ncols=min(6, len(study.exits)), frameon=False, fontsize=10,
             title="exit after segment", title_fontsize=10, columnspacing=1.2, handlelength=1.6,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.data.examples import Example
 from pipeline.names import Task
-from pipeline.report.wording import MEGABYTE, METRIC_NAMES
+from pipeline.report.wording import MEGABYTE, metric_name
 from pipeline.support.progress import output
 from pipeline.tasks import get_task
 
@@ -56,7 +56,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 def study_tables(study: Study) -> list[Table]:
     """Returns tables of the exits, of the named speeds if there are any, and of the measures of uncertainty."""
-    metric = METRIC_NAMES[study.metric]
+    metric = metric_name(study.metric)
     exits = Table("exit", "after layer", metric, "operations", "median uncertainty", "AUROC")
     for index, (exit_study, ranking) in enumerate(zip(study.exits, study.own.rankings), start=1):
         exits.add_row(

@@ -23,6 +23,11 @@ def capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def metric_name(metric: str) -> str:
+    """Returns the words for a score."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
 def measure_name(measure: str) -> str:
     """Returns the words for a measure of uncertainty."""
     return MEASURE_NAMES.get(measure, measure.replace("_", " "))
