@@ -270,7 +270,10 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def answer(self, decoded: DecodedT, context: AnswerContext) -> Hashable:
-        """Returns what patience compares and reports list: a class's index, a number in the data's unit, a text."""
+        """Returns what patience compares and reports list: a class's index, a number in the data's unit, a text.
+
+        JSON must be able to hold it; what JSON turns into a list may be a tuple.
+        """
 
     def decisive_input(self, inputs: Sequence[InputT], logits: Sequence[Logits], context: AnswerContext) -> int:
         """Returns the index of the input whose uncertainty is that of the example."""
@@ -361,4 +364,4 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
 
     @abstractmethod
     def same_answer(self, result: Any, expected: Any, context: AnswerContext) -> bool:
-        """Returns whether a runner's result is the expected `answer`."""
+        """Returns whether a runner's result is the expected `answer`, in which tuples may have become lists."""

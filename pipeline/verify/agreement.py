@@ -7,6 +7,7 @@ the evaluator and compared with the float32 model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,15 +38,14 @@ MAX_COREML_TEXTS, MAX_COREML_TOKENS = 200, 10_000
 
 
 def check_agreement(
-    bundle: Bundle, examples: Sequence[Example], expected: Sequence[int | float | str], on_step: OnStep = silent
+    bundle: Bundle, examples: Sequence[Example], expected: Sequence[Any], on_step: OnStep = silent
 ) -> Check:
     """Measures the share of examples to which the ExecuTorch programs give the expected answer.
 
     Args:
         bundle: the bundle to run.
         examples: of these the first `agreement_examples` of the task are run.
-        expected: label indices, numbers in the unit of the data, or answer texts: what the quantized model in PyTorch
-            answers.
+        expected: what the quantized model in PyTorch answers, see `AnsweredExamples`.
         on_step: is told of the progress.
     """
     manifest, task = bundle.manifest, get_task(bundle.manifest.task)

@@ -32,11 +32,12 @@ class AnsweredExamples:
 
     Attributes:
         examples: those to run, in the form of the bundle's task.
-        answers: label indices, numbers in the unit of the data, or answer texts.
+        answers: in the form of `TaskDefinition.answer`, as JSON gives it back: label indices, numbers in the unit of
+            the data, answer texts.
     """
 
     examples: tuple[Example, ...]
-    answers: tuple[int | float | str, ...]
+    answers: tuple[Any, ...]
 
 
 class Verification(Document):
