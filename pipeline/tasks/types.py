@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # The names of the classes, or the range of the numbers; ("start", "end") for question answering.
 Labels = tuple[str, ...] | LabelRange
-# One exit's logits for one input, in the order of `exit_outputs`.
+# One exit's logits for one input, in the order of `exit_outputs`. Programs and vectors give flat arrays: a task with
+# several logits for each token reshapes them to [length, ...].
 Logits = tuple[np.ndarray, ...]
 
 
