@@ -31,10 +31,10 @@ def binding() -> ModuleType:
         UserError: the runtime cannot be imported.
     """
     try:
-        return importlib.import_module("executorch.extension.pybindings._portable_lib")
+        return importlib.import_module("executorch.extension.pybindings._C")
     except ImportError as error:
         raise UserError(
-            f"ExecuTorch's runtime cannot be loaded ({error}); run: pip install executorch==1.4.1"
+            f"ExecuTorch's runtime cannot be loaded ({error}); run: pip install executorch==1.5.1"
         ) from None
 
 
