@@ -39,13 +39,13 @@ def predict(
     """
     from pipeline.bundle.opening import Bundle
     from pipeline.runtime.runner import Runner
+    from pipeline.tasks import Request
 
     opened = Bundle.open(bundle)
     runner = Runner(opened)
     task = runner.task
-    example = task.example_from_request(
-        text, text_pair, question, None if passage is None else read_text(passage), bundle
-    )
+    request = Request(text, text_pair, question, None if passage is None else read_text(passage))
+    example = task.example_from_request(request, bundle)
     runner.predict(example, speed)  # the first run loads the programs
     result = runner.predict(example, speed)
     if as_json:

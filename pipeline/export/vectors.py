@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def make_case(
     for name, thresholds in speeds.items():
         exit = exit_taken(uncertainty, thresholds)
         outcomes[name] = Outcome(exit=exit, **rounded_fields(fields[exit]))
-    return Case(**task.request_fields(example), windows=windows, outcomes=outcomes)
+    return Case(**asdict(task.request_of(example)), windows=windows, outcomes=outcomes)
 
 
 def runner_uncertainties(measure: str, answers: Sequence[Hashable], by_program: Sequence[float]) -> list[float]:

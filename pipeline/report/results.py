@@ -11,23 +11,13 @@ from pipeline.exits.study_document import Study
 from pipeline.names import Task
 from pipeline.runtime.evaluate import Evaluation
 from pipeline.support.document import Document
+from pipeline.tasks.scores import Scores
 from pipeline.verify.checks import Check, EngineWarning, MacReport
 from quantize.size import SizeReport
 
 
-class Score(Document):
-    """The scores of one model on the dev examples, as in `SpeedResult`.
-
-    Classification has `accuracy`, question answering `exact_match` and `f1`, all fractions of 1. Regression has the
-    others.
-    """
-
-    accuracy: float | None = None
-    exact_match: float | None = None
-    f1: float | None = None
-    pearson: float | None = None
-    spearman: float | None = None
-    mean_absolute_error: float | None = None
+class Score(Scores):
+    """The scores of one model on the dev examples."""
 
     @property
     def headline(self) -> float | None:

@@ -18,7 +18,7 @@ from pipeline.data.examples import Example
 from pipeline.data.inputs import program_inputs
 from pipeline.runtime.programs import MethodFile, as_tensor, installed_executorch
 from pipeline.support.errors import UserError
-from pipeline.tasks import Walk, get_task
+from pipeline.tasks import Request, Walk, get_task
 from pipeline.tasks.classification import ClassificationResult
 from pipeline.tasks.qa import AnswerResult
 from pipeline.tasks.regression import RegressionResult
@@ -84,17 +84,17 @@ class Runner:
     def classify(self, text: str, text_pair: str | None = None, speed: Speed = None) -> ClassificationResult:
         """Classifies a text or a pair of texts; see `predict`."""
         self._require("classification")
-        return self.predict(self.task.example_from_request(text, text_pair), speed)
+        return self.predict(self.task.example_from_request(Request(text, text_pair)), speed)
 
     def estimate(self, text: str, text_pair: str | None = None, speed: Speed = None) -> RegressionResult:
         """Predicts a number for a text or a pair of texts; see `predict`."""
         self._require("regression")
-        return self.predict(self.task.example_from_request(text, text_pair), speed)
+        return self.predict(self.task.example_from_request(Request(text, text_pair)), speed)
 
     def answer(self, question: str, passage: str, speed: Speed = None) -> AnswerResult:
         """Answers a question from a passage of any length; see `predict`."""
         self._require("qa")
-        return self.predict(self.task.example_from_request(question=question, passage=passage), speed)
+        return self.predict(self.task.example_from_request(Request(question=question, passage=passage)), speed)
 
     def predict(self, example: Example, speed: Speed = None) -> Any:
         """Answers one example of the bundle's task.

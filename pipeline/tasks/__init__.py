@@ -8,7 +8,7 @@ from pipeline.tasks.classification import Classification
 from pipeline.tasks.definition import TaskDefinition
 from pipeline.tasks.qa import QuestionAnswering
 from pipeline.tasks.regression import Regression
-from pipeline.tasks.types import AnswerContext, Labels, Result, Walk
+from pipeline.tasks.types import AnswerContext, Labels, Request, Result, Walk
 
 AnyTask = TaskDefinition[Any, Any, Any]
 
@@ -20,4 +20,4 @@ def get_task(name: str) -> AnyTask:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "AnyTask", "AnswerContext", "Labels", "Result", "TaskDefinition", "Walk", "get_task"]
+__all__ = ["TASKS", "AnyTask", "AnswerContext", "Labels", "Request", "Result", "TaskDefinition", "Walk", "get_task"]

@@ -16,7 +16,17 @@ from pipeline.data.splits import Group
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Metric, Task, Uncertainty
 from pipeline.support.errors import UserError
-from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ModelInput, ProgramMeasure, Result, Walk
+from pipeline.tasks.types import (
+    AnswerContext,
+    Columns,
+    Labels,
+    Logits,
+    ModelInput,
+    ProgramMeasure,
+    Request,
+    Result,
+    Walk,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,19 +111,12 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         """Returns the example that `dataclasses.asdict` turned into `raw`."""
 
     @abstractmethod
-    def example_from_request(
-        self,
-        text: str | None = None,
-        text_pair: str | None = None,
-        question: str | None = None,
-        passage: str | None = None,
-        bundle: Path | None = None,
-    ) -> ExampleT:
-        """Returns the example in a user's request to a bundle. UserError if something it needs is missing or empty."""
+    def example_from_request(self, request: Request, bundle: Path | None = None) -> ExampleT:
+        """Returns the example in a user's request to a bundle. UserError if something it needs is missing or blank."""
 
     @abstractmethod
-    def request_fields(self, example: ExampleT) -> dict[str, str | None]:
-        """Returns the arguments of `example_from_request` that make the example."""
+    def request_of(self, example: ExampleT) -> Request:
+        """Returns the request that asks for the example."""
 
     @abstractmethod
     def check(self, example: ExampleT) -> None:

@@ -26,7 +26,7 @@ from pipeline.tasks.classification import kl_divergence
 from pipeline.tasks.definition import TaskDefinition
 from pipeline.tasks.measures import window_measures
 from pipeline.tasks.text import require_text
-from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ProgramMeasure, Walk
+from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ProgramMeasure, Request, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,22 +106,15 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def example_from_json(self, raw: dict[str, Any]) -> QAExample:
         return QAExample(**raw | {"answers": tuple(Answer(**answer) for answer in raw["answers"])})
 
-    def example_from_request(
-        self,
-        text: str | None = None,
-        text_pair: str | None = None,
-        question: str | None = None,
-        passage: str | None = None,
-        bundle: Path | None = None,
-    ) -> QAExample:
-        if question is None or passage is None:
-            raise UserError("this bundle answers questions; give --question and --passage", file=bundle)
-        example = QAExample("", question, passage)
+    def example_from_request(self, request: Request, bundle: Path | None = None) -> QAExample:
+        if request.question is None or request.passage is None:
+            raise UserError(f"this bundle {self.verb}; give --question and --passage", file=bundle)
+        example = QAExample("", request.question, request.passage)
         self.check(example)
         return example
 
-    def request_fields(self, example: QAExample) -> dict[str, str | None]:
-        return {"question": example.question, "passage": example.passage}
+    def request_of(self, example: QAExample) -> Request:
+        return Request(question=example.question, passage=example.passage)
 
     def check(self, example: QAExample) -> None:
         require_text("question", example.question)

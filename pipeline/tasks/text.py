@@ -18,7 +18,7 @@ from pipeline.data.splits import Group, whole_texts
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 from pipeline.tasks.definition import DecodedT, TaskDefinition
-from pipeline.tasks.types import Columns, ProgramMeasure
+from pipeline.tasks.types import Columns, ProgramMeasure, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,24 +40,17 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
     def example_from_json(self, raw: dict[str, Any]) -> ClassificationExample:
         return ClassificationExample(**raw)
 
-    def example_from_request(
-        self,
-        text: str | None = None,
-        text_pair: str | None = None,
-        question: str | None = None,
-        passage: str | None = None,
-        bundle: Path | None = None,
-    ) -> ClassificationExample:
-        if text is None:
+    def example_from_request(self, request: Request, bundle: Path | None = None) -> ClassificationExample:
+        if request.text is None:
             raise UserError(
                 f"this bundle {self.verb}; give --text, and --text-pair if it was trained on pairs", file=bundle
             )
-        example = ClassificationExample(text, text_pair)
+        example = ClassificationExample(request.text, request.text_pair)
         self.check(example)
         return example
 
-    def request_fields(self, example: ClassificationExample) -> dict[str, str | None]:
-        return {"text": example.text, "text_pair": example.text_pair}
+    def request_of(self, example: ClassificationExample) -> Request:
+        return Request(text=example.text, text_pair=example.text_pair)
 
     def check(self, example: ClassificationExample) -> None:
         require_text("text", example.text)

@@ -95,6 +95,16 @@ class Columns:
     label: str | None = None
 
 
+@dataclass(frozen=True)
+class Request:
+    """The texts of one input as a user gives them; which of them are needed depends on the task."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    question: str | None = None
+    passage: str | None = None
+
+
 class ProgramMeasure(Protocol):
     """A measure of uncertainty as a program computes it, see `pipeline.model.uncertainty.Measure`."""
 

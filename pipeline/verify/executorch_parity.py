@@ -23,7 +23,7 @@ from pipeline.data.examples import Example
 from pipeline.export.vectors import answer_mask_of, exit_logits, runner_uncertainties
 from pipeline.runtime.runner import ExitOutput, Runner
 from pipeline.support.progress import OnStep, silent
-from pipeline.tasks import AnswerContext, AnyTask, get_task
+from pipeline.tasks import AnswerContext, AnyTask, Request, get_task
 from pipeline.tasks.types import Logits, ModelInput
 from pipeline.verify.checks import Check
 from pipeline.verify.comparison import signal_to_noise_db
@@ -104,7 +104,8 @@ def share(agreements: Sequence[bool]) -> float:
 
 def example_of(bundle: Bundle, case: Case) -> Example:
     """Returns the example that a case was made from."""
-    return get_task(bundle.manifest.task).example_from_request(case.text, case.text_pair, case.question, case.passage)
+    request = Request(case.text, case.text_pair, case.question, case.passage)
+    return get_task(bundle.manifest.task).example_from_request(request)
 
 
 def encode_case(bundle: Bundle, case: Case) -> list[list[int]]:

@@ -77,9 +77,7 @@ def test_every_program_and_bucket_has_an_entry_that_matches_the_file(qa):
         ("executorch-coreml", "model-coreml.pte", "fp16")
     }
     assert [path.name for path in folder.iterdir()] == ["model-coreml.pte"] and steps == [(1, 2), (2, 2)]
-    program = import_quietly("executorch.extension.pybindings._C")._load_program(
-        str(folder / "model-coreml.pte")
-    )
+    program = import_quietly("executorch.extension.pybindings._C")._load_program(str(folder / "model-coreml.pte"))
     assert {program.get_method_name(index) for index in range(program.num_methods())} == {
         entry.method for entry in entries
     }
