@@ -16,7 +16,9 @@ from pipeline.bundle.opening import Bundle
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 
-SHARED_BUNDLES = Path("/work/shared/bundles")  # written by earlier versions of the project
+SHARED_BUNDLES = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "bundles"
+)  # written by earlier versions of the project
 FILES = ("manifest.json", "conformance.json")
 MAPS = ("speeds", "requires", "provenance", "outcomes", "outputs")
 
