@@ -12,24 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline import cli
-from pipeline.bundle.manifest import MANIFEST_FILE, describe_files, read_manifest
-from pipeline.data.examples import ClassificationExample, QAExample
+from pipeline.bundle.manifest import read_manifest
 from pipeline.data.items import Item
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import BundleSource, Labels, describe
 from pipeline.export.coreml import export_coreml
-from pipeline.export.fingerprints import make_fingerprints
-from pipeline.export.vectors import make_vectors
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
-from pipeline.recipe import Recipe
 from pipeline.support.quiet import import_quietly
 from pipeline.verify.evaluator.loading import SPEC_FILE, WEIGHTS_FOLDER, load_package
 from quantize.int8_inputs import STEP, input_gains
+from tests.verify import tiny_bundle
+from tests.verify.tiny_bundle import verify, write_coreml_bundle
 
 BUCKETS = (16, 48)
 
@@ -54,80 +46,32 @@ class Exported:
 def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     """A bundle with only Core ML programs, for 16 and 48 tokens: two segments, a function or a package per bucket."""
     task, precision, target, layout = request.param
-    torch.manual_seed(5)
-    vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
-    config = EncoderConfig(
-        vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48
-    )
-    model = ExitModel(task, config, 2, "attention" if task == "qa" else "pooled", [1, 2]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(6.0)
-    recipe = Recipe.model_validate(
-        {
-            "name": "tiny",
-            "task": task,
-            "data": {"max_length": 48},
-            "qa": {"window": 48, "stride": 8, "max_question": 12, "max_answer": 8},
-            "export": {
-                "max_length": 48,
-                "coreml_buckets": list(BUCKETS),
-                "coreml_precision": precision,
-                "coreml_target": target,
-                "coreml_layout": layout,
-            },
-        }
-    )
     folder = tmp_path_factory.mktemp("exported") / "bundle"
-    folder.mkdir()
-    shutil.copyfile(tiny_vocab, folder / "vocab.txt")
-    tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
-    texts = [" ".join(vocabulary[9 + 5 * index : 12 + 8 * index]) for index in range(6)]
-    if task == "qa":
-        examples = [QAExample(str(index), "ba be?", text, ()) for index, text in enumerate(texts)]
-    else:
-        examples = [ClassificationExample(text, None, "0") for text in texts]
-    labels = Labels(("0", "1") if task == "classification" else ())
-    manifest = describe(recipe, BundleSource(model, Programs.of(model)), tokenizer, labels, {}, {})
-    gains = None
-    if precision == "int8-a8":
-        random = np.random.default_rng(0)
-        items = [
-            Item(random.integers(0, len(vocabulary), 40), np.zeros(40, int), None, np.arange(40) > 4) for _ in range(32)
-        ]
-        gains = input_gains(Programs.of(model), items)
-    programs = export_coreml(model, folder, recipe, input_gains=gains)
-    vectors = make_vectors(
-        Programs.of(model), Programs.of(model), examples, tokenizer,
-        context=manifest.answer_context, thresholds={},
-    )  # fmt: skip
-    vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs, layout, input_gains=gains)})
-    (folder / "conformance.json").write_text(vectors.model_dump_json(exclude_none=True), encoding="utf-8")
-    manifest = manifest.model_copy(update={"programs": programs, "files": describe_files(folder)})
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(), encoding="utf-8")
-    return Exported(folder, "segment_1", len(vocabulary), gains is not None)
+    export = {
+        "coreml_buckets": list(BUCKETS),
+        "coreml_precision": precision,
+        "coreml_target": target,
+        "coreml_layout": layout,
+    }
+
+    def export_programs(model, recipe):
+        gains = None
+        if precision == "int8-a8":
+            random = np.random.default_rng(0)
+            ids = random.integers(0, model.config.vocab_size, (32, 40))
+            gains = input_gains(
+                Programs.of(model), [Item(row, np.zeros(40, int), None, np.arange(40) > 4) for row in ids]
+            )
+        programs = export_coreml(model, folder, recipe, input_gains=gains)
+        return programs, {"layout": layout, "input_gains": gains}
+
+    model = write_coreml_bundle(folder, tiny_vocab, task, export, export_programs)
+    return Exported(folder, "segment_1", model.config.vocab_size, int8_inputs=precision == "int8-a8")
 
 
 @pytest.fixture
 def copy(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported.path, tmp_path / "bundle"))
-
-
-def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
-    """Fits the manifest's checksums to the files, and runs `pocketbert verify BUNDLE --json`.
-
-    Returns the exit code, the JSON, and the last line on stderr.
-    """
-    manifest = read_manifest(bundle, check_files=False)
-    (bundle / MANIFEST_FILE).write_text(
-        manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
-    )
-    monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    printed = capsys.readouterr()
-    return stopped.value.code or 0, json.loads(printed.out or "{}"), (printed.err.splitlines() or [""])[-1]
 
 
 def packages(bundle: Path, program: str) -> list[Path]:
@@ -165,23 +109,8 @@ def matrix_offset(package: Path, shape: tuple[int, int]) -> tuple[int, int]:
     raise AssertionError(f"no matrix {shape} in {package}")
 
 
-def failed_checks(result: dict, metric: str) -> set[tuple[str, str]]:
-    """Returns (program, metric) of the failed checks whose metric begins with `metric`."""
-    return {
-        (check["program"], check["metric"])
-        for check in result["checks"]
-        if not check["passed"] and check["metric"].startswith(metric)
-    }
-
-
-def assert_fingerprints_fail(verified: tuple[int, dict, str], program: str, buckets=BUCKETS) -> None:
-    """Asserts that only this program's fingerprints fail, in these buckets, and that stderr names the program."""
-    code, result, line = verified
-    assert code == 1 and not result["passed"]
-    assert failed_checks(result, "fingerprint_snr_db") == {
-        (program, f"fingerprint_snr_db_{length}") for length in buckets
-    }
-    assert f"coreml {program}: fingerprint" in line
+def assert_fingerprints_fail(verified, program: str, buckets=BUCKETS) -> None:
+    tiny_bundle.assert_fingerprints_fail(verified, "coreml", program, buckets)
 
 
 def test_a_faithful_bundle_passes(copy, exported, monkeypatch, capsys):

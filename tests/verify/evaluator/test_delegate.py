@@ -12,23 +12,16 @@ import pytest
 import torch
 
 from pipeline import cli
-from pipeline.bundle.manifest import MANIFEST_FILE, Manifest, describe_files, read_manifest
-from pipeline.data.examples import ClassificationExample, QAExample
-from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import BundleSource, Labels, describe
+from pipeline.bundle.manifest import read_manifest
 from pipeline.export.executorch import lower, write_pte
 from pipeline.export.executorch_coreml import export_executorch_coreml
-from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.payload import unpack
-from pipeline.export.vectors import make_vectors
-from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
-from pipeline.model.segments import Programs
-from pipeline.recipe import Recipe
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import quiet_logging
 from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.evaluator.delegate import find_model, load_delegate_file, read_pte
+from tests.verify.tiny_bundle import assert_fingerprints_fail, save, verify, write_coreml_bundle
 
 
 @dataclass(frozen=True)
@@ -48,85 +41,23 @@ class Exported:
 def exported(request, tmp_path_factory, tiny_vocab) -> Exported:
     """A bundle with only the delegate's programs, two segments: two buckets that share a model, or one bucket."""
     task, target, buckets = request.param
-    torch.manual_seed(5)
-    vocabulary = tiny_vocab.read_text(encoding="utf-8").split()
-    config = EncoderConfig(
-        vocab_size=len(vocabulary), hidden_size=64, layers=2, heads=4, intermediate_size=128, max_positions=48
-    )
-    model = ExitModel(task, config, 2, "attention" if task == "qa" else "pooled", [1, 2]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(6.0)
-    recipe = Recipe.model_validate(
-        {
-            "name": "tiny",
-            "task": task,
-            "data": {"max_length": 48},
-            "qa": {"window": 48, "stride": 8, "max_question": 12, "max_answer": 8},
-            "export": {
-                "max_length": 48,
-                "executorch_coreml": True,
-                "coreml": False,
-                "coreml_buckets": list(buckets),
-                "coreml_target": target,
-            },
-        }
-    )
     folder = tmp_path_factory.mktemp("exported") / "bundle"
-    folder.mkdir()
-    shutil.copyfile(tiny_vocab, folder / "vocab.txt")
-    tokenizer = WordPieceTokenizer.from_vocab(folder / "vocab.txt", True)
-    texts = [" ".join(vocabulary[9 + 5 * index : 12 + 6 * index]) for index in range(6)]
-    if task == "qa":
-        examples = [QAExample(str(index), "ba be?", text, ()) for index, text in enumerate(texts)]
-    else:
-        examples = [ClassificationExample(text, None, "0") for text in texts]
-    labels = Labels(("0", "1") if task == "classification" else ())
-    manifest = describe(recipe, BundleSource(model, Programs.of(model)), tokenizer, labels, {}, {})
-    programs = export_executorch_coreml(model, folder, recipe)
-    vectors = make_vectors(
-        Programs.of(model), Programs.of(model), examples, tokenizer,
-        context=manifest.answer_context, thresholds={},
-    )  # fmt: skip
-    vectors = vectors.model_copy(update={"programs": make_fingerprints(model, programs)})
-    (folder / "conformance.json").write_text(vectors.model_dump_json(exclude_none=True), encoding="utf-8")
-    save(folder, manifest.model_copy(update={"programs": programs}))
-    return Exported(folder, model, buckets)
+    export = {
+        "executorch_coreml": True,
+        "coreml": False,
+        "coreml_buckets": list(buckets),
+        "coreml_target": target,
+    }
 
+    def export_programs(model, recipe):
+        return export_executorch_coreml(model, folder, recipe), {}
 
-def save(bundle: Path, manifest: Manifest) -> None:
-    """Writes the manifest with checksums that fit the files."""
-    (bundle / MANIFEST_FILE).write_text(
-        manifest.model_copy(update={"files": describe_files(bundle)}).model_dump_json(), encoding="utf-8"
-    )
+    return Exported(folder, write_coreml_bundle(folder, tiny_vocab, task, export, export_programs), buckets)
 
 
 @pytest.fixture
 def copy(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported.path, tmp_path / "bundle"))
-
-
-def verify(bundle: Path, monkeypatch, capsys) -> tuple[int, dict, str]:
-    """Runs `pocketbert verify BUNDLE --json`; returns the exit code, the JSON, and the last line on stderr."""
-    save(bundle, read_manifest(bundle, check_files=False))
-    monkeypatch.setattr("sys.argv", ["pocketbert", "verify", str(bundle), "--json"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    printed = capsys.readouterr()
-    return stopped.value.code or 0, json.loads(printed.out or "{}"), (printed.err.splitlines() or [""])[-1]
-
-
-def assert_fingerprints_fail(verified: tuple[int, dict, str], program: str, buckets: tuple[int, ...]) -> None:
-    """Asserts that only this program's fingerprints fail, in these buckets, and that stderr names the program."""
-    code, result, line = verified
-    failed = {
-        (check["program"], check["metric"])
-        for check in result["checks"]
-        if not check["passed"] and check["metric"].startswith("fingerprint_snr")
-    }
-    assert code == 1 and failed == {(program, f"fingerprint_snr_db_{length}") for length in buckets}
-    assert f"executorch-coreml {program}: fingerprint" in line
 
 
 def matrix_offset(data: bytes, weight: torch.Tensor) -> int:
@@ -162,7 +93,7 @@ def test_one_altered_weight(exported, copy, monkeypatch, capsys):
     offset = matrix_offset(bytes(data), last_matrix(exported))
     data[offset + 201] ^= 0x40  # a float16's exponent
     file.write_bytes(data)
-    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "executorch-coreml", "segment_1", exported.buckets)
 
 
 def last_matrix(exported: Exported) -> torch.Tensor:
@@ -176,7 +107,7 @@ def test_a_transposed_matrix(exported, copy, monkeypatch, capsys):
     offset = matrix_offset(data, weight)
     transposed = weight.detach().T.contiguous().numpy().astype(np.float16).tobytes()
     file.write_bytes(data[:offset] + transposed + data[offset + len(transposed) :])
-    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", exported.buckets)
+    assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "executorch-coreml", "segment_1", exported.buckets)
 
 
 def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
@@ -197,7 +128,7 @@ def test_swapped_outputs_of_a_method(exported, copy, monkeypatch, capsys):
     assert len(swapped) == end + 1 - start
     put(file, start, swapped)
     if span:
-        assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "segment_1", (16,))
+        assert_fingerprints_fail(verify(copy, monkeypatch, capsys), "executorch-coreml", "segment_1", (16,))
     else:
         assert "is float16 [1, 16, 64] in the delegate's model, float32 [1, 2] in the method" in refusal(file)
 
