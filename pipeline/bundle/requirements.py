@@ -12,8 +12,8 @@ from pipeline.names import Backend
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 
-# ExecuTorch's own packages set these floors: its Swift package (branch swiftpm-1.4.1) declares iOS 17, and the native
-# libraries of org.pytorch:executorch-android 1.4.1 need API 26.
+# ExecuTorch's own packages set these floors: its Swift package declares iOS 17 (1.4.1, and the source of August 2026),
+# and the native libraries of org.pytorch:executorch-android 1.4.1 need API 26.
 EXECUTORCH_IOS = "17.0"
 EXECUTORCH_ANDROID_API = 26
 
@@ -33,8 +33,8 @@ def requirements_of(
 
     Args:
         backends: the backends that the bundle has programs for.
-        executorch_version: the version that wrote the `.pte` files. Newer minor versions of the runtime load them;
-            older ones do not, and up to 1.4.1 do not notice either.
+        executorch_version: the version that wrote the `.pte` files. ExecuTorch guarantees nothing for older runtimes
+            (`runtime/COMPATIBILITY.md`), and a `.pte` of 1.5.1 does not name the version that it needs.
         coreml_target: the oldest system that the Core ML programs are for, a name in `coremltools.target` ("iOS18").
     """
     executorch, coreml_ios = minor_of(executorch_version), f"{coreml_target.removeprefix('iOS')}.0"
