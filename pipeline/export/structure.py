@@ -128,7 +128,8 @@ def fill_with_marks(module: nn.Module) -> dict[bytes, str]:
 
 def mark_of(value: np.ndarray) -> bytes:
     """Returns what identifies a weight, whatever its shape and precision."""
-    return value.astype(np.float16).tobytes()
+    with np.errstate(over="ignore"):  # a number beyond float16 is no mark, since marks lie between 0.5 and 1.5
+        return value.astype(np.float16).tobytes()
 
 
 def find_marks(function: MilFunction, names: Mapping[bytes, str]) -> list[Place]:

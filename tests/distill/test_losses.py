@@ -234,7 +234,7 @@ def test_regression_losses_are_mean_squared_errors_at_any_temperature():
     student, teacher, labels = draw_normal(6, 1).requires_grad_(), draw_normal(6, 1, seed=1), torch.rand(6, 1)
     a, b, y = (part.detach().double().numpy() for part in (student, teacher, labels))
     hard = hard_loss("regression", student, labels, None)
-    assert float(hard) == pytest.approx(np.mean((a - y) ** 2), rel=1e-5)
+    assert hard.item() == pytest.approx(np.mean((a - y) ** 2), rel=1e-5)
     np.testing.assert_allclose(torch.autograd.grad(hard, student)[0].numpy(), 2 * (a - y) / 6, rtol=1e-4)
     for temperature in (1.0, 4.0):
         soft = soft_loss("regression", student, teacher, None, temperature)
