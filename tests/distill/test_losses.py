@@ -238,6 +238,6 @@ def test_regression_losses_are_mean_squared_errors_at_any_temperature():
     np.testing.assert_allclose(torch.autograd.grad(hard, student)[0].numpy(), 2 * (a - y) / 6, rtol=1e-4)
     for temperature in (1.0, 4.0):
         soft = soft_loss("regression", student, teacher, None, temperature)
-        assert float(soft) == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
+        assert soft.item() == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
         np.testing.assert_allclose(torch.autograd.grad(soft, student)[0].numpy(), 2 * (a - b) / 6, rtol=1e-4)
     assert soft_loss("regression", student.bfloat16(), teacher.bfloat16(), None, 1.0).dtype == torch.float32
