@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -13,16 +14,22 @@ from pipeline.support.document import Document
 from pipeline.tasks import TASKS
 
 
-def one_of(names: Sequence[str]) -> AfterValidator:
-    """Returns a validator that accepts these names. Its message for others is that of a pydantic literal."""
+@dataclass(frozen=True)
+class OneOf:
+    """Checks that a name is one of those known. Its message for others is that of a pydantic literal."""
 
-    def check(name: str) -> str:
-        if name not in names:
-            *others, last = (f"'{known}'" for known in names)
+    names: tuple[str, ...]
+
+    def __call__(self, name: str) -> str:
+        if name not in self.names:
+            *others, last = (f"'{known}'" for known in self.names)
             raise ValueError(f"Input should be {', '.join(others)} or {last}")
         return name
 
-    return AfterValidator(check)
+
+def one_of(names: Sequence[str]) -> AfterValidator:
+    """Returns a validator that accepts these names."""
+    return AfterValidator(OneOf(tuple(names)))
 
 
 class Section(Document):
