@@ -20,7 +20,11 @@ from measurements import MEGABYTE, Measured, bundle_measurements, read, run_meas
 
 PAGES = ("README.md", "RESULTS.md")
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-MODELS = {"teacher": "teacher, float32, PyTorch", "student": "student, float32, PyTorch", "quantized": "student, int8, PyTorch"}
+MODELS = {
+    "teacher": "teacher, float32, PyTorch",
+    "student": "student, float32, PyTorch",
+    "quantized": "student, int8, PyTorch",
+}
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,11 +52,19 @@ def points(value: float | None) -> str:
 
 def task_table(measured: Measured) -> str:
     """Returns one row for each model in PyTorch and for each speed of the bundle."""
-    scores = {"accuracy": "accuracy"} if measured.evaluation.task == "classification" else {"exact_match": "EM", "f1": "F1"}
+    scores = (
+        {"accuracy": "accuracy"} if measured.evaluation.task == "classification" else {"exact_match": "EM", "f1": "F1"}
+    )
     depth = len(measured.evaluation.speeds[0].exits)
     header = [
-        f"{measured.evaluation.examples:,} examples", *scores.values(), "points promised", "points lost",
-        f"segments of {depth}", "inputs that left at each exit", "mean ms", "against BERT-base",
+        f"{measured.evaluation.examples:,} examples",
+        *scores.values(),
+        "points promised",
+        "points lost",
+        f"segments of {depth}",
+        "left at exit 1, 2, ...",
+        "mean ms",
+        "against BERT-base",
     ]
     rows = [
         [MODELS[name], *(score_cell(getattr(model, score)) for score in scores), *[""] * 6]

@@ -33,7 +33,9 @@ def scheme_table() -> str:
     """Returns one row for each scheme of the catalogue, with what it takes and where it runs."""
     rows = []
     for scheme in SCHEMES.values():
-        rows.append([f"`{scheme.name}`", scheme.summary, stored_bits(scheme), executorch_use(scheme), coreml_use(scheme)])
+        rows.append(
+            [f"`{scheme.name}`", scheme.summary, stored_bits(scheme), executorch_use(scheme), coreml_use(scheme)]
+        )
     return table(["scheme", "what it is", "bits a weight, with scales", "ExecuTorch", "Core ML"], rows)
 
 

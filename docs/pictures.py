@@ -120,7 +120,14 @@ def speeds(theme: Theme, measured: Measured) -> str:
         x, _ = place(tick, low)
         d.text(x, bottom + 20, f"{tick:g}", 13, theme.soft, "middle")
     d.line(left, bottom, right, bottom, theme.soft)
-    d.text((left + right) / 2, bottom + 42, "mean milliseconds for one sentence, tokenizer included", 13, theme.soft, "middle")
+    d.text(
+        (left + right) / 2,
+        bottom + 42,
+        "mean milliseconds for one sentence, tokenizer included",
+        13,
+        theme.soft,
+        "middle",
+    )
     marks = [place(time, score) for time, score in zip(times, scores)]
     for (x1, y1), (x2, y2) in zip(marks, marks[1:]):
         d.line(x1, y1, x2, y2, theme.accent)
@@ -205,10 +212,18 @@ def stages(theme: Theme) -> str:
         for index, name in enumerate(names):
             last = group == len(groups) - 1 and index == len(names) - 1
             accent = title == "bundle"
-            d.box(x, y, width, height, theme.accent_fill if accent else theme.fill, theme.accent if accent else theme.line)
+            d.box(
+                x, y, width, height, theme.accent_fill if accent else theme.fill, theme.accent if accent else theme.line
+            )
             d.text(x + width / 2, y + 25, name, 14, anchor="middle", bold=True)
             if not last:
                 d.line(x + width + 2, y + height / 2, x + width + gap - 2, y + height / 2, arrow=True)
             x += width + gap
-    d.text(0, 118, "Each stage writes a folder, whole or not at all. A second run repeats only what changed.", 13, theme.soft)
+    d.text(
+        0,
+        118,
+        "Each stage writes a folder, whole or not at all. A second run repeats only what changed.",
+        13,
+        theme.soft,
+    )
     return d.svg()
