@@ -18,6 +18,8 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 import pictures  # noqa: E402  (needs the path above)
 from measurements import MEGABYTE, Measured, bundle_measurements, read, run_measurements  # noqa: E402
 
+from pipeline.tasks import get_task  # noqa: E402
+
 PAGES = ("README.md", "RESULTS.md")
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 MODELS = {
@@ -52,9 +54,7 @@ def points(value: float | None) -> str:
 
 def task_table(measured: Measured) -> str:
     """Returns one row for each model in PyTorch and for each speed of the bundle."""
-    scores = (
-        {"accuracy": "accuracy"} if measured.evaluation.task == "classification" else {"exact_match": "EM", "f1": "F1"}
-    )
+    scores = get_task(measured.evaluation.task).metrics
     depth = len(measured.evaluation.speeds[0].exits)
     header = [
         f"{measured.evaluation.examples:,} examples",
@@ -92,7 +92,8 @@ def overview() -> str:
             promise = f" (promises at most {100 * row.promised:g} points lost)" if row.promised else ""
             rows.append([
                 f"{title}, {row.name}{promise}", score, f"{measured.program_bytes / MEGABYTE:.1f} MB",
-                milliseconds(result.latency_ms.mean), times(row.speed_up), f"{result.mean_depth:.2f} of {len(result.exits)}",
+                milliseconds(result.latency_ms.mean), times(row.speed_up),
+                f"{result.mean_depth:.2f} of {len(result.exits)}",
             ])  # fmt: skip
     return markdown(["", "score", "`model.pte`", "mean ms", "faster than BERT-base", "segments run"], rows)
 

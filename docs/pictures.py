@@ -1,4 +1,4 @@
-"""Draws the pictures of README and site as SVG, each for a light and a dark page. The same figures give the same bytes."""
+"""Draws the pictures of README and site as SVG, for light and dark pages. The same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,14 @@ class Drawing:
     ) -> None:
         weight = ' font-weight="600"' if bold else ""
         self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour or self.theme.ink}" text-anchor="{anchor}"{weight}>'
-            f"{escape(text)}</text>"
+            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour or self.theme.ink}" '
+            f'text-anchor="{anchor}"{weight}>{escape(text)}</text>'
         )
 
     def box(self, x: float, y: float, width: float, height: float, fill: str, stroke: str, radius: float = 8) -> None:
         self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" fill="{fill}" stroke="{stroke}"/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" fill="{fill}" '
+            f'stroke="{stroke}"/>'
         )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = "", arrow: bool = False) -> None:
@@ -68,7 +69,8 @@ class Drawing:
         inner = "\n".join(self.parts)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" '
-            f'height="{self.height}" role="img" font-family="{FONT}">\n<title>{escape(self.title)}</title>\n{inner}\n</svg>\n'
+            f'height="{self.height}" role="img" font-family="{FONT}">\n'
+            f"<title>{escape(self.title)}</title>\n{inner}\n</svg>\n"
         )
 
 

@@ -15,7 +15,7 @@ TABLE_ROWS, QUESTIONS = 1200, 400  # few, so that the blocks end soon
 
 
 def write_reader_files(folder: Path) -> None:
-    """Writes train.csv, dev.csv, unlabelled.jsonl, messages.txt, questions.json, dev.json and checkpoint/ to a folder."""
+    """Writes tables, texts without labels, questions and a checkpoint to a folder."""
     train, dev = classification.generate()
     write_table(folder / "train.csv", train[:TABLE_ROWS])
     write_table(folder / "dev.csv", dev)
