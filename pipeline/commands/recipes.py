@@ -43,7 +43,6 @@ def run(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
     print_summary(
         collect_results(results),
         results.stage_seconds(),
-        results.examples("dev"),
         results.path("export"),
         results.path("report") / "report.html",
     )

@@ -25,6 +25,41 @@ class Score(Scores):
         return next((score for score in (self.accuracy, self.f1, self.pearson) if score is not None), None)
 
 
+class ShownAnswer(Document):
+    """A dev example with the bundle's answer, for people.
+
+    Attributes:
+        text: the text or the question, perhaps shortened.
+        before, after: the passage around the answer, perhaps shortened; empty where there is no passage.
+        label: what the example's label says.
+        wrong: whether the answer differs from the label. A number is never called wrong.
+        depth: how many segments ran, of `segments`.
+        latency_ms: tokenization, programs and decoding.
+    """
+
+    text: str
+    before: str = ""
+    answer: str
+    after: str = ""
+    label: str
+    wrong: bool
+    depth: int
+    segments: int
+    latency_ms: float
+
+    @property
+    def note(self) -> str:
+        """What the label says where it says something else; empty where answer and label agree."""
+        if self.wrong:
+            return f"WRONG, the label says: {self.label}"
+        return "" if self.answer == self.label or self.has_passage else f"the label says: {self.label}"
+
+    @property
+    def has_passage(self) -> bool:
+        """Whether the answer is a part of a passage. Such an answer may be right in other words than the label's."""
+        return bool(self.before or self.after)
+
+
 class RunResults(Document):
     """The scores of a run's models on the dev examples, and the bundle's speed, size and parity.
 
@@ -43,5 +78,6 @@ class RunResults(Document):
     checks: list[Check]
     warnings: list[EngineWarning] = []
     mac: MacReport | None = None
+    showcase: list[ShownAnswer] = Field([], description="a few dev examples with the bundle's answers")
     stage_seconds: dict[str, float]
     provenance: dict[str, str]

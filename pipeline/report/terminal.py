@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from pipeline.data.examples import Example
 from pipeline.names import Task
 from pipeline.report.wording import MEGABYTE, metric_name
 from pipeline.support.progress import output
@@ -18,7 +16,7 @@ from pipeline.tasks import get_task
 if TYPE_CHECKING:
     from pipeline.bench.documents import BenchReport
     from pipeline.exits.study_document import Study
-    from pipeline.report.results import RunResults, Score
+    from pipeline.report.results import RunResults, Score, ShownAnswer
     from pipeline.runtime.evaluate import Evaluation, SpeedResult
     from pipeline.verify.checks import Check, EngineWarning, MacReport
     from pipeline.verify.evaluator.examine import PackageReport
@@ -250,20 +248,19 @@ def quantized_table(result: QuantizedCheckpoint) -> Table:
     return table
 
 
-def print_summary(
-    results: RunResults, stage_seconds: Mapping[str, float], examples: Sequence[Example], bundle: Path, page: Path
-) -> None:
+def print_summary(results: RunResults, stage_seconds: Mapping[str, float], bundle: Path, page: Path) -> None:
     """Prints the end of a run: a few answers, the headline table, the time of each stage, and where the results are.
 
     Args:
         results: what the run measured.
         stage_seconds: the seconds of all stages by name, the report among them.
-        examples: the dev examples, of which a few are answered.
         bundle: the folder of the bundle.
         page: the file of the report.
     """
     out = output()
-    print_answers(out, examples, bundle)
+    for shown in results.showcase:
+        for line in answer_lines(shown):
+            out.print(line, markup=False, highlight=False)
     table, notes = headline(results)
     out.print()
     out.print(table)
@@ -293,22 +290,9 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
     return table, [f"{name}: {note}" for note, name in notes.items()]
 
 
-def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> None:
-    """Prints the bundle's answers to a few of the examples."""
-    from pipeline.bundle.opening import Bundle
-    from pipeline.runtime.runner import Runner
-
-    runner = Runner(Bundle.open(bundle))
-    runner.prewarm()
-    for example in spread(examples, 4):
-        result = runner.predict(example, "exact")
-        answer, text = runner.task.shown_answer(result), runner.task.shown(example)
-        out.print(
-            f"{text[:110]}\n  -> {answer}  "
-            f"({result.depth} of {runner.manifest.segments} segments, {result.latency_ms:.1f} ms)"
-        )
-
-
-def spread(examples: Sequence[Example], count: int) -> Sequence[Example]:
-    """A few examples, evenly from the whole list."""
-    return examples[:: max(1, len(examples) // count)][:count]
+def answer_lines(shown: ShownAnswer) -> list[str]:
+    """Returns an example and its answer: the text, the passage where there is one, the answer, and what is wrong."""
+    passage = [f"  {shown.before}[{shown.answer}]{shown.after}"] if shown.has_passage else []
+    note = f"  {shown.note}" if shown.note else ""
+    run = f"({shown.depth} of {shown.segments} segments, {shown.latency_ms:.1f} ms)"
+    return [shown.text, *passage, f"  -> {shown.answer}  {run}{note}"]

@@ -200,6 +200,12 @@ class Classification(TextTask[tuple[int, float]]):
     def shown_answer(self, result: ClassificationResult) -> str:
         return result.label
 
+    def shown_target(self, target: int, context: AnswerContext) -> str:
+        return context.labels[target]
+
+    def is_wrong(self, result: ClassificationResult, target: int) -> bool:
+        return result.label_index != target
+
     def answer_fields(self, decoded: tuple[int, float], context: AnswerContext) -> dict[str, Any]:
         return {"label": context.labels[decoded[0]]}
 

@@ -304,6 +304,18 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         """Returns a result's answer in a few words for people."""
 
     @abstractmethod
+    def shown_target(self, target: Any, context: AnswerContext) -> str:
+        """Returns what an example's label says, in a few words for people; `target` is one of `targets`."""
+
+    def is_wrong(self, result: Any, target: Any) -> bool:
+        """Whether a result's answer differs from the label. A number does not: its distance says more."""
+        return False
+
+    def around_answer(self, example: ExampleT, result: Any) -> tuple[str, str] | None:
+        """Returns the passage before and after the answer; None where the answer is not a part of a passage."""
+        return None
+
+    @abstractmethod
     def answer_fields(self, decoded: DecodedT, context: AnswerContext) -> dict[str, Any]:
         """Returns the answer as the fields of a conformance outcome."""
 

@@ -308,6 +308,15 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def shown_answer(self, result: AnswerResult) -> str:
         return result.answer or "(no answer)"
 
+    def shown_target(self, target: Sequence[str], context: AnswerContext) -> str:
+        return target[0] if target else "(no answer)"
+
+    def is_wrong(self, result: AnswerResult, target: Sequence[str]) -> bool:
+        return not exact_match(result.answer, target)
+
+    def around_answer(self, example: QAExample, result: AnswerResult) -> tuple[str, str]:
+        return example.passage[: max(result.start, 0)], example.passage[max(result.end, 0) :]
+
     def answer_fields(self, decoded: DecodedAnswer, context: AnswerContext) -> dict[str, Any]:
         return {"answer": decoded.text, "start": decoded.start, "end": decoded.end}
 

@@ -155,6 +155,9 @@ class Regression(TextTask[float]):
     def shown_answer(self, result: RegressionResult) -> str:
         return f"{result.value:.4g}"
 
+    def shown_target(self, target: float, context: AnswerContext) -> str:
+        return f"{target:.4g}"
+
     def answer_fields(self, decoded: float, context: AnswerContext) -> dict[str, Any]:
         return {"value": as_range(context.label_range).value(decoded)}
 

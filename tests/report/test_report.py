@@ -14,7 +14,7 @@ from pipeline.exits.predictions import Predictions
 from pipeline.exits.study import Costs, study
 from pipeline.exits.study_document import Study
 from pipeline.report.report import render, write_report
-from pipeline.report.results import RunResults, Score
+from pipeline.report.results import RunResults, Score, ShownAnswer
 from pipeline.runtime.evaluate import Evaluation, Latency, SpeedResult
 from pipeline.verify.checks import Check, EngineWarning, MacReport
 from quantize.size import FileSize, Parts, SizeReport, TargetSize, bert_base_parts
@@ -260,6 +260,20 @@ def test_package_warnings_are_grouped_by_reason():
         "warnings" in page.ids and page.text.count("looks up rows") == 1 and page.text.count("computes in float32") == 1
     )
     assert "a table of 300x64; a table of 500x64" in page.text and "https://example.org/gather" in page.text
+
+
+def test_wrong_answers_are_marked_beside_their_passage():
+    assert "Some answers" not in Page(render(results())).text
+    run = {"depth": 2, "segments": 3, "latency_ms": 4.5}
+    answers = [
+        ShownAnswer(
+            text="Who eats?", before="Yes, ", answer="Daisy", after=" eats.", label="Daisy", wrong=False, **run
+        ),
+        ShownAnswer(text="Who <b>?", before="", answer="Rocky", after=" did.", label="Smoky", wrong=True, **run),
+    ]
+    html = render(results(showcase=answers))
+    assert "Yes, <mark>Daisy</mark> eats." in html and "Who &lt;b&gt;?" in html and not Page(html).wrong
+    assert html.count("WRONG") == 1 and "WRONG, the label says: Smoky" in html
 
 
 def test_a_failed_check_is_shown():

@@ -30,6 +30,7 @@ def collect_results(results: Results) -> RunResults:
     from pipeline.bench.documents import BenchReport
     from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults
+    from pipeline.report.showcase import showcase
     from pipeline.runtime.evaluate import Evaluation
     from quantize.size import size_of
 
@@ -52,6 +53,7 @@ def collect_results(results: Results) -> RunResults:
         checks=verified["checks"],
         warnings=verified["warnings"],
         mac=verified["mac"],
+        showcase=showcase(bundle, results.examples("dev")),
         stage_seconds=seconds,
         provenance=read_manifest(bundle, check_files=False).provenance | {"machine": platform.platform()},
     )
