@@ -61,6 +61,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         agreement_floor_rounded: the same for schemes that round the inputs of matrices to int8.
         agreement_examples: how many examples that share is measured on, at most.
         examples_in_memory: how many examples' logits are held at a time; None for all of them.
+        gives_candidates: whether a result can hold several scored answers (`top_k`).
         verb, needs: for messages: "this bundle VERB; give it NEEDS".
     """
 
@@ -87,6 +88,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     answers_from_checkpoint: ClassVar[bool] = True
     takes_unlabelled: ClassVar[bool] = True
     signal_level: ClassVar[float | None] = None
+    gives_candidates: ClassVar[bool] = False
     agreement_floor: ClassVar[float] = 0.995
     agreement_floor_rounded: ClassVar[float] = 0.995
     agreement_examples: ClassVar[int] = 2000
@@ -292,8 +294,9 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         walk: Walk,
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
+        top_k: int = 1,
     ) -> Result:
-        """Returns what a runner gives for the example."""
+        """Returns what a runner gives for the example, with `top_k` candidates where the task gives any."""
 
     @abstractmethod
     def answer_of(self, result: Any) -> Hashable:
