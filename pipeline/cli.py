@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, recipes, verify
+from pipeline.commands import bench, bundles, predict, recipes, verify
 from pipeline.commands.options import AsJson, print_json
 from pipeline.support import processes
 from pipeline.support.errors import UserError
@@ -55,7 +55,7 @@ for command in (
     recipes.report,
     recipes.ablate,
     verify.verify,
-    bundles.predict,
+    predict.predict,
     bundles.evaluate,
     bundles.study,
     bench.bench,

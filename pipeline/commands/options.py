@@ -10,7 +10,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME."),
+]
 DataSource = Annotated[
     str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
 ]

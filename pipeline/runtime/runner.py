@@ -146,7 +146,7 @@ class Runner:
             ['positive', 'negative']
         """
         self._require("classification")
-        return self._predict_all("texts", [_text_request(text) for text in texts], speed, top_k)
+        return self._predict_all("texts", _text_requests(texts), speed, top_k)
 
     def estimate(self, text: str, text_pair: str | None = None, speed: Speed = None) -> RegressionResult:
         """Predicts a number for a text or a pair of texts. Arguments and errors are those of `classify`.
@@ -167,7 +167,7 @@ class Runner:
             True
         """
         self._require("regression")
-        return self._predict_all("texts", [_text_request(text) for text in texts], speed)
+        return self._predict_all("texts", _text_requests(texts), speed)
 
     def answer(self, question: str, passage: str, speed: Speed = None, top_k: int = 1) -> AnswerResult:
         """Answers a question from a passage of any length.
@@ -344,5 +344,12 @@ class Runner:
         return speed_thresholds(self.manifest, default_speed(self.manifest) if speed is None else speed)
 
 
-def _text_request(text: Text) -> Request:
-    return Request(text) if isinstance(text, str) else Request(*text)
+def _text_requests(texts: Iterable[Text]) -> list[Request]:
+    """Returns a request for each text or pair. TypeError for a single text, whose letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise TypeError("a list of texts belongs here, not one text")
+    requests = []
+    for entry in texts:
+        text, text_pair = (entry, None) if isinstance(entry, str) else entry
+        requests.append(Request(text, text_pair))
+    return requests
