@@ -9,7 +9,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in recipe, such as sst2.")
+]
 BundleFolder = Annotated[
     Path,
     typer.Argument(metavar="BUNDLE", help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME."),
