@@ -57,9 +57,9 @@ class Runner:
         UserError: the installed ExecuTorch is older than the programs, or a program file cannot be loaded.
 
     Examples:
-        >>> runner = pocketbert.load("runs/demo-classification")
+        >>> runner = pocketbert.load("runs/reviews")
         >>> runner
-        <Runner of demo-classification: classification, 2 segments, speeds exact, fast, full>
+        <Runner of reviews: classification, 2 segments, speeds exact, balanced, fast, full>
         >>> runner.classify("A moving and clever film.").label
         'positive'
     """
@@ -121,7 +121,7 @@ class Runner:
             UserError: the bundle is for another task, the speed is unknown, a text is blank, or `top_k` is below 1.
 
         Examples:
-            >>> runner = pocketbert.load("runs/demo-classification")
+            >>> runner = pocketbert.load("runs/reviews")
             >>> result = runner.classify("A dull and predictable film.", speed="fast", top_k=2)
             >>> result.label, result.depth
             ('negative', 1)
@@ -141,7 +141,7 @@ class Runner:
             UserError: see `classify`. No text runs if one is blank, and the message has its index.
 
         Examples:
-            >>> runner = pocketbert.load("runs/demo-classification")
+            >>> runner = pocketbert.load("runs/reviews")
             >>> [result.label for result in runner.classify_batch(["A clever film.", "A dull film."])]
             ['positive', 'negative']
         """
@@ -152,7 +152,8 @@ class Runner:
         """Predicts a number for a text or a pair of texts. Arguments and errors are those of `classify`.
 
         Examples:
-            >>> pocketbert.load("runs/stars").estimate("A moving and clever film.").value > 3
+            >>> runner = pocketbert.load("runs/stars")
+            >>> -3 < runner.estimate("A moving and clever film.").value < 7
             True
         """
         self._require("regression")
@@ -162,8 +163,11 @@ class Runner:
         """Predicts a number for each text, or (text, text_pair) tuple; see `classify_batch`.
 
         Examples:
-            >>> good, bad = pocketbert.load("runs/stars").estimate_batch(["A clever film.", "A dull film."])
-            >>> good.value > bad.value
+            >>> runner = pocketbert.load("runs/stars")
+            >>> texts = ["A clever film.", "A dull film."]
+            >>> [result.value for result in runner.estimate_batch(texts)] == [
+            ...     runner.estimate(text).value for text in texts
+            ... ]
             True
         """
         self._require("regression")
@@ -183,7 +187,7 @@ class Runner:
             UserError: the bundle is for another task, the speed is unknown, a text is blank, or `top_k` is below 1.
 
         Examples:
-            >>> runner = pocketbert.load("runs/demo-qa")
+            >>> runner = pocketbert.load("runs/questions")
             >>> passage = "Ada Lovelace was born in London. She wrote about a machine."
             >>> result = runner.answer("Where was Ada Lovelace born?", passage, top_k=3)
             >>> result.answer == passage[result.start : result.end]
@@ -200,7 +204,7 @@ class Runner:
         Examples:
             >>> passage = "Ada Lovelace was born in London."
             >>> pairs = [("Who was born?", passage), ("Where was she born?", passage)]
-            >>> len(pocketbert.load("runs/demo-qa").answer_batch(pairs))
+            >>> len(pocketbert.load("runs/questions").answer_batch(pairs))
             2
         """
         self._require("qa")
