@@ -37,7 +37,6 @@ lengths = [16]
 repeats = 3
 [export]
 max_length = 32
-conformance_examples = 4
 """
 
 
