@@ -30,6 +30,9 @@ weights = "encoder"
 [distill]
 {training}
 [exits]
+exact = 0.1
+balanced = 0.15
+fast = 0.2
 {training}
 [bench]
 reference = "none"
