@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.data.columns import Column
 from pipeline.data.duplicates import Repeats, count_overlap, count_repeats
 from pipeline.data.files import open_data
 from pipeline.data.guess import GuessedColumns, guess_columns
+from pipeline.data.hub import hub_name
 from pipeline.data.lengths import Lengths, measure_lengths
 from pipeline.data.questions import ANSWER_COLUMNS, PASSAGE_COLUMNS, QUESTION_COLUMNS
 from pipeline.data.rows import Row, find_column
@@ -72,9 +74,7 @@ class Survey:
         return get_task(self.task)
 
 
-def survey(
-    train: str, dev: str | None, task: Task | None, columns: Columns, tokenizer: WordPieceTokenizer
-) -> Survey:
+def survey(train: str, dev: str | None, task: Task | None, columns: Columns, tokenizer: WordPieceTokenizer) -> Survey:
     """Reads data files and measures what a recipe depends on.
 
     Args:
@@ -123,20 +123,24 @@ def name_of_data(source: str, task: str) -> str:
     """Returns a name for a run from its training data: the file's, or its folder's if the file's says `train` only."""
     if source == DEMO:
         return f"{DEMO}-{task}"
-    path = Path(source.split(":")[0])
-    names = (path.name.split(".")[0], path.expanduser().absolute().parent.name)
-    if not path.exists() and len(path.parts) > 1:  # a hub set: its split and its owner say nothing
-        names = (path.name, path.parent.name)
+    hub = None if Path(source).exists() else hub_name(source)
+    path = (
+        Path(hub["name"] + (f"/{hub['config']}" if hub["config"] else ""))
+        if hub
+        else Path(source).expanduser().absolute()
+    )
+    names = [part.split(".")[0] if part == path.name and not hub else part for part in (path.name, path.parent.name)]
     for name in names:
         words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
         if words and not all(word in PART_NAMES for word in words):
-            return _sanitise(name)
+            return _sanitise(name) or "data"
     return _sanitise(names[0]) or "data"
 
 
 def _sanitise(name: str) -> str:
     """Returns a name with only the characters that a recipe's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")
 
 
 def _identify(source: str, task: Task | None, given: Columns) -> tuple[AnyTask, Columns, tuple[Column, ...]]:
@@ -167,9 +171,7 @@ def _asks_questions(source: str, rows: Sequence[Row]) -> bool:
 def _read(source: str, definition: AnyTask, columns: Columns) -> list[Any]:
     if source == DEMO:
         return list(definition.load_demo()[1])
-    return read_examples(
-        source, definition.name, text=columns.text, text_pair=columns.text_pair, label=columns.label
-    )
+    return read_examples(source, definition.name, text=columns.text, text_pair=columns.text_pair, label=columns.label)
 
 
 def _inputs_and_classes(definition: AnyTask, examples: Sequence[Any]) -> tuple[list[Any], list[str | None]]:
