@@ -14,7 +14,7 @@ from pipeline.names import Task
 from pipeline.recipe import Exits, Recipe, Teacher
 from pipeline.recipe.files import parse_tables, recipe_of_tables
 from pipeline.run.choices import Choices, choose
-from pipeline.run.proposal_text import list_classes, proposal_text
+from pipeline.run.proposal_text import kept_together, list_classes, proposal_text
 from pipeline.run.survey import Survey, survey
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import write_text
@@ -124,7 +124,7 @@ def _findings(found: Survey, chosen: Choices) -> list[str]:
     what = f"{task.title}: {examples:,} examples in {Path(found.train_source).name}"
     if columns.text:
         texts = f"{columns.text!r} and {columns.text_pair!r}" if columns.text_pair else f"{columns.text!r}"
-        what += f", the text in column {texts}, the label in {columns.label!r}"
+        what += f", the text{'s' if columns.text_pair else ''} in {texts}, the label in {columns.label!r}"
     lines = [what + "."]
     if found.classes:
         lines.append(f"{len(found.classes)} classes to learn: {list_classes(found.classes)}.")
@@ -132,19 +132,20 @@ def _findings(found: Survey, chosen: Choices) -> list[str]:
         lines.append("Not used: " + ", ".join(f"{column.name!r} ({column.kind})" for column in found.unused) + ".")
     if found.dev_source is None:
         lines.append(
-            f"No file to measure on: {len(found.dev):,} examples are held out for it. Equal texts stay on one side."
+            f"No file to measure on: {len(found.dev):,} examples are held out for it; {kept_together(found)} stay on one side."
         )
     else:
         lines.append(f"To measure on: {len(found.dev):,} examples in {Path(found.dev_source).name}.")
     if found.repeats.repeated:
-        lines.append(f"{found.repeats.repeated:,} examples repeat an earlier one, case and spaces aside.")
+        lines.append(f"Examples that repeat an earlier one, case and spaces aside: {found.repeats.repeated:,}.")
     lines.append(
         f"A median input has {found.lengths.at(0.5)} tokens, the longest {int(found.lengths.inputs[-1])}; "
         f"{'windows hold' if task.cuts_into_windows else 'inputs are cut at'} {chosen.max_length}."
     )
     promised = [f"{name} {loss:g}" for name, loss in _promised(chosen).items()]
     lines.append(
-        f"{chosen.calibration:,} examples calibrate the speeds, which may lose at most: {', '.join(promised) or 'none'}."
+        f"{chosen.calibration:,} examples calibrate the speeds; the most that each may lose: "
+        f"{', '.join(promised) or 'too few to promise any'}."
     )
     return lines
 
