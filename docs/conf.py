@@ -18,6 +18,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 exclude_patterns = ["results/**", "generated/schemes.md"]  # the table is included by a page
 suppress_warnings = ["misc.highlighting_failure"]  # TOML and console blocks with placeholders
+napoleon_use_ivar = True  # attributes described in a class docstring, which autodoc lists too
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import pocketbert
 from pipeline.recipe.keys import Key, list_keys
 from pipeline.schemes import SCHEMES, Scheme
 
@@ -89,10 +90,13 @@ def kind(key: Key) -> str:
 
 
 def api_page() -> str:
-    """Returns the page that autodoc fills from the package `pocketbert`."""
-    text = "# Python API\n\nThis page is generated from the docstrings of the package `pocketbert`.\n"
-    if importlib.util.find_spec("pocketbert") is None:
-        return text
-    return text + (
-        "\n```{eval-rst}\n.. automodule:: pocketbert\n   :members:\n   :imported-members:\n   :undoc-members:\n```\n"
-    )
+    """Returns the page that autodoc fills from the public names of the package `pocketbert`."""
+    text = "# Python API\n\nThis page is generated from the docstrings. [Python](../python.md) shows how to use it.\n"
+    objects = {name: getattr(pocketbert, name) for name in pocketbert.__all__ if not name.startswith("__")}
+    functions = [name for name, value in objects.items() if inspect.isfunction(value)]
+    classes = [name for name, value in objects.items() if inspect.isclass(value)]
+    for title, kind, names in (("Functions", "autofunction", functions), ("Classes", "autoclass", classes)):
+        text += f"\n## {title}\n\n```{{eval-rst}}\n"
+        members = "   :members:\n" if kind == "autoclass" else ""
+        text += "".join(f".. {kind}:: pocketbert.{name}\n{members}\n" for name in names) + "```\n"
+    return text
