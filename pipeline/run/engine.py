@@ -84,13 +84,13 @@ class Run:
                     self._run_stage(STAGES[name], order[index:])
 
     def undone(self, stages: Sequence[str]) -> list[str]:
-        """Returns those of the first stages onwards that must run, by their records; results are not read."""
-        undone: list[str] = []
-        for name in stages:
+        """Returns a stage that must run, and those after it that must, by their records: results are not read."""
+        undone = [stages[0]]
+        for name in stages[1:]:
             stage = STAGES[name]
             record = self.workspace.record(stage.folder) or {}
             follows = any(earlier in undone for earlier in stage.after)
-            if not self.shares(name) and (follows or record.get("fingerprint") != self.stage_key(name)):
+            if follows or (not self.shares(name) and record.get("fingerprint") != self.stage_key(name)):
                 undone.append(name)
         return undone
 
