@@ -250,20 +250,16 @@ def quantized_table(result: QuantizedCheckpoint) -> Table:
     return table
 
 
-def print_summary(
-    results: RunResults, stage_seconds: Mapping[str, float], examples: Sequence[Example], bundle: Path, page: Path
-) -> None:
-    """Prints the end of a run: a few answers, the headline table, the time of each stage, and where the results are.
+def print_summary(results: RunResults, stage_seconds: Mapping[str, float], bundle: Path, page: Path) -> None:
+    """Prints the end of a run: the headline table, the time of each stage, and where the results are.
 
     Args:
         results: what the run measured.
         stage_seconds: the seconds of all stages by name, the report among them.
-        examples: the dev examples, of which a few are answered.
         bundle: the folder of the bundle.
         page: the file of the report.
     """
     out = output()
-    print_answers(out, examples, bundle)
     table, notes = headline(results)
     out.print()
     out.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from pipeline.support.progress import OnStep, console, progress
 from pipeline.support.workspace import StageFolder, Workspace, digest_of
 
 FIRST_STAGE = "prepare"  # reads the data, which a forecast needs
+
+
+def ignore_stage(stage: str) -> None:
+    """Does nothing when a stage is built."""
 
 
 class Run:
@@ -67,13 +71,17 @@ class Run:
         before = [self.stage_key(earlier) for earlier in stage.after if self.results.has(earlier)]
         return digest_of(name, stage.version, values, stage.inputs(self.recipe), before)
 
-    def run_up_to(self, last: str) -> None:
+    def run_up_to(self, last: str, on_built: Callable[[str], None] = ignore_stage) -> None:
         """Runs a stage and everything that it needs, skips what is done, and prints the time of each.
 
         As soon as the data are read, it says how long the stages that are not done will take.
 
         Several processes take part up to the last training stage; after it the main process goes on alone. The others
         would keep cores busy while they wait, which would distort what is measured.
+
+        Args:
+            last: the name of the stage.
+            on_built: is called in the main process with the name of each stage that was built now.
         """
         order = stages_up_to(last, self.recipe)
         shared_count = max((index + 1 for index, name in enumerate(order) if STAGES[name].trains), default=0)
@@ -82,7 +90,9 @@ class Run:
                 if index == shared_count:
                     processes.leave()
                 if index < shared_count or processes.is_main():
-                    self._run_stage(STAGES[name], order[index:])
+                    built = self._run_stage(STAGES[name], order[index:])
+                    if built and processes.is_main():
+                        on_built(name)
 
     def undone(self, stages: Sequence[str]) -> list[str]:
         """Returns a stage that must run, and those after it that must, by their records: results are not read."""
@@ -95,19 +105,19 @@ class Run:
                 undone.append(name)
         return undone
 
-    def _run_stage(self, stage: Stage, left: Sequence[str]) -> None:
-        """Runs one stage unless it is done. The main process decides for all.
+    def _run_stage(self, stage: Stage, left: Sequence[str]) -> bool:
+        """Runs one stage unless it is done, and returns whether it ran. The main process decides for all.
 
         Args:
             stage: the stage.
             left: its name, and those of the stages that follow.
         """
         if processes.from_main(lambda: self.shares(stage.name)):
-            return
+            return False
         key = processes.from_main(lambda: self.stage_key(stage.name))
         if processes.from_main(lambda: self.workspace.is_done(stage.folder, key)):
             console.print(f"{stage.name:<9} unchanged")
-            return
+            return False
         if processes.is_main() and stage.name != FIRST_STAGE and not self._clock.remaining:
             self._clock.announce(forecast_stages(self.results, self.undone(left)))
         console.print(f"{stage.name:<9} ...{self._clock.start(stage.name)}")
@@ -124,6 +134,7 @@ class Run:
         seconds = self.seconds(stage.name)
         self._clock.finish(stage.name, seconds)
         console.print(f"{stage.name:<9} {float('nan') if seconds is None else seconds:.0f} s")
+        return True
 
     def _build_alone(self, stage: Stage, on_step: OnStep, place: StageFolder) -> None:
         """Builds a stage in the main process."""
