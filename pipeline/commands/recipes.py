@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from pipeline.run.engine import Run
 
 
+def ignore_stage(run: Run, stage: str) -> None:
+    """Does nothing when a stage is built."""
+
+
 def run_recipe(
     target: str | Path,
     settings: list[str] | None,
@@ -35,13 +39,17 @@ def run_recipe(
     last: str,
     dev: str | None = None,
     task: str | None = None,
+    on_built: Callable[[Run, str], None] = ignore_stage,
 ) -> Run:
-    """Runs all stages up to `last` and returns the run. With several processes only the main one gets that far."""
+    """Runs all stages up to `last` and returns the run. With several processes only the main one gets that far.
+
+    `on_built` is called with the run and the name of each stage that was built now.
+    """
     from pipeline.run.engine import open_run
 
     with processes.together():
         run = open_run(target, settings or [], out, dev, task)
-        run.run_up_to(last)
+        run.run_up_to(last, lambda stage: on_built(run, stage))
     if not processes.is_main():
         raise typer.Exit
     return run
@@ -55,10 +63,21 @@ def run(
     For a data file it first writes a recipe that fits, as `pocketbert init` does, into the folder of the results. A
     second run repeats only what changed. A run that was killed continues where it was.
     """
-    from pipeline.report.terminal import print_summary
+    from pipeline.report.terminal import print_answers, print_summary
     from pipeline.run.stages.report import collect_results
 
-    results = run_recipe(recipe, settings, out, "report", dev, task).results
+    answered: list[Path] = []
+
+    def answer(run: Run, stage: str) -> None:
+        """Shows the first answers as soon as the bundle is verified: the measurements after it take a while."""
+        if stage == "verify":
+            bundle = run.results.path("export")
+            print_answers(output(), run.results.examples("dev"), bundle)
+            answered.append(bundle)
+
+    results = run_recipe(recipe, settings, out, "report", dev, task, answer).results
+    if not answered:
+        print_answers(output(), results.examples("dev"), results.path("export"))
     print_summary(
         collect_results(results),
         results.stage_seconds(),

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.examples import Example
 from pipeline.names import Task
 from pipeline.report.wording import MEGABYTE, metric_name
 from pipeline.support.progress import output
@@ -249,7 +251,7 @@ def quantized_table(result: QuantizedCheckpoint) -> Table:
 
 
 def print_summary(results: RunResults, stage_seconds: Mapping[str, float], bundle: Path, page: Path) -> None:
-    """Prints the end of a run: a few answers, the headline table, the time of each stage, and where the results are.
+    """Prints the end of a run: the headline table, the time of each stage, and where the results are.
 
     Args:
         results: what the run measured.
@@ -258,9 +260,6 @@ def print_summary(results: RunResults, stage_seconds: Mapping[str, float], bundl
         page: the file of the report.
     """
     out = output()
-    for shown in results.showcase:
-        for line in answer_lines(shown):
-            out.print(line, markup=False, highlight=False)
     table, notes = headline(results)
     out.print()
     out.print(table)
@@ -288,6 +287,15 @@ def headline(results: RunResults) -> tuple[Table, list[str]]:
         )
         notes.setdefault(row.note, row.name.split(",")[0])
     return table, [f"{name}: {note}" for note, name in notes.items()]
+
+
+def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> None:
+    """Prints the bundle's answers to a few of the labelled examples, and marks those that are wrong."""
+    from pipeline.report.showcase import showcase
+
+    for shown in showcase(bundle, examples):
+        for line in answer_lines(shown):
+            out.print(line, markup=False, highlight=False)
 
 
 def answer_lines(shown: ShownAnswer) -> list[str]:

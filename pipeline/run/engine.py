@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from pipeline.recipe import Recipe, Section
+from pipeline.run.clock import RunClock, forecast_stages
 from pipeline.run.results import Results
 from pipeline.run.stage import Stage
 from pipeline.run.table import STAGES, stages_up_to
@@ -15,6 +16,12 @@ from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
 from pipeline.support.workspace import StageFolder, Workspace, digest_of
+
+FIRST_STAGE = "prepare"  # reads the data, which a forecast needs
+
+
+def ignore_stage(stage: str) -> None:
+    """Does nothing when a stage is built."""
 
 
 class Run:
@@ -33,6 +40,7 @@ class Run:
             recipe, tuple(name for name, stage in STAGES.items() if stage.wanted(recipe)), self.path, self.seconds
         )
         self._shared: dict[str, bool] = {}
+        self._clock = RunClock()
 
     def shares(self, name: str) -> bool:
         """Returns whether the result of a stage is the base run's."""
@@ -63,11 +71,17 @@ class Run:
         before = [self.stage_key(earlier) for earlier in stage.after if self.results.has(earlier)]
         return digest_of(name, stage.version, values, stage.inputs(self.recipe), before)
 
-    def run_up_to(self, last: str) -> None:
+    def run_up_to(self, last: str, on_built: Callable[[str], None] = ignore_stage) -> None:
         """Runs a stage and everything that it needs, skips what is done, and prints the time of each.
+
+        As soon as the data are read, it says how long the stages that are not done will take.
 
         Several processes take part up to the last training stage; after it the main process goes on alone. The others
         would keep cores busy while they wait, which would distort what is measured.
+
+        Args:
+            last: the name of the stage.
+            on_built: is called in the main process with the name of each stage that was built now.
         """
         order = stages_up_to(last, self.recipe)
         shared_count = max((index + 1 for index, name in enumerate(order) if STAGES[name].trains), default=0)
@@ -76,17 +90,37 @@ class Run:
                 if index == shared_count:
                     processes.leave()
                 if index < shared_count or processes.is_main():
-                    self._run_stage(STAGES[name])
+                    built = self._run_stage(STAGES[name], order[index:])
+                    if built and processes.is_main():
+                        on_built(name)
 
-    def _run_stage(self, stage: Stage) -> None:
-        """Runs one stage unless it is done. The main process decides for all."""
+    def undone(self, stages: Sequence[str]) -> list[str]:
+        """Returns a stage that must run, and those after it that must, by their records: results are not read."""
+        undone = [stages[0]]
+        for name in stages[1:]:
+            stage = STAGES[name]
+            record = self.workspace.record(stage.folder) or {}
+            follows = any(earlier in undone for earlier in stage.after)
+            if follows or (not self.shares(name) and record.get("fingerprint") != self.stage_key(name)):
+                undone.append(name)
+        return undone
+
+    def _run_stage(self, stage: Stage, left: Sequence[str]) -> bool:
+        """Runs one stage unless it is done, and returns whether it ran. The main process decides for all.
+
+        Args:
+            stage: the stage.
+            left: its name, and those of the stages that follow.
+        """
         if processes.from_main(lambda: self.shares(stage.name)):
-            return
+            return False
         key = processes.from_main(lambda: self.stage_key(stage.name))
         if processes.from_main(lambda: self.workspace.is_done(stage.folder, key)):
             console.print(f"{stage.name:<9} unchanged")
-            return
-        console.print(f"{stage.name:<9} ...")
+            return False
+        if processes.is_main() and stage.name != FIRST_STAGE and not self._clock.remaining:
+            self._clock.announce(forecast_stages(self.results, self.undone(left)))
+        console.print(f"{stage.name:<9} ...{self._clock.start(stage.name)}")
         with progress() as on_step:
             build = partial(self._build_together, stage, on_step)
             if not stage.trains:
@@ -98,7 +132,9 @@ class Run:
                 build()
             processes.wait()  # until the result is in its folder
         seconds = self.seconds(stage.name)
+        self._clock.finish(stage.name, seconds)
         console.print(f"{stage.name:<9} {float('nan') if seconds is None else seconds:.0f} s")
+        return True
 
     def _build_alone(self, stage: Stage, on_step: OnStep, place: StageFolder) -> None:
         """Builds a stage in the main process."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.examples import Example
 from pipeline.recipe import Recipe, Training
-from pipeline.run.durations import say_duration
 from pipeline.support import processes
+from pipeline.support.durations import say_duration
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
 

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from pipeline.support import processes
+from pipeline.support.durations import say_duration
 
 # All processes of a run print here, but only the main one is heard.
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_main())
@@ -34,7 +35,8 @@ def output() -> Console:
 # Arguments: a description of the work, the steps done, the steps in all.
 OnStep = Callable[[str, int, int], None]
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 60.0
+LEAST_SECONDS_OF_A_PACE = 1.0  # before that, nothing is known of the time left
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -81,17 +83,29 @@ def progress() -> Iterator[OnStep]:
 
 
 def _line_printer() -> OnStep:
-    """Returns an `OnStep` that prints a line when work starts, then at most every ten seconds, and when it ends."""
+    """Returns an `OnStep` that prints a line when work starts, at most one a minute, and when it ends.
+
+    The lines in between say which share of the work is done, and how long the rest will take at that pace.
+    """
     current: str | None = None
     started = last_line = 0.0
 
     def on_step(what: str, done: int, total: int) -> None:
         nonlocal current, started, last_line
         now, name = time.monotonic(), what.split(",")[0]
-        if name != current:
-            current, started, last_line = name, now, 0.0
-        if done >= total or now - last_line >= SECONDS_BETWEEN_LINES:
+        starts = name != current
+        if starts:
+            current, started = name, now
+        if starts or done >= total or now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            print(f"  {what}: {done}/{total}, {now - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"  {what}: {done}/{total}{_pace(done, total, now - started)}", file=sys.stderr, flush=True)
 
     return on_step
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Returns how much of some work is done after so many seconds, and how long the rest takes at that pace."""
+    text = f", {seconds:.0f} s"
+    if not 0 < done < total or seconds < LEAST_SECONDS_OF_A_PACE:
+        return text
+    return f" ({done / total:.0%}){text}, about {say_duration(seconds * (total - done) / done)} left"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.data.items import Item
+from pipeline.distill import trainer
 from pipeline.distill.finetune import finetune
 from pipeline.distill.losses import hard_loss
 from pipeline.distill.student import initialise_student
@@ -331,6 +332,14 @@ def test_biases_and_norms_are_not_decayed_and_frozen_parameters_are_left_out():
 def test_the_recipes_precision_decides_the_dtype():
     assert compute_dtype("fp32") == torch.float32 and compute_dtype("bf16") == torch.bfloat16
     assert compute_dtype("auto") in (torch.float32, torch.bfloat16)
+
+
+def test_auto_computes_in_float32_where_torch_is_held_to_older_instructions(monkeypatch):
+    monkeypatch.setattr(trainer, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for capability, expected in (("AVX2", torch.float32), ("AVX512", torch.bfloat16)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        assert compute_dtype("auto") is expected
 
 
 def make_recipe(**sections) -> Recipe:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.model.encoder import Encoder, EncoderConfig, ExportLayer, Layer, attention_bias, parameter_count
+from pipeline.model import encoder
+from pipeline.model.encoder import (
+    Encoder,
+    EncoderConfig,
+    ExportLayer,
+    Layer,
+    attention_bias,
+    parameter_count,
+    plain_is_faster,
+)
 from pipeline.model.heads import build_head
 from pipeline.model.locate import MINILM_PACKAGE, minilm_folder
 from pipeline.model.pretrained import fold_token_types, load_pretrained
@@ -209,3 +218,34 @@ def test_attention_equals_hugging_faces():
     torch.testing.assert_close(
         torch.softmax(logits, dim=-1)[1, :, :7], output.attentions[-1][1, :, :7], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("lengths", [[3, 9, 17], [40, 40]])
+def test_plain_attention_in_bfloat16_equals_the_fused_kernel(lengths, monkeypatch):
+    """Its results and gradients are as close to float32's as those of torch's kernel, which it replaces on CPUs."""
+    torch.manual_seed(0)
+    layer = Layer(EncoderConfig(hidden_size=32, heads=4, intermediate_size=64))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
+    start, direction = torch.randn(2, len(lengths), max(lengths), 32)
+
+    def run(plain: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+        monkeypatch.setattr(encoder, "plain_is_faster", lambda query: plain)
+        hidden = start.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            output = layer(hidden, attention_bias(mask)) * mask[..., None]
+        (output.float() * direction).sum().backward()
+        layer.zero_grad()
+        return [output.detach().float(), hidden.grad]
+
+    exact = run(False, torch.float32)
+    for plain, fused, right in zip(run(True, torch.bfloat16), run(False, torch.bfloat16), exact, strict=True):
+        error, usual = ((values - right).norm() / right.norm() for values in (plain, fused))
+        assert error < 0.02 and error < 1.5 * usual
+
+
+def test_large_batches_and_float32_stay_with_the_fused_kernel():
+    query = torch.zeros(2, 4, 16, 8, device="meta")
+    assert not plain_is_faster(query) and not plain_is_faster(query.bfloat16())  # not a CPU
+    assert plain_is_faster(torch.zeros(2, 4, 16, 8, dtype=torch.bfloat16))
+    assert not plain_is_faster(torch.zeros(2, 4, 16, 8))
+    assert not plain_is_faster(torch.zeros(64, 12, 512, 1, dtype=torch.bfloat16))

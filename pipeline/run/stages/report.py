@@ -22,11 +22,15 @@ def report(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the page and the results on it."""
     from pipeline.report.report import write_report
 
-    write_report(collect_results(results), place.out)
+    write_report(collect_results(results, with_answers=True), place.out)
 
 
-def collect_results(results: Results) -> RunResults:
-    """Returns everything that the stages before the report measured."""
+def collect_results(results: Results, with_answers: bool = False) -> RunResults:
+    """Returns everything that the stages before the report measured.
+
+    Args:
+        with_answers: whether to answer a few dev examples too, for people.
+    """
     from pipeline.bench.documents import BenchReport
     from pipeline.exits.study_document import Study
     from pipeline.report.results import RunResults
@@ -53,7 +57,7 @@ def collect_results(results: Results) -> RunResults:
         checks=verified["checks"],
         warnings=verified["warnings"],
         mac=verified["mac"],
-        showcase=showcase(bundle, results.examples("dev")),
+        showcase=showcase(bundle, results.examples("dev")) if with_answers else [],
         stage_seconds=seconds,
         provenance=read_manifest(bundle, check_files=False).provenance | {"machine": platform.platform()},
     )
