@@ -51,7 +51,7 @@ class Parts(Document):
 
     `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes. `overhead` is the rest of
     the programs' files: graphs, alignment, the format's own structure. A negative overhead means that weights take
-    fewer bytes than computed. `other` is the manifest and the conformance vectors.
+    fewer bytes than computed. `other` is the manifest, the conformance vectors and the pages for people.
     """
 
     embeddings: int = 0
