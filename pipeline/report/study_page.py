@@ -96,7 +96,7 @@ def study_figures(study: Study) -> list[Figure]:
             "The same in floating-point operations. They include the exit heads, and long inputs count for more.",
         ),
         Figure.from_svg(
-            "Uncertainty by layer",
+            "Uncertainty at each exit",
             study_plots.uncertainty_plot(study),
             f"Boxes. {own_measure} at each exit from the first to the last, median and middle half: {boxes}.",
             "A box holds the middle half of the examples, its whiskers 90 % of them, and its bar is the median.",
