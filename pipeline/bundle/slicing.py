@@ -86,7 +86,10 @@ def slice_bundle(
     bundle = Path(bundle)
     plan = plan_slice(bundle, target, runtime)
     suffix = ARCHIVE_SUFFIX if archive else ""
-    out = bundle.resolve().with_name(f"{bundle.resolve().name}-{target}{suffix}") if out is None else Path(out)
+    if out is None:
+        named = bundle if bundle.name not in ("", "..") else bundle.resolve()
+        out = named.with_name(f"{named.name}-{target}{suffix}")
+    out = Path(out)
     if out.exists() or out.is_symlink():
         raise UserError("is already there; remove it, or give another place with --out", file=out)
     if out.resolve().is_relative_to(bundle.resolve()):

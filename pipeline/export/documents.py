@@ -20,7 +20,7 @@ from pipeline.tasks import get_task
 
 USE_FILE, CARD_FILE = "USE.md", "MODEL_CARD.md"
 MAX_LABELS = 30  # a page lists no more; the manifest has them all
-UNKNOWN_LICENCE = "unknown"
+UNKNOWN_LICENCE = "unknown"  # the pages compare with this word
 MINILM_LICENCE, MINILM_NAME = "Apache-2.0", "sentence-transformers/all-MiniLM-L6-v2"
 RUNS = {
     "executorch": "ExecuTorch with XNNPACK, on Android and iOS",
@@ -85,6 +85,7 @@ def write_documents(folder: Path, manifest: Manifest, recipe: Recipe, training: 
         "labels": manifest.labels[:MAX_LABELS],
         "more_labels": max(0, len(manifest.labels) - MAX_LABELS),
         "weights": shown_source(recipe.teacher.weights),
+        "minilm": MINILM_NAME if recipe.teacher.weights == "minilm" else "",
         "licence": licence_of(recipe.teacher.weights),
         "summary": SCHEMES[manifest.scheme].summary if manifest.scheme in SCHEMES else "",
         "distance": shown_words(manifest.provenance.get("relative_error", "")),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
 from pipeline.bundle.manifest import MANIFEST_FILE, Program, describe_files, read_manifest
 from pipeline.bundle.opening import Bundle
 from pipeline.bundle.slicing import plan_slice, slice_bundle
@@ -214,3 +215,26 @@ def test_a_tampered_bundle_is_refused(whole, tmp_path, tamper):
     with pytest.raises(UserError, match=message.replace("..", r"\.\.")):
         slice_bundle(bundle, "ios", out=tmp_path / "part")
     assert not (tmp_path / "part").exists()
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["pocketbert", "slice", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    printed = capsys.readouterr()
+    return int(stopped.value.code or 0), printed.out, printed.err
+
+
+def test_the_command_writes_a_slice_beside_the_bundle(tiny_classifier, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny_classifier.path, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(monkeypatch, capsys, "bundle", "--target", "android")
+    assert code == 0 and "pocketbert verify bundle-android" in out and not err
+    assert read_manifest("bundle-android").provenance["slice"] == "android, executorch"
+    code, out, _ = run(monkeypatch, capsys, "bundle", "--target", "android", "--archive", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["path"] == "bundle-android.zip" and result["backend"] == "executorch"
+    assert result["bytes"] == Path("bundle-android.zip").stat().st_size
+    assert result["whole_bytes"] == sum(map(len, contents(tmp_path / "bundle").values()))
+    code, out, err = run(monkeypatch, capsys, "bundle", "--target", "ios", "--runtime", "coreml")
+    assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
