@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, keys, predict, recipes, verify
+from pipeline.commands import bench, bundles, keys, predict, recipes, shipping, verify
 from pipeline.commands.options import AsJson, print_json
 from pipeline.support import processes
 from pipeline.support.errors import UserError
@@ -61,6 +61,7 @@ for command in (
     bundles.study,
     bench.bench,
     bundles.size,
+    shipping.slice,
     keys.keys,
     doctor,
 ):

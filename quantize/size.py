@@ -28,6 +28,7 @@ from pipeline.schemes import (
 from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 from quantize.coreml_schemes import stored_bytes
+from quantize.growth import Growth
 from quantize.schemes import named_linears
 
 # The size of the DistilBERT paper's app (Sanh et al. 2019, section 4.1, on-device computation).
@@ -50,7 +51,7 @@ class Parts(Document):
 
     `embeddings`, `layers` and `heads` are computed from the model's shape and its schemes. `overhead` is the rest of
     the programs' files: graphs, alignment, the format's own structure. A negative overhead means that weights take
-    fewer bytes than computed. `other` is the manifest and the conformance vectors.
+    fewer bytes than computed. `other` is the manifest, the conformance vectors and the pages for people.
     """
 
     embeddings: int = 0
@@ -94,6 +95,7 @@ class SizeReport(Document):
     bert_base_parts: Parts
     target_bytes: int = TARGET_BYTES
     ratio: float = Field(description="bert_base_bytes / total_bytes")
+    growth: list[Growth] = Field([], description="what an app grows by, for each platform and runtime")
 
     def rows(self) -> list[SizeRow]:
         """Returns a table of every target's parts and of what they are compared with."""
@@ -183,6 +185,12 @@ def size_of(bundle: str | Path) -> SizeReport:
         bert_base_parts=bert_base,
         ratio=bert_base.total / total,
     )
+
+
+def bundle_bytes(bundle: str | Path) -> int:
+    """Returns the size of all files of a bundle, the manifest among them, as the manifest lists them."""
+    files = read_manifest(bundle, check_files=False).files
+    return (Path(bundle) / MANIFEST_FILE).stat().st_size + sum(file.bytes for file in files)
 
 
 def backend_of(path: str, manifest: Manifest) -> Backend | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -274,10 +274,28 @@ def read_manifest(bundle: str | Path, check_files: bool = True) -> Manifest:
     if not bundle.is_dir():
         raise UserError("is not a bundle folder; give the folder that `pocketbert run` wrote (OUT/bundle)", file=bundle)
     manifest = read_document(bundle / MANIFEST_FILE, Manifest)
-    if check_files:
-        for entry in manifest.files:
+    for entry in manifest.files:
+        if not is_inside(entry.path):
+            raise UserError(
+                f"{entry.path!r} is no path in the bundle; do not use this bundle, it was altered",
+                file=bundle / MANIFEST_FILE,
+                field="files",
+            )
+        if check_files:
             check_file(bundle, entry)
     return manifest
+
+
+def is_inside(path: str) -> bool:
+    """Returns whether a path in a manifest stays in the bundle's folder: relative, forward slashes, no `..`."""
+    pure = PurePosixPath(path)
+    return (
+        str(pure) == path
+        and path != "."
+        and not pure.is_absolute()
+        and not {"..", ""} & set(pure.parts)
+        and ("\\" not in path and ":" not in path and "\0" not in path)
+    )
 
 
 def check_file(bundle: Path, entry: File) -> None:

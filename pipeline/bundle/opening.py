@@ -38,13 +38,15 @@ class Bundle:
     tokenizer: WordPieceTokenizer
 
     @classmethod
-    def open(cls, path: str | Path, check_files: bool = True) -> Bundle:
+    def open(cls, path: str | Path, check_files: bool = True, check_programs: bool = True) -> Bundle:
         """Reads and checks a bundle. Loads no program.
 
         Args:
             path: the bundle's folder.
             check_files: whether to compare every file with its size and SHA-256 in the manifest. Without that, a
                 missing program is only found when it is loaded.
+            check_programs: whether the programs must be such as this runner runs, with ExecuTorch on its own. A slice
+                for another runtime has none of them.
 
         Raises:
             UserError: naming the file and the field. The folder is not a bundle, its format is unknown, a file is
@@ -57,7 +59,8 @@ class Bundle:
         tokenizer = WordPieceTokenizer.from_vocab(vocab, manifest.tokenizer.lowercase)
         _check_tokenizer(path, manifest, tokenizer)
         _check_options(path / MANIFEST_FILE, manifest)
-        _check_programs(path / MANIFEST_FILE, manifest)
+        if check_programs:
+            _check_programs(path / MANIFEST_FILE, manifest)
         return cls(path, manifest, tokenizer)
 
 
@@ -176,6 +179,14 @@ def _check_options(file: Path, manifest: Manifest) -> None:
 
 def _check_programs(file: Path, manifest: Manifest) -> None:
     """Checks that ExecuTorch has `embed` and every segment, with tensors that this runner can give and read."""
+    if not any(program.backend == BACKEND for program in manifest.programs):
+        found = ", ".join(sorted({program.backend for program in manifest.programs})) or "nothing"
+        raise UserError(
+            f"has programs for {found} only, and this runner runs those for {BACKEND}; give the whole bundle, "
+            "or check this one with `pocketbert verify`",
+            file=file,
+            field="programs",
+        )
     hidden: Shape = (1, "length", manifest.model.hidden_size)
     known_inputs: dict[str, Shape] = {"hidden": hidden, "attention_bias": (1, 1, "length")}
     task = get_task(manifest.task)

@@ -17,6 +17,7 @@ from pipeline.commands.options import (
     Speed,
     TextColumn,
     print_json,
+    print_lines,
 )
 from pipeline.support.progress import console, output, progress
 
@@ -101,18 +102,22 @@ def size(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="One or more bundles.")],
     as_json: AsJson = False,
 ) -> None:
-    """Shows the size of a bundle and of each of its parts.
+    """Shows the size of a bundle and of each of its parts, and what an app grows by.
 
-    Compares them with float32, with BERT-base, and with the 207 MB of the DistilBERT paper's app.
+    Compares them with float32, with BERT-base, and with the 207 MB of the DistilBERT paper's app. An app ships a slice
+    of the bundle and a runtime; the sizes of runtimes are published ones, with their sources.
     """
     from pipeline.bundle.opening import find_bundle
+    from pipeline.report.growth import growth_lines, growth_table
     from pipeline.report.terminal import size_table
+    from quantize.growth import growth_of
     from quantize.size import size_of
 
     bundles = [find_bundle(bundle) for bundle in bundles]
-    reports = [size_of(bundle) for bundle in bundles]
+    reports = [size_of(bundle).model_copy(update={"growth": growth_of(bundle)}) for bundle in bundles]
     if as_json:
         print_json(reports[0] if len(reports) == 1 else [report.model_dump() for report in reports])
         return
     for bundle, report in zip(bundles, reports):
-        output().print(size_table(bundle, report))
+        output().print(size_table(bundle, report), growth_table(report.growth))
+        print_lines(growth_lines(report.growth))

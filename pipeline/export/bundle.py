@@ -31,6 +31,7 @@ from pipeline.bundle.requirements import requirements_of
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
 from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.export.documents import TrainingFacts, write_documents
 from pipeline.export.executorch import export_executorch
 from pipeline.export.fingerprints import make_fingerprints
 from pipeline.export.vectors import make_vectors
@@ -104,6 +105,7 @@ def write_bundle(
     speeds: Mapping[str, Speed],
     conformance_examples: Sequence[Example],
     provenance: Mapping[str, str],
+    training: TrainingFacts | None = None,
     on_step: OnStep = silent,
 ) -> Manifest:
     """Writes all files of a bundle, the manifest last. The same arguments give the same bytes.
@@ -117,6 +119,7 @@ def write_bundle(
         speeds: the calibrated speeds by name.
         conformance_examples: about 16 inputs for the conformance vectors, see `make_vectors`.
         provenance: where weights and data came from. The tools' versions are added.
+        training: what the model card says about it; None where the weights are quantized as they stand.
         on_step: is told of the progress.
 
     Returns:
@@ -147,9 +150,9 @@ def write_bundle(
         write_text(folder / CONFORMANCE_FILE, vectors.model_dump_json(exclude_none=True) + "\n")
         backends = {program.backend for program in programs}
         requires = requirements_of(backends, version("executorch"), recipe.export.coreml_target)
-        manifest = manifest.model_copy(
-            update={"programs": programs, "requires": requires, "files": describe_files(folder)}
-        )
+        manifest = manifest.model_copy(update={"programs": programs, "requires": requires})
+        write_documents(folder, manifest, recipe, training)
+        manifest = manifest.model_copy(update={"files": describe_files(folder)})
         write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     except Exception as error:
         if is_full_disk(error):

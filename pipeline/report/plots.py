@@ -7,7 +7,19 @@ from typing import Any
 
 from pipeline.bench.documents import BenchReport
 from pipeline.exits.study_document import NamedSpeed
-from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
+from pipeline.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    along,
+    drawing,
+    label_log_scale,
+    name_points,
+)
 from pipeline.report.results import RunResults
 from pipeline.report.wording import (
     BACKENDS,
@@ -16,6 +28,7 @@ from pipeline.report.wording import (
     metric_name,
     milliseconds,
     short_scheme,
+    speed_label,
 )
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.tasks import get_task
@@ -72,7 +85,7 @@ def speedup_plot(results: RunResults) -> str:
         (f"BERT-base, {reference.length} tokens", reference.median_ms, GREY)
         for reference in results.bench.measurements_of("bert-base")
     ]
-    bars += [(f"speed {speed.speed}", speed.latency_ms.mean, BLUE) for speed in results.evaluation.speeds]
+    bars += [(speed_label(speed.speed), speed.latency_ms.mean, BLUE) for speed in results.evaluation.speeds]
     with drawing(5, 0.75 + 0.42 * len(bars)) as (figure, axes, svg):
         axes.barh(range(len(bars)), [width for _, width, _ in bars], color=[colour for *_, colour in bars], height=0.62)
         longest = max(width for _, width, _ in bars)
@@ -106,8 +119,7 @@ def latency_plot(results: RunResults) -> str:
                 label="BERT-base fp32",
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter("")
+        label_log_scale(axes.yaxis, *axes.get_ylim())
         lengths = sorted({measurement.length for measurement in results.bench.results})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.tick_params(axis="x", labelrotation=45 if len(lengths) > 5 else 0)
@@ -148,9 +160,10 @@ def systems_plot(report: BenchReport) -> str:
             axes.fill_between(length, low_ms, high_ms, color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        label_log_scale(axes.yaxis, *axes.get_ylim())
         lengths = sorted({measurement.length for measurement in report.results})
         axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.tick_params(axis="x", labelrotation=45 if len(lengths) > 5 else 0)
         axes.grid(axis="y", which="both", **GRID)
         axes.set_xlabel("length in tokens")
         axes.set_ylabel(
@@ -168,17 +181,6 @@ def depth_plot(results: RunResults) -> str:
         scored = [(speed.mean_depth, getattr(speed, metric), speed.speed) for speed in results.evaluation.speeds]
         points = sorted((depth, scale * score, name) for depth, score, name in scored if score is not None)
         axes.plot([x for x, *_ in points], [y for _, y, _ in points], color=BLUE, marker="o", markersize=7)
-        # Names alternate between above and below, so that those of neighbours do not overlap.
-        for index, (depth, score, name) in enumerate(points):
-            above = index % 2 == 0
-            axes.annotate(
-                "full depth" if is_full_depth(name) else name,
-                (depth, score),
-                textcoords="offset points",
-                xytext=(0, 10 if above else -10),
-                ha="center",
-                va="bottom" if above else "top",
-            )
         full = [score for _, score, name in points if is_full_depth(name)]
         if full:
             axes.axhline(full[0], color=ORANGE, linestyle="--", linewidth=1.3, label="full depth", zorder=0)
@@ -192,6 +194,8 @@ def depth_plot(results: RunResults) -> str:
         axes.set_ylabel(f"{metric_name(metric)}{unit}")
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+        named = [(x, y, "full depth" if is_full_depth(name) else name) for x, y, name in points]
+        name_points(axes, named, along([(x, y) for x, y, _ in points]), size=11)
     return svg.getvalue()
 
 
@@ -221,7 +225,7 @@ def exits_plot(speeds: Sequence[SpeedResult | NamedSpeed]) -> str:
                     ink = "white" if lightness < 0.55 else INK
                     axes.text(lefts[row] + width / 2, row, f"{width:.0f}", ha="center", va="center", color=ink, size=10)
             lefts = [left + width for left, width in zip(lefts, widths)]
-        axes.set_yticks(range(len(speeds)), [f"speed {speed.speed}" for speed in speeds])
+        axes.set_yticks(range(len(speeds)), [speed_label(speed.speed) for speed in speeds])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the examples")

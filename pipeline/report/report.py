@@ -14,11 +14,11 @@ from pipeline.report.wording import (
     BACKENDS,
     MEGABYTE,
     capitalized,
-    is_full_depth,
     megabytes,
     metric_name,
     milliseconds,
     score,
+    speed_label,
 )
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.workspace import write_text
@@ -115,7 +115,7 @@ def headline_rows(results: RunResults) -> list[HeadlineRow]:
     for speed in results.evaluation.speeds:
         rows.append(
             HeadlineRow(
-                "Bundle, full depth" if is_full_depth(speed.speed) else f"Bundle, speed {speed.speed}",
+                f"Bundle, {speed_label(speed.speed)}",
                 "ExecuTorch, every input at its own length",
                 score_of(speed),
                 megabytes=program.program_bytes / MEGABYTE if program else None,
@@ -139,9 +139,10 @@ def figures(results: RunResults) -> list[Figure]:
     metric = metric_name(headline)
     speeds = results.evaluation.speeds
     targets = "; ".join(f"{BACKENDS[target.backend]} {megabytes(target.bytes)}" for target in size.targets)
-    time_by_speed = "; ".join(f"speed {speed.speed} {milliseconds(speed.latency_ms.mean)}" for speed in speeds)
+    time_by_speed = "; ".join(f"{speed_label(speed.speed)} {milliseconds(speed.latency_ms.mean)}" for speed in speeds)
     score_by_depth = "; ".join(
-        f"speed {speed.speed} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}" for speed in speeds
+        f"{speed_label(speed.speed)} {score(getattr(speed, headline), headline)} at {speed.mean_depth:.2f}"
+        for speed in speeds
     )
     reference_time = ""
     if reference:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.exits.study_document import NamedSpeed, OperatingPoint, Study
 from pipeline.report import plots, study_plots
 from pipeline.report.page import Figure, environment
-from pipeline.report.wording import capitalized, measure_name, metric_name, percent
+from pipeline.report.wording import capitalized, measure_name, metric_name, percent, speed_label
 from pipeline.runtime.evaluate import SpeedResult
 from pipeline.support.errors import UserError
 from pipeline.support.workspace import write_text
@@ -96,7 +96,7 @@ def study_figures(study: Study) -> list[Figure]:
             "The same in floating-point operations. They include the exit heads, and long inputs count for more.",
         ),
         Figure.from_svg(
-            "Uncertainty by layer",
+            "Uncertainty at each exit",
             study_plots.uncertainty_plot(study),
             f"Boxes. {own_measure} at each exit from the first to the last, median and middle half: {boxes}.",
             "A box holds the middle half of the examples, its whiskers 90 % of them, and its bar is the median.",
@@ -113,7 +113,9 @@ def study_figures(study: Study) -> list[Figure]:
 
 def exits_figure(speeds: Sequence[SpeedResult | NamedSpeed]) -> Figure:
     """Draws after which segments the examples left at each speed."""
-    counts = "; ".join(f"speed {speed.speed} {', '.join(str(count) for count in speed.exits)}" for speed in speeds)
+    counts = "; ".join(
+        f"{speed_label(speed.speed)} {', '.join(str(count) for count in speed.exits)}" for speed in speeds
+    )
     return Figure.from_svg(
         "Where inputs leave",
         plots.exits_plot(speeds),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.exits.study import LOSSES
 from pipeline.exits.study_document import Study
-from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, drawing
+from pipeline.report.drawing import BLUE, GREEN, GREY, GRID, INK, ORANGE, PURPLE, along, drawing, name_points
 from pipeline.report.wording import measure_name, metric_name
 
 # Colour and dashes of the other measures. The bundle's own measure has a thicker, solid blue line.
@@ -18,6 +18,8 @@ LINES: list[tuple[str, Any]] = [
     (GREY, "-"),
     (INK, (0, (5, 1, 1, 1, 1, 1))),
     ("#E69F00", "-"),
+    ("#56B4E9", (0, (4, 1.5))),
+    ("#CC79A7", "-."),
 ]
 MAX_MARKED_POINTS = 12  # a curve of so few points shows them, since no threshold gives what lies between
 MAX_SHOWN_LOSS = 4.0  # in points; nobody ships a speed that loses more
@@ -37,16 +39,14 @@ def alone_plot(study: Study) -> str:
         values = [100 * exit_study.score for exit_study in study.exits]
         axes.axhline(100 * study.full_depth, color=ORANGE, linestyle="--", linewidth=1.3, label="full depth", zorder=0)
         axes.plot(segments, values, color=BLUE, marker="o", markersize=7, label="every input leaves here")
-        for x, value in zip(segments, values):
-            axes.annotate(
-                f"{value:.1f}", (x, value), textcoords="offset points", xytext=(0, -9), ha="center", va="top", size=10
-            )
         axes.set_xticks(list(segments))
         axes.margins(x=0.08, y=0.16)
         axes.grid(axis="y", **GRID)
         axes.set_xlabel("segments run")
         axes.set_ylabel(f"{metric_name(study.metric)} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+        points = list(zip(segments, values))
+        name_points(axes, [(x, y, f"{y:.1f}") for x, y in points], along(points))
     return svg.getvalue()
 
 
@@ -71,8 +71,6 @@ def sweep_plot(study: Study, label: str, get_x: Callable[[Any], Any], scale: flo
     """
     top = 100 * study.full_depth
     with drawing(5, 3.9) as (figure, axes, svg):
-        from matplotlib.patheffects import withStroke  # only after `drawing` has set matplotlib's folder
-
         axes.axhline(top, color=INK, linewidth=1, zorder=0)
         for loss in LOSSES:
             axes.axhline(top - 100 * loss, color=GREY, linestyle=":", linewidth=1, zorder=0)
@@ -83,10 +81,12 @@ def sweep_plot(study: Study, label: str, get_x: Callable[[Any], Any], scale: flo
         others = [measure for measure in study.measures if not measure.own]
         styles = {measure.measure: LINES[index % len(LINES)] for index, measure in enumerate(others)}
         highest, leftmost = top, full_depth_x
+        curves: list[tuple[float, float]] = []
         for measure in study.measures:
             colour, line = styles.get(measure.measure, (BLUE, "-"))
             sweep = zip(get_x(measure.curve), measure.curve.score)
             points = [(scale * x, 100 * y) for x, y in sweep if top - 100 * y <= MAX_SHOWN_LOSS]
+            curves += points
             highest = max(highest, *(y for _, y in points))
             leftmost = min(leftmost, *(x for x, _ in points))
             axes.plot(
@@ -100,17 +100,10 @@ def sweep_plot(study: Study, label: str, get_x: Callable[[Any], Any], scale: flo
             for speed in study.speeds
             if 100 * speed.loss <= MAX_SHOWN_LOSS
         )
-        for index, (x, y, name) in enumerate(shown):
+        for x, y, _ in shown:
             axes.plot(
                 [x], [y], color=BLUE, marker="o", markersize=7, markeredgecolor="white", linestyle="none", zorder=4
             )
-            # Names alternate between right below and left above, so that those of near points do not overlap.
-            below = index % 2 == 0
-            axes.annotate(
-                name, (x, y), textcoords="offset points", xytext=(7, -3) if below else (-6, 4),
-                ha="left" if below else "right", va="top" if below else "bottom", size=10, zorder=5,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )  # fmt: skip
         axes.set_ylim(top - MAX_SHOWN_LOSS, highest + 0.12 * MAX_SHOWN_LOSS)
         margin = 0.04 * max(full_depth_x - leftmost, 0.1 * full_depth_x)
         axes.set_xlim(leftmost - 5 * margin, full_depth_x + margin)  # the left margin holds the names of speeds
@@ -118,6 +111,7 @@ def sweep_plot(study: Study, label: str, get_x: Callable[[Any], Any], scale: flo
         axes.set_xlabel(label)
         axes.set_ylabel(f"{metric_name(study.metric)} in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+        name_points(axes, shown, curves)
     return svg.getvalue()
 
 

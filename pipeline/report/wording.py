@@ -34,11 +34,16 @@ def measure_name(measure: str) -> str:
 
 
 def is_full_depth(speed: str) -> bool:
-    """Returns whether a speed is the number 0; no uncertainty is below that threshold, so every segment runs."""
+    """Returns whether a speed is "full" or the number 0: no uncertainty is below 0, so every segment runs."""
     try:
-        return float(speed) == 0.0
+        return speed == "full" or float(speed) == 0.0
     except ValueError:
         return False
+
+
+def speed_label(speed: str) -> str:
+    """Returns what plots call a speed."""
+    return "full depth" if is_full_depth(speed) else f"speed {speed}"
 
 
 def short_scheme(scheme: str) -> str:

@@ -65,6 +65,11 @@ class Results:
         """Returns the examples of "train", "calibration" or "dev"."""
         return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task).example_from_json)
 
+    def count(self, part: str) -> int:
+        """Returns the number of examples of "train", "calibration" or "dev", one a line, without reading them."""
+        with (self.path("prepare") / f"{part}.jsonl").open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+
     def lessons(self) -> list[Example]:
         """Returns what student and exits learn from: the training examples, then the recipe's texts without labels."""
         return self.examples("train") + read_unlabelled(self.recipe)

@@ -21,6 +21,7 @@ from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.opening import BACKEND, Bundle, speed_thresholds
 from pipeline.data.examples import Example
 from pipeline.export.vectors import answer_mask_of, exit_logits, runner_uncertainties
+from pipeline.names import Backend
 from pipeline.runtime.runner import ExitOutput, Runner
 from pipeline.support.progress import OnStep, silent
 from pipeline.tasks import AnswerContext, AnyTask, Request, get_task
@@ -63,13 +64,34 @@ def check_executorch(
             outcome_agreement.append(outcome_agrees(runner, case, speed, expected, conformance))
         on_step("ExecuTorch against the model", done, len(conformance.cases))
     floor = snr_floor_db(manifest)
-    checks = [Check.at_least("tokenizer", BACKEND, "token_agreement", share(token_agreement), 1.0)]
+    checks = [token_check(token_agreement, BACKEND)]
     for index, segment in enumerate(segments):
         name, snr_db = f"segment_{index}", segment.snr_db(task.signal_level)
         checks.append(Check.at_least(name, BACKEND, "logits_snr_db", snr_db, floor))
         checks.append(Check.at_least(name, BACKEND, "within_tolerance", share(segment.within_tolerance), 1.0))
     checks.append(Check.at_least("loop", BACKEND, "outcome_agreement", share(outcome_agreement), 1.0))
     return checks
+
+
+def check_tokens(bundle_path: str | Path, conformance: Conformance, backend: Backend) -> Check:
+    """Compares the tokenizer with the vectors' ids, for a bundle whose programs ExecuTorch does not run on its own.
+
+    Args:
+        backend: of the programs that the tokenizer serves.
+
+    Raises:
+        UserError: the vocabulary does not fit the manifest, or parts of the manifest do not fit each other.
+    """
+    bundle = Bundle.open(bundle_path, check_files=False, check_programs=False)
+    cases = conformance.cases
+    return token_check(
+        [encode_case(bundle, case) == [window.input_ids for window in case.windows] for case in cases], backend
+    )
+
+
+def token_check(agreement: Sequence[bool], backend: Backend) -> Check:
+    """Returns the check of the tokenizer; `agreement` says for each case whether its ids are the vectors'."""
+    return Check.at_least("tokenizer", backend, "token_agreement", share(agreement), 1.0)
 
 
 class SegmentComparison:

@@ -21,7 +21,7 @@ from pipeline.verify.agreement import check_agreement, check_coreml_labels
 from pipeline.verify.checks import Check, EngineWarning, MacReport
 from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.coreml_parity import check_coreml
-from pipeline.verify.executorch_parity import check_executorch
+from pipeline.verify.executorch_parity import check_executorch, check_tokens
 from pipeline.verify.neural_engine import lint_bundle
 from pipeline.verify.on_mac import verify_on_mac
 
@@ -113,6 +113,8 @@ def check_conformance(bundle: Path, on_step: OnStep) -> list[Check]:
     checks: list[Check] = []
     if "executorch" in backends:
         checks += check_executorch(bundle, manifest, conformance, on_step)
+    elif backends:  # a slice for Core ML, or for its delegate
+        checks.append(check_tokens(bundle, conformance, sorted(backends)[0]))
     for backend in APPLE_BACKENDS:
         if backend in backends:
             checks += check_coreml(bundle, manifest, conformance, on_step, backend=backend)

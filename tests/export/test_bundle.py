@@ -145,7 +145,13 @@ def exporters(monkeypatch):
             target.write_bytes(b"program")
             return [
                 Program(
-                    name="embed", backend=backend, file=file, method="embed", precision="fp32", inputs=[], outputs=[]
+                    name="segment_0",
+                    backend=backend,
+                    file=file,
+                    method="embed",
+                    precision="fp32",
+                    inputs=[],
+                    outputs=[],
                 )
             ]
 

@@ -18,6 +18,7 @@ from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
     from pipeline.export.bundle import Labels
+    from pipeline.export.documents import TrainingFacts
 
 CONFORMANCE_EXAMPLES = 16
 
@@ -49,7 +50,27 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             "train": Path(recipe.data.train).name,
             "dev": Path(recipe.data.dev).name,
         },
+        training=training_facts(results),
         on_step=on_step,
+    )
+
+
+def training_facts(results: Results) -> TrainingFacts:
+    """Returns what the model card says about data and scores. Scores of later stages are not known yet."""
+    from pipeline.export.documents import DataPart, TrainingFacts, shown_source
+
+    data = results.recipe.data
+    purposes = {
+        "train": ("training", data.train),
+        "calibration": ("calibration of the speeds, taken out of the training data", data.train),
+        "dev": ("dev, to measure on", data.dev),
+    }
+    models = {"teacher": "finetune", "student": "exits", "student, quantized": "quantize"}
+    return TrainingFacts(
+        data=[
+            DataPart(purpose, shown_source(source), results.count(part)) for part, (purpose, source) in purposes.items()
+        ],
+        scores={name: results.metrics(stage) for name, stage in models.items() if results.has(stage)},
     )
 
 
