@@ -8,6 +8,9 @@ line before a block changes how it runs:
     <!-- not run here: REASON -->   the block is skipped, and the reason is printed
     <!-- run with: ARGUMENTS -->    each `pocketbert run` in it gets these arguments too, to end sooner
 
+A Python block also knows what the Python blocks before it on its page have defined. `--bundles RUN...` puts the bundles
+of finished runs where a page expects them, at runs/NAME/bundle.
+
 An unmarked block that fails, and a mark without a reason, end the program with 1.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +50,7 @@ class Block:
         place: the page and the line of the fence.
         reason: why the block is not run; None if it is.
         extra: arguments that `pocketbert run` gets beside those in the block.
+        before: Python that runs first: the page's earlier Python blocks that are run.
     """
 
     place: str
@@ -53,11 +58,12 @@ class Block:
     code: str
     reason: str | None = None
     extra: str = ""
+    before: str = ""
 
     def command(self, bin_folder: Path) -> list[str]:
         """Returns the command that runs the block in an environment."""
         if self.language == "python":
-            return [str(bin_folder / "python"), "-c", self.code]
+            return [str(bin_folder / "python"), "-c", self.before + self.code]
         return ["bash", "-e", "-u", "-o", "pipefail", "-c", with_arguments(self.code, self.extra)]
 
 
@@ -76,7 +82,7 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
         BlockError: a mark has no reason or stands before nothing, or a block has no end.
     """
     lines = text.splitlines()
-    index = 0
+    index, earlier = 0, ""
     while index < len(lines):
         place = f"{page}:{index + 1}"
         mark, fence = MARK.match(lines[index]), FENCE.match(lines[index])
@@ -99,7 +105,10 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
                     code,
                     reason=before["rest"] if before and skipped else None,
                     extra=before["rest"] if before and not skipped else "",
+                    before=earlier,
                 )
+                if fence["language"] == "python" and not skipped:
+                    earlier += code
             index = end
         index += 1
 
@@ -135,6 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--bin", required=True, type=Path, help="folder of the environment's commands")
+    parser.add_argument(
+        "--bundles", nargs="*", type=Path, default=[], help="finished runs whose bundles to put in runs/"
+    )
     parser.add_argument("--list", action="store_true", help="only list the blocks")
     options = parser.parse_args()
     try:
@@ -147,6 +159,8 @@ def main() -> None:
             from reader_files import write_reader_files
 
             write_reader_files(Path(folder))
+            for run in options.bundles:
+                shutil.copytree(run / "bundle", Path(folder) / "runs" / run.name / "bundle")
             run_blocks(blocks, options.bin.resolve(), Path(folder))
     except BlockError as error:
         sys.exit(f"error: {error}")

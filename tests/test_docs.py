@@ -50,6 +50,18 @@ def test_blocks_share_one_folder_and_run_in_order(tmp_path):
     assert (tmp_path / "seen").read_text() == "one\ntwo"
 
 
+def test_python_blocks_of_a_page_share_their_names(tmp_path):
+    text = page(
+        *("```python", "seen = [1]", "```"),
+        *("<!-- not run here: would fail -->", "```python", "seen = None", "```"),
+        *("```python", "seen.append(2)", "assert seen == [1, 2]", "```"),
+    )
+    run_blocks.run_blocks(list(run_blocks.blocks_of(text, "page.md")), Path(sys.executable).parent, tmp_path)
+    (other,) = run_blocks.blocks_of(page("```python", "seen", "```"), "other.md")
+    with pytest.raises(run_blocks.BlockError, match="other.md:1"):
+        run_blocks.run_blocks([other], Path(sys.executable).parent, tmp_path)
+
+
 def test_a_failing_command_in_the_middle_of_a_block_is_named(tmp_path):
     blocks = list(run_blocks.blocks_of(page("words", "```sh", "false", "true", "```"), "page.md"))
     with pytest.raises(run_blocks.BlockError, match="page.md:2: the block ended with 1"):
