@@ -89,7 +89,11 @@ def overview() -> str:
         for row in measured.rows():
             result = row.result
             score = f"{result.accuracy:.3f} accuracy" if result.accuracy is not None else f"{result.f1:.3f} F1"
-            promise = f" (loses at most {100 * row.promised:g} {'point' if row.promised == 0.01 else 'points'})" if row.promised else ""
+            promise = (
+                f" (loses at most {100 * row.promised:g} {'point' if row.promised == 0.01 else 'points'})"
+                if row.promised
+                else ""
+            )
             rows.append([
                 f"{title}, {row.name}{promise}", score, f"{measured.program_bytes / MEGABYTE:.1f} MB",
                 milliseconds(result.latency_ms.mean), times(row.speed_up),
