@@ -19,6 +19,7 @@ def write_reader_files(folder: Path) -> None:
     train, dev = classification.generate()
     write_table(folder / "train.csv", train[:TABLE_ROWS])
     write_table(folder / "dev.csv", dev)
+    write_table(folder / "reviews.csv", train[:TABLE_ROWS])
     unlabelled = (json.dumps({"text": example.text}) + "\n" for example in train[TABLE_ROWS:])
     (folder / "unlabelled.jsonl").write_text("".join(unlabelled), encoding="utf-8")
     (folder / "messages.txt").write_text("".join(f"{example.text}\n" for example in dev[:20]), encoding="utf-8")
@@ -26,6 +27,7 @@ def write_reader_files(folder: Path) -> None:
     write_squad(folder / "questions.json", questions[:QUESTIONS])
     write_squad(folder / "dev.json", dev_questions)
     write_checkpoint(folder / "checkpoint")
+    (folder / "my-checkpoint").symlink_to("checkpoint")
 
 
 def write_table(path: Path, examples: Sequence[ClassificationExample]) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import pocketbert
+from pipeline.recipe.keys import list_keys
+from pipeline.schemes import SCHEMES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -132,6 +136,16 @@ def test_a_table_shows_the_figures_of_its_run():
         assert f"{speed['accuracy']:.4f}" in cells
         assert f"{speed['mean_depth']:.2f}" in cells
         assert f"{reference / speed['latency_ms']['mean']:.0f} x" in cells
+
+
+def test_the_generated_pages_have_every_scheme_key_and_public_name():
+    generate = load("generate")
+    table = generate.scheme_table()
+    assert all(f"| `{name}` |" in table for name in SCHEMES)
+    keys = generate.keys_page(list_keys())
+    assert all(f"| `{key.key}` |" in keys for key in list_keys()) and "`export.coreml_layout`" in keys
+    page_text = generate.api_page()
+    assert all(f"pocketbert.{name}\n" in page_text for name in pocketbert.__all__ if not name.startswith("__"))
 
 
 def test_a_changed_figure_is_found():
