@@ -19,7 +19,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_bundle(incomplete: str) -> list[str]:
-    """Returns the folders that begin with the text and are bundles, or runs that have one. It also looks into `runs`."""
+    """Returns the folders, also in `runs`, that begin with the text and are bundles or runs with a bundle."""
     places = {*glob(f"{escape(incomplete)}*"), *glob("runs/*")}
     return sorted(
         place
