@@ -11,6 +11,9 @@ import pocketbert
 from pipeline.recipe.files import apply_settings
 from pocketbert.settings import as_texts
 
+# Only ends a hang: no test here depends on how fast the machine is.
+pytestmark = pytest.mark.timeout(3600)
+
 
 @pytest.fixture
 def folder(workplace, monkeypatch) -> Path:
