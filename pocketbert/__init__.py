@@ -64,7 +64,6 @@ _MODULE_OF = {
     "Evaluation": "pipeline.runtime.evaluate",
     "LabelCandidate": "pipeline.tasks.results",
     "Proposal": "pipeline.run.propose",
-    "QuantizedCheckpoint": "quantize.checkpoint",
     "RegressionResult": "pipeline.tasks.results",
     "Runner": "pipeline.runtime.runner",
     "Verification": "pipeline.verify.verify",
@@ -72,6 +71,10 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "QuantizedCheckpoint":
+        from quantize.checkpoint import QuantizedCheckpoint
+
+        return QuantizedCheckpoint
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

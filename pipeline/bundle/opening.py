@@ -75,17 +75,25 @@ def find_bundle(path: str | Path) -> Path:
         UserError: there is no bundle; the message lists the bundles in runs/.
     """
     path = Path(path).expanduser()
+    found = look_for_bundle(path)
+    if found is not None:
+        return found
+    bundles = sorted(str(file.parent.parent) for file in RUNS_FOLDER.glob(f"*/{BUNDLE_FOLDER}/{MANIFEST_FILE}"))
+    shown = ", ".join(bundles[:MAX_BUNDLES_SHOWN]) + (", ..." if len(bundles) > MAX_BUNDLES_SHOWN else "")
+    here = f"; {RUNS_FOLDER}/ has bundles of: {shown}" if bundles else ""
+    wrong = f"is not a bundle folder, {MANIFEST_FILE} is missing" if os.path.isdir(path) else "is not a bundle folder"
+    raise UserError(f"{wrong}; give the folder that `pocketbert run` wrote (OUT/bundle){here}", file=path)
+
+
+def look_for_bundle(path: Path) -> Path | None:
+    """Returns what `find_bundle` does, and None where there is no bundle."""
     places = [path, path / BUNDLE_FOLDER]
     if len(path.parts) == 1:
         places.append(RUNS_FOLDER / path / BUNDLE_FOLDER)
     for place in places:
         if os.path.isfile(place / MANIFEST_FILE):  # False, and no OSError, for what cannot be a path
             return place
-    bundles = sorted(str(file.parent.parent) for file in RUNS_FOLDER.glob(f"*/{BUNDLE_FOLDER}/{MANIFEST_FILE}"))
-    shown = ", ".join(bundles[:MAX_BUNDLES_SHOWN]) + (", ..." if len(bundles) > MAX_BUNDLES_SHOWN else "")
-    here = f"; {RUNS_FOLDER}/ has bundles of: {shown}" if bundles else ""
-    wrong = f"is not a bundle folder, {MANIFEST_FILE} is missing" if os.path.isdir(path) else "is not a bundle folder"
-    raise UserError(f"{wrong}; give the folder that `pocketbert run` wrote (OUT/bundle){here}", file=path)
+    return None
 
 
 def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast, get_args
 
 import typer
 
+from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import Out, Settings, print_json
-from pipeline.commands.recipes import run_recipe
+from pipeline.commands.recipes import means_recipe, run_recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import console, output, progress
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 def bench(
     target: Annotated[
         Optional[Path],
-        typer.Argument(metavar="[BUNDLE|RECIPE]", help="A bundle, or a recipe whose bundle to measure."),
+        typer.Argument(
+            metavar="[BUNDLE|RECIPE]",
+            autocompletion=complete_recipe_or_bundle,
+            help="A bundle, or a recipe whose bundle to measure.",
+        ),
     ] = None,
     settings: Settings = None,
     out: Out = None,
@@ -118,7 +123,7 @@ def bundle_to_measure(
         with progress() as on_step:
             made = shape_bundle(shape or "", on_step)
         return made / "bundle", made / "exits"
-    if target.suffix == ".toml":
+    if means_recipe(target, settings, out):
         results = run_recipe(target, settings, out, "export").results
         return results.path("export"), results.path("exits")
     bundle = find_bundle(target)

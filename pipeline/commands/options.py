@@ -9,18 +9,31 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_bundle, complete_data, complete_recipe, complete_speed
+
 RecipeFile = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE|DATA", help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv."
+        metavar="RECIPE|DATA",
+        autocompletion=complete_recipe,
+        help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv.",
     ),
 ]
 BundleFolder = Annotated[
     Path,
-    typer.Argument(metavar="BUNDLE", help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME."),
+    typer.Argument(
+        metavar="BUNDLE",
+        autocompletion=complete_bundle,
+        help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME.",
+    ),
 ]
 DataSource = Annotated[
-    str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
+    str,
+    typer.Argument(
+        metavar="DATA",
+        autocompletion=complete_data,
+        help='A file with labels, the name of a hub data set, or "demo".',
+    ),
 ]
 Settings = Annotated[
     Optional[list[str]],
@@ -55,6 +68,7 @@ Speed = Annotated[
     typer.Option(
         "--speed",
         metavar="S",
+        autocompletion=complete_speed,
         help="exact, balanced, fast or full (every exit); or a number: stop at the first exit whose uncertainty is "
         "below it (0: never). The default is exact.",
     ),

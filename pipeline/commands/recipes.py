@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_recipe
 from pipeline.commands.options import (
     AsJson,
     DataSource,
@@ -154,6 +155,7 @@ def quantize(
         str,
         typer.Argument(
             metavar="RECIPE|CHECKPOINT",
+            autocompletion=complete_recipe,
             help="A recipe; or a fine-tuned BERT or DistilBERT, as a folder or as the name of a hub model.",
         ),
     ],
@@ -176,7 +178,9 @@ def quantize(
     For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
     checkpoint is not trained further; it becomes a bundle with one exit.
     """
-    if is_recipe(target):
+    from pipeline.recipe import is_recipe
+
+    if is_recipe(target) or Path(target).is_file():  # a data file
         console.print(f"quantize: {run_recipe(target, settings, out, 'quantize').path('quantize')}")
         return
     from pipeline.report.terminal import quantized_table
@@ -190,12 +194,16 @@ def quantize(
         output().print(quantized_table(result))
 
 
-def is_recipe(target: str) -> bool:
-    """Returns whether a target of `quantize` is a recipe or a data file; a built-in recipe that no folder hides."""
-    from pipeline.recipe import built_in_recipes
+def means_recipe(target: Path, settings: list[str] | None, out: Path | None) -> bool:
+    """Returns whether a target that may be a bundle or a recipe is a recipe.
 
-    path = Path(target)
-    return path.suffix == ".toml" or path.is_file() or (target in built_in_recipes() and not path.is_dir())
+    A built-in recipe and its run have the same name. The run's bundle comes first, unless there are settings for the
+    recipe.
+    """
+    from pipeline.bundle.opening import look_for_bundle
+    from pipeline.recipe import is_recipe
+
+    return is_recipe(target) and (bool(settings) or out is not None or look_for_bundle(target) is None)
 
 
 def sensitivity(

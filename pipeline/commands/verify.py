@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import AsJson, Out, Settings, print_json, print_lines
-from pipeline.commands.recipes import run_recipe
+from pipeline.commands.recipes import means_recipe, run_recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import output, progress
 
@@ -22,6 +23,7 @@ def verify(
         Path,
         typer.Argument(
             metavar="BUNDLE|RECIPE|PACKAGE",
+            autocompletion=complete_recipe_or_bundle,
             help="A bundle; a recipe, whose bundle is checked against its model, too; "
             "or one .mlpackage or .pte for Core ML.",
         ),
@@ -69,7 +71,7 @@ def verify_target(target: Path, settings: list[str] | None, out: Path | None) ->
     from pipeline.run.stages.verify import verify_results
     from pipeline.verify.verify import verify as verify_bundle
 
-    if target.suffix == ".toml":
+    if means_recipe(target, settings, out):
         results = run_recipe(target, settings, out, "export").results
         with progress() as on_step:
             return verify_results(results, on_step)

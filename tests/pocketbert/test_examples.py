@@ -10,6 +10,9 @@ import pocketbert
 from pipeline.runtime import runner
 from pocketbert import functions
 
+# Only ends a hang: no test here depends on how fast the machine is.
+pytestmark = pytest.mark.timeout(3600)
+
 EXAMPLES = [
     test
     for module in (functions, runner)

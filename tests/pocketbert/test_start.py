@@ -11,6 +11,9 @@ import pytest
 
 import pocketbert
 
+# Only ends a hang: no test here depends on how fast the machine is.
+pytestmark = pytest.mark.timeout(3600)
+
 ROOT = Path(__file__).parents[2]
 # Beside the standard library and what torch imports itself.
 NEEDED = {
