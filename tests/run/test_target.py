@@ -10,7 +10,7 @@ from tests.data.tables import as_csv, intent_rows
 
 # One layer that learns from the labels alone: enough to see that every stage works on the file.
 TINY = (
-    "teacher.training.epochs=0", "student.layers=[0]", "distill.soft_weight=0", "distill.keep_targets=false",
+    "teacher.training.epochs=0.2", "student.layers=[0]", "distill.soft_weight=0", "distill.keep_targets=false",
     "distill.training.epochs=2", "exits.training.epochs=1", "export.coreml=false", "bench.reference=none",
     "bench.lengths=[16]", "bench.repeats=3",
 )  # fmt: skip
@@ -66,7 +66,7 @@ def test_another_file_of_the_same_name_does_not_overwrite_a_run(table, tmp_path)
     other = tmp_path / "other" / "bank" / "train.csv"
     other.parent.mkdir(parents=True)
     other.write_text(as_csv(intent_rows(500)), encoding="utf-8")
-    with pytest.raises(UserError, match="recipe.toml: is for bank/train.csv; give another folder with --out"):
+    with pytest.raises(UserError, match="recipe.toml: is for the data bank/train.csv; give another folder with --out"):
         open_run(other)
     assert open_run(other, out=tmp_path / "elsewhere").recipe.data.train == str(other)
 
