@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pipeline.run.forecast import SAMPLED_EXAMPLES, Forecast, estimate_tokens, forecast
+from pipeline.run.forecast import Forecast, forecast
 from pipeline.run.results import Results
+from pipeline.run.workload import SAMPLED_EXAMPLES, estimate_tokens
 from pipeline.support.durations import say_duration
 from pipeline.support.progress import console
 from pipeline.tasks import get_task

@@ -120,6 +120,10 @@ class Run:
             return False
         if processes.is_main() and stage.name != FIRST_STAGE and not self._clock.remaining:
             self._clock.announce(forecast_stages(self.results, self.undone(left)))
+        if processes.is_main():
+            for later in left:
+                if STAGES[later].early_during == stage.name:
+                    STAGES[later].early(self.recipe)
         console.print(f"{stage.name:<9} ...{self._clock.start(stage.name)}")
         with progress() as on_step:
             build = partial(self._build_together, stage, on_step)

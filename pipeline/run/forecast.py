@@ -6,27 +6,20 @@ the export tools take does not depend on the data; their times were measured and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.data.examples import Example
 from pipeline.recipe import Recipe, Training
+from pipeline.run.workload import Workload, corpus_blocks, describe_work
 from pipeline.support import processes
 from pipeline.support.durations import say_duration
-from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
 
 if TYPE_CHECKING:
     from pipeline.model.encoder import EncoderConfig
     from pipeline.run.machine_speed import MachineSpeed
 
-CHARACTERS_PER_TOKEN = 4.2  # of WordPiece in English texts, punctuation included
-SAMPLED_EXAMPLES = 500  # to find the mean length
-QUESTION_TOKENS = 15  # of a question and the special tokens, when a passage is cut into windows
-LABELS = 3  # of a classifier; the head's cost hardly depends on it
-CHARACTERS_PER_BLOCK_TOKEN = 4.2  # of a corpus
 
 # Seconds on two cores of an Intel Xeon with AMX, alone on the machine. Python and the export tools run on one core.
 START_SECONDS = 1.0  # of the first use of a library in a stage
@@ -34,17 +27,18 @@ READING_SECONDS = 60e-6  # for an example
 PARAMETER_SECONDS = 2.5e-9  # of an optimizer step, for a parameter
 STEP_SECONDS = 0.01  # of a training step, beside its operations and the optimizer
 INPUT_SECONDS = 0.5e-3  # to decode and score an input at all exits
-LOWERING_SECONDS = 9.0  # to lower one layer for ExecuTorch, the first time that its structure occurs
+EXPORT_START_SECONDS = 4.0  # to import the export tools, and for the conformance vectors
+LOWERING_SECONDS = 11.0  # to lower one layer for ExecuTorch, the first time that its structure occurs
 WEIGHTS_SECONDS = 2.0  # to put a layer's weights into a structure that is lowered already, and to write it
-EMBED_SECONDS = 3.0  # to lower the embeddings
+EMBED_SECONDS = 3.5  # to lower the embeddings
 CONVERSION_SECONDS = 1.5  # to convert a program to Core ML at one length
 FILLING_SECONDS = 8e-9  # to compress a weight for Core ML, at one length
 ROUNDING_SECONDS = 30e-9  # to round a weight to int4 by texts, and for each of the texts the operations of the model
-EVALUATION_SECONDS = 0.35  # to evaluate one Core ML program of one length in coremltools' semantics
-SEMANTICS_SLOWDOWN = 3.0  # of that evaluation, against a forward pass in float32
-LABELLED_SECONDS = 2e-3  # to evaluate a layer's operators for one example, beside their operations
-REFERENCE_SECONDS = 45.0  # to export BERT-base, once on a machine
-WORKER_SECONDS = 4.0  # to start a measured system
+SEMANTICS_SLOWDOWN = 60.0  # of a Core ML program in coremltools' semantics, against a forward pass in float32
+EVALUATED_INPUTS = 18  # of each Core ML program and length
+LABELLED_TEXTS, LABELLED_TOKENS = 200, 10_000  # at most, that Core ML answers, see `pipeline.verify.agreement`
+REFERENCE_SECONDS = 26.0  # to export BERT-base, once on a machine
+WORKER_SECONDS = 3.0  # to start a measured system
 CALL_SECONDS = 0.25e-3  # of a program's call, beside its operations
 SINGLE_SLOWDOWN = 1.5  # of a single short input, against a batch
 SLOWDOWN_OF_INT8_IN_PYTORCH = 2.5  # against a forward pass in float32
@@ -96,44 +90,6 @@ class Forecast:
         return text
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a recipe asks of the machine.
-
-    Attributes:
-        teacher: the teacher's shape.
-        student: the student's shape.
-        exit_layers: the student's layers that an exit follows.
-        length: tokens of a mean input.
-        windows: inputs of a mean example.
-        train, calibration, dev: number of examples.
-    """
-
-    recipe: Recipe
-    teacher: EncoderConfig
-    student: EncoderConfig
-    exit_layers: tuple[int, ...]
-    length: int
-    windows: float
-    train: int
-    calibration: int
-    dev: int
-
-    def operations(self, config: EncoderConfig, length: int | None = None) -> float:
-        """Returns the operations of a model's layers for one input."""
-        from pipeline.model.flops import layer_flops
-
-        return float(config.layers * layer_flops(config, length or self.length))
-
-    def head_operations(self) -> float:
-        """Returns the operations of all exit heads of the student for one input."""
-        from pipeline.model.flops import head_flops
-
-        recipe = self.recipe
-        head = head_flops(recipe.task, recipe.head, self.student, LABELS, self.length)
-        return float(len(self.exit_layers) * head)
-
-
 def forecast(recipe: Recipe, train_examples: int, dev_examples: int, mean_tokens: float) -> Forecast:
     """Forecasts the seconds of every stage that a recipe has, on this machine.
 
@@ -149,73 +105,6 @@ def forecast(recipe: Recipe, train_examples: int, dev_examples: int, mean_tokens
     work = describe_work(recipe, train_examples, dev_examples, mean_tokens)
     speed = measure_speed(work.teacher, recipe.precision, recipe.teacher.training.batch_size, work.length)
     return add_up(work, speed)
-
-
-def describe_work(recipe: Recipe, train_examples: int, dev_examples: int, mean_tokens: float) -> Workload:
-    """Returns what a recipe asks of the machine; the arguments are those of `forecast`."""
-    from pipeline.distill.student import chosen_exits, chosen_layers
-
-    teacher = teacher_shape(recipe.teacher.weights)
-    try:
-        student = teacher.with_(layers=len(chosen_layers(teacher.layers, recipe.student.layers)))
-        exit_layers = tuple(chosen_exits(student.layers, recipe.student.exit_layers))
-    except UserError:  # the stage distill says what is wrong
-        student, exit_layers = teacher, (teacher.layers,)
-    task = get_task(recipe.task)
-    longest = task.longest_input(recipe.input_options)[1]
-    windows, length = 1.0, min(mean_tokens, longest)
-    if task.cuts_into_windows and mean_tokens > longest:
-        step = max(1, longest - QUESTION_TOKENS - recipe.qa.stride)
-        windows = 1.0 + math.ceil((mean_tokens - longest) / step)
-    train = min(train_examples, recipe.data.train_limit or train_examples)
-    calibration = min(recipe.data.calibration, train // 2)
-    return Workload(
-        recipe=recipe,
-        teacher=teacher,
-        student=student,
-        exit_layers=exit_layers,
-        length=max(2, round(length)),
-        windows=windows,
-        train=train - calibration,
-        calibration=calibration,
-        dev=min(dev_examples, recipe.data.dev_limit or dev_examples),
-    )
-
-
-def teacher_shape(weights: str) -> EncoderConfig:
-    """Returns the shape of a checkpoint from its config.json; that of BERT-base if it is not on this machine yet."""
-    from pathlib import Path
-
-    from pipeline.model.locate import locate
-    from pipeline.model.pretrained import encoder_config
-    from pipeline.model.weights import read_json
-    from quantize.size import BERT_BASE
-
-    try:
-        if weights == "minilm" or Path(weights).is_dir():
-            file = locate(weights) / "config.json"
-        else:
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(weights, "config.json")
-            if not isinstance(cached, str):
-                return BERT_BASE
-            file = Path(cached)
-        return encoder_config(read_json(file), file)
-    except (UserError, ValueError):  # the stage finetune says what is wrong
-        return BERT_BASE
-
-
-def estimate_tokens(examples: Sequence[Example], recipe: Recipe) -> float:
-    """Returns about how many tokens an example has, by its characters: no vocabulary is needed."""
-    task = get_task(recipe.task)
-    sample = examples[:: max(1, len(examples) // SAMPLED_EXAMPLES)]
-    total = 0.0
-    for example in sample:
-        request = task.request_of(example)
-        texts = (request.text, request.text_pair, request.question, request.passage)
-        total += 1 + sum(1 + len(text) / CHARACTERS_PER_TOKEN for text in texts if text)
-    return total / len(sample) if sample else 2.0
 
 
 def add_up(work: Workload, speed: MachineSpeed) -> Forecast:
@@ -235,7 +124,7 @@ def add_up(work: Workload, speed: MachineSpeed) -> Forecast:
     seconds["quantize"] = quantizing_seconds(work, speed)
     seconds["export"] = export_seconds(work, speed)
     seconds["verify"] = verify_seconds(work, speed)
-    seconds["bench"] = bench_seconds(work, speed)
+    seconds["bench"] = bench_seconds(work, speed, seconds["export"] + seconds["verify"])
     seconds["report"] = speed.python * REPORT_SECONDS
     return Forecast(seconds, speed.device, tuple(unknown))
 
@@ -262,19 +151,6 @@ def measuring_seconds(work: Workload, speed: MachineSpeed, config: EncoderConfig
     """Returns the seconds to measure a model in float32 on some examples."""
     inputs = examples * work.windows
     return inputs * (work.operations(config) / speed.measuring + speed.python * INPUT_SECONDS)
-
-
-def corpus_blocks(recipe: Recipe) -> int | None:
-    """Returns about how many blocks of text a recipe pre-trains on; None if the corpus is not on this machine."""
-    from pathlib import Path
-
-    options = recipe.pretrain
-    corpus = Path(options.corpus or "")
-    files = [corpus] if corpus.is_file() else [path for path in corpus.rglob("*") if path.is_file()]
-    if not files:
-        return options.limit
-    blocks = int(sum(path.stat().st_size for path in files) / CHARACTERS_PER_BLOCK_TOKEN / options.length)
-    return min(blocks, options.limit or blocks)
 
 
 def pretraining_seconds(work: Workload, speed: MachineSpeed, blocks: int) -> float:
@@ -335,7 +211,7 @@ def export_seconds(work: Workload, speed: MachineSpeed) -> float:
         total += coreml_seconds(work, sizes, weights)
     if work.recipe.export.executorch_coreml:
         total += 2 * coreml_seconds(work, sizes, weights)
-    return speed.python * (START_SECONDS + total)
+    return speed.python * (EXPORT_START_SECONDS + total)
 
 
 def coreml_seconds(work: Workload, sizes: Sequence[int], weights: int) -> float:
@@ -355,13 +231,12 @@ def verify_seconds(work: Workload, speed: MachineSpeed) -> float:
     total = speed.python * 3 * START_SECONDS + work.dev * single_seconds(work, speed)
     if not recipe.export.coreml:
         return total
-    programs = len(recipe.export.coreml_buckets) * (1 + len(work.exit_layers))
-    evaluated = programs * EVALUATION_SECONDS * speed.python
+    buckets = recipe.export.coreml_buckets
+    evaluated = EVALUATED_INPUTS * sum(work.operations(work.student, bucket) for bucket in buckets)
     if get_task(recipe.task).has_classes:
-        bucket = min((size for size in recipe.export.coreml_buckets if size >= work.length), default=work.length)
-        operations = SEMANTICS_SLOWDOWN * work.operations(work.student, bucket) / speed.cpu
-        evaluated += work.dev * (operations + speed.python * LABELLED_SECONDS * work.student.layers)
-    return total + evaluated
+        bucket = min((size for size in buckets if size >= work.length), default=max(buckets))
+        evaluated += min(work.dev, LABELLED_TEXTS, LABELLED_TOKENS // bucket) * work.operations(work.student, bucket)
+    return total + SEMANTICS_SLOWDOWN * evaluated / speed.cpu
 
 
 def single_seconds(work: Workload, speed: MachineSpeed, length: int | None = None) -> float:
@@ -371,8 +246,13 @@ def single_seconds(work: Workload, speed: MachineSpeed, length: int | None = Non
     return one if length else work.windows * one
 
 
-def bench_seconds(work: Workload, speed: MachineSpeed) -> float:
-    """Returns the seconds of the measurements on this machine. BERT-base is exported once on a machine."""
+def bench_seconds(work: Workload, speed: MachineSpeed, meanwhile: float = 0.0) -> float:
+    """Returns the seconds of the measurements on this machine.
+
+    Args:
+        work, speed: the recipe's and the machine's.
+        meanwhile: the seconds of the stages during which BERT-base is exported on another core.
+    """
     options = work.recipe.bench
     dev = min(work.dev, options.evaluate_limit or work.dev)
     total = speed.python * (START_SECONDS + WORKER_SECONDS) + dev * (1 + len(options.speeds)) * single_seconds(
@@ -382,12 +262,12 @@ def bench_seconds(work: Workload, speed: MachineSpeed) -> float:
     lengths = [length for length in options.lengths if length <= work.recipe.export.max_length]
     total += rounds * len(work.exit_layers) * sum(0.6 * single_seconds(work, speed, length) for length in lengths)
     if options.reference != "none":
-        total += speed.python * WORKER_SECONDS + reference_seconds(options.reference_length, rounds, speed)
+        total += speed.python * WORKER_SECONDS + reference_seconds(options.reference_length, rounds, speed, meanwhile)
     return total
 
 
-def reference_seconds(length: int, rounds: int, speed: MachineSpeed) -> float:
-    """Returns the seconds to measure BERT-base, with its export if this machine has not made it yet."""
+def reference_seconds(length: int, rounds: int, speed: MachineSpeed, meanwhile: float) -> float:
+    """Returns the seconds to measure BERT-base, with what its export takes longer than the stages meanwhile."""
     from pipeline.bench.cache import cache_folder
     from pipeline.bench.runtimes.bert_base import file_name
     from pipeline.model.flops import layer_flops
@@ -395,4 +275,4 @@ def reference_seconds(length: int, rounds: int, speed: MachineSpeed) -> float:
 
     exported = (cache_folder() / file_name(length, BERT_BASE)).exists()
     running = rounds * BERT_BASE.layers * layer_flops(BERT_BASE, length) * SINGLE_SLOWDOWN / speed.cpu
-    return running + (0.0 if exported else speed.python * REFERENCE_SECONDS)
+    return running + (0.0 if exported else max(0.0, speed.python * REFERENCE_SECONDS - meanwhile))

@@ -41,6 +41,8 @@ class Stage:
             exist.
         trains: whether all processes of a run take part. Other stages run in the main process alone.
         version: is raised when a change of the code changes the results, so that older results are made again.
+        early: is called when the stage `early_during` begins, to start work of this stage that can be done meanwhile.
+        early_during: the name of an earlier stage that leaves a core idle.
         inputs: returns what else the results depend on, as JSON data: the contents of files, and what later sections
             ask for.
     """
@@ -54,3 +56,5 @@ class Stage:
     trains: bool = False
     version: int = 1
     inputs: Callable[[Recipe], object] = no_inputs
+    early: Callable[[Recipe], object] = no_inputs
+    early_during: str | None = None

@@ -10,9 +10,10 @@ import pytest
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.recipe import Recipe
 from pipeline.run.clock import RunClock
-from pipeline.run.forecast import Forecast, add_up, describe_work, estimate_tokens, forecast
+from pipeline.run.forecast import Forecast, add_up, forecast
 from pipeline.run.machine_speed import MachineSpeed
 from pipeline.run.table import stages_up_to
+from pipeline.run.workload import describe_work, estimate_tokens
 from pipeline.support.durations import say_duration
 from pipeline.tasks import get_task
 
