@@ -17,8 +17,9 @@ from pipeline.support.quiet import import_quietly
 from tests.hugging_face import demo_texts, demo_vocabulary, save_tokenizer
 
 ODD = (
-    "é É ü ß ñ Å İ ı ǅ œ e\u0301 a\u0308 \u0301 漢 字 中文 ひら カ 한국 \U00020000 😀 👨‍👩‍👧 🇫🇷 ❤️ \x00 \x01 \x7f \ufffd "
-    "\u200b \u200d \u200e \u00ad \ufeff \u2028 \x85 \u00a0 \u3000 \t \n ½ x² ٣ “ ” – … ## ##ing [SEP] [ ] don't a_b С Ω ς"
+    "é É ü ß ñ Å İ ı ǅ œ e\u0301 a\u0308 \u0301 漢 字 中文 ひら カ 한국 \U00020000 😀 👨\u200d👩\u200d👧 🇫🇷 "
+    "\u2764\ufe0f \x00 \x01 \x7f \ufffd \u200b \u200d \u200e \u00ad \ufeff \u2028 \x85 \u00a0 \u3000 \t \n "
+    "½ x² ٣ “ ” – … ## ##ing [SEP] [ ] don't a_b С Ω ς"
 ).split(" ")
 
 
