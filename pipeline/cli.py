@@ -17,7 +17,7 @@ from pipeline.support.progress import output
 
 app = typer.Typer(
     help="Distills a BERT into a small model with an exit after every layer, and writes it as a bundle that runs on a "
-    "phone.\n\nStart with: pocketbert run recipes/demo-classification.toml",
+    "phone.\n\nStart with: pocketbert run demo-classification",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in recipe, such as sst2.")
+]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
 DataSource = Annotated[
     str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')

@@ -96,7 +96,7 @@ def quantize(
     For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
     checkpoint is not trained further; it becomes a bundle with one exit.
     """
-    if Path(target).suffix == ".toml":
+    if is_recipe(target):
         console.print(f"quantize: {run_recipe(Path(target), settings, out, 'quantize').path('quantize')}")
         return
     from pipeline.report.terminal import quantized_table
@@ -108,6 +108,13 @@ def quantize(
         print_json(result)
     else:
         output().print(quantized_table(result))
+
+
+def is_recipe(target: str) -> bool:
+    """Returns whether a target of `quantize` is a recipe: a TOML file, or a built-in recipe that no folder hides."""
+    from pipeline.recipe import built_in_recipes
+
+    return Path(target).suffix == ".toml" or (target in built_in_recipes() and not Path(target).is_dir())
 
 
 def sensitivity(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Section
 from pipeline.run.results import Results
 from pipeline.run.stage import Stage
 from pipeline.run.table import STAGES, stages_up_to
@@ -57,7 +57,7 @@ class Run:
         """Returns the digest of everything that goes into a stage. A result whose key differs is made again."""
         stage = STAGES[name]
         sections = [getattr(self.recipe, section) for section in stage.sections]
-        values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
+        values = [section.key_values() if isinstance(section, Section) else section for section in sections]
         before = [self.stage_key(earlier) for earlier in stage.after if self.results.has(earlier)]
         return digest_of(name, stage.version, values, stage.inputs(self.recipe), before)
 

@@ -82,6 +82,9 @@ class Classification(TextTask[tuple[int, float]]):
         train, dev = demo.generate()
         return list(train), list(dev)
 
+    def class_of(self, example: ClassificationExample) -> str | None:
+        return None if example.label is None else str(example.label)
+
     def labels_of(
         self,
         train: Sequence[ClassificationExample],

@@ -131,6 +131,18 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         """Returns groups of examples. A split keeps each group on one side."""
 
     @abstractmethod
+    def same_input(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if they ask the same, whatever their case and whitespace."""
+
+    def kept_together(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if no split may part them: their input, or the passage of both."""
+        return self.same_input(example)
+
+    def class_of(self, example: ExampleT) -> str | None:
+        """Returns the example's class, None where labels are no classes."""
+        return None
+
+    @abstractmethod
     def labels_of(
         self,
         train: Sequence[ExampleT],

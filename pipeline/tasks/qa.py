@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.demo import qa as demo
+from pipeline.data.duplicates import normalise
 from pipeline.data.examples import Answer, QAExample
 from pipeline.data.inputs import MASKED
 from pipeline.data.items import Item
@@ -126,6 +127,12 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
 
     def group(self, examples: Sequence[QAExample]) -> list[Group]:
         return passages(examples)
+
+    def same_input(self, example: QAExample) -> Hashable:
+        return normalise(example.question), normalise(example.passage)
+
+    def kept_together(self, example: QAExample) -> Hashable:
+        return normalise(example.passage)
 
     def labels_of(
         self,
