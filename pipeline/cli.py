@@ -19,7 +19,6 @@ app = typer.Typer(
     help="Distills a BERT into a small model with an exit after every layer, and writes it as a bundle that runs on a "
     "phone.\n\nStart with: pocketbert run demo-classification",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

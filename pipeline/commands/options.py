@@ -9,12 +9,27 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_bundle, complete_data, complete_recipe, complete_speed
+
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in recipe, such as sst2.")
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        autocompletion=complete_recipe,
+        help="A recipe file, or the name of a built-in recipe, such as sst2.",
+    ),
 ]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", autocompletion=complete_bundle, help="A bundle, the folder OUT/bundle of a run."),
+]
 DataSource = Annotated[
-    str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
+    str,
+    typer.Argument(
+        metavar="DATA",
+        autocompletion=complete_data,
+        help='A file with labels, the name of a hub data set, or "demo".',
+    ),
 ]
 Settings = Annotated[
     Optional[list[str]],
@@ -39,6 +54,7 @@ Speed = Annotated[
     typer.Option(
         "--speed",
         metavar="S",
+        autocompletion=complete_speed,
         help="exact, balanced, fast or full (every exit); or a number: stop at the first exit whose uncertainty is "
         "below it (0: never). The default is exact.",
     ),

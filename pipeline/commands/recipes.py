@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_recipe
 from pipeline.commands.options import AsJson, Out, RecipeFile, Settings, print_json
 from pipeline.schemes import MIX_CHOICES
 from pipeline.support import processes
@@ -74,6 +75,7 @@ def quantize(
         str,
         typer.Argument(
             metavar="RECIPE|CHECKPOINT",
+            autocompletion=complete_recipe,
             help="A recipe; or a fine-tuned BERT or DistilBERT, as a folder or as the name of a hub model.",
         ),
     ],
@@ -96,6 +98,8 @@ def quantize(
     For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
     checkpoint is not trained further; it becomes a bundle with one exit.
     """
+    from pipeline.recipe import is_recipe
+
     if is_recipe(target):
         console.print(f"quantize: {run_recipe(Path(target), settings, out, 'quantize').path('quantize')}")
         return
@@ -108,13 +112,6 @@ def quantize(
         print_json(result)
     else:
         output().print(quantized_table(result))
-
-
-def is_recipe(target: str) -> bool:
-    """Returns whether a target of `quantize` is a recipe: a TOML file, or a built-in recipe that no folder hides."""
-    from pipeline.recipe import built_in_recipes
-
-    return Path(target).suffix == ".toml" or (target in built_in_recipes() and not Path(target).is_dir())
 
 
 def sensitivity(

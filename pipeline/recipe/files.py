@@ -46,6 +46,11 @@ def find_recipe(target: str | Path) -> Path:
     raise UserError(f"does not exist; the built-in recipes, the nearest name first: {', '.join(names)}", file=path)
 
 
+def is_recipe(target: str | Path) -> bool:
+    """Returns whether a target is a TOML file, or the name of a built-in recipe that no folder hides."""
+    return Path(target).suffix == ".toml" or (str(target) in built_in_recipes() and not Path(target).is_dir())
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies overrides to it.
 
