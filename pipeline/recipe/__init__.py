@@ -1,16 +1,7 @@
 """The recipe: every choice of a run, typed and checked once. Stages read it; none of them reads the command line."""
 
-from pipeline.recipe.files import (
-    apply_settings,
-    built_in_recipes,
-    check_recipe,
-    find_recipe,
-    is_recipe,
-    known_keys,
-    load_recipe,
-    parse_value,
-    set_value,
-)
+from pipeline.recipe.files import built_in_recipes, check_recipe, find_recipe, is_recipe, load_recipe
+from pipeline.recipe.keys import known_keys
 from pipeline.recipe.recipe import MIN_ROUNDING_TEXTS, Recipe
 from pipeline.recipe.sections import (
     QA,
@@ -26,6 +17,7 @@ from pipeline.recipe.sections import (
     Teacher,
     Training,
 )
+from pipeline.recipe.settings import apply_settings, parse_setting, parse_value, set_value
 
 __all__ = [
     "MIN_ROUNDING_TEXTS",
@@ -49,6 +41,7 @@ __all__ = [
     "is_recipe",
     "known_keys",
     "load_recipe",
+    "parse_setting",
     "parse_value",
     "set_value",
 ]

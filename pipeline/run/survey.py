@@ -72,9 +72,7 @@ class Survey:
         return get_task(self.task)
 
 
-def survey(
-    train: str, dev: str | None, task: Task | None, columns: Columns, tokenizer: WordPieceTokenizer
-) -> Survey:
+def survey(train: str, dev: str | None, task: Task | None, columns: Columns, tokenizer: WordPieceTokenizer) -> Survey:
     """Reads data files and measures what a recipe depends on.
 
     Args:
@@ -167,9 +165,7 @@ def _asks_questions(source: str, rows: Sequence[Row]) -> bool:
 def _read(source: str, definition: AnyTask, columns: Columns) -> list[Any]:
     if source == DEMO:
         return list(definition.load_demo()[1])
-    return read_examples(
-        source, definition.name, text=columns.text, text_pair=columns.text_pair, label=columns.label
-    )
+    return read_examples(source, definition.name, text=columns.text, text_pair=columns.text_pair, label=columns.label)
 
 
 def _inputs_and_classes(definition: AnyTask, examples: Sequence[Any]) -> tuple[list[Any], list[str | None]]:

@@ -224,8 +224,8 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     def set_lengths(self, raw: dict[str, Any], longest: int) -> None:
         """Sets what a recipe's tables `raw` do not say of lengths, for a model that takes `longest` tokens."""
 
-    def options_problem(self, options: InputOptions) -> str | None:
-        """Returns what is wrong with a recipe's lengths, as "field: what; the way out"; None if nothing is."""
+    def options_problem(self, options: InputOptions) -> UserError | None:
+        """Returns what is wrong with a recipe's lengths, with the settings that mend it; None if nothing is."""
         return None
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
