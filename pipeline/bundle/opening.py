@@ -49,7 +49,10 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path, check_files)
         vocab = path / manifest.tokenizer.vocab_file
-        tokenizer = WordPieceTokenizer.from_vocab(vocab, manifest.tokenizer.lowercase)
+        options = manifest.tokenizer
+        tokenizer = WordPieceTokenizer.from_vocab(
+            vocab, options.lowercase, options.strip_accents, options.handle_chinese_chars
+        )
         _check_tokenizer(path, manifest, tokenizer)
         _check_options(path / MANIFEST_FILE, manifest)
         _check_programs(path / MANIFEST_FILE, manifest)

@@ -14,6 +14,8 @@ from pipeline.names import Uncertainty
 from pipeline.support.document import Document
 from pipeline.tasks import TASKS
 
+MIN_CALIBRATION_EXAMPLES = 50
+
 
 @dataclass(frozen=True)
 class OneOf:
@@ -38,6 +40,17 @@ PathName = Annotated[str, AfterValidator(os.path.expanduser)]
 
 # Marks a key that older runs do not know. At its default it does not count in the key of a stage.
 ADDED_LATER: dict[str, JsonValue] = {"added_later": True}
+
+
+def count_or_file(value: int | str) -> int | str:
+    """Returns a number of examples, or the file that holds them. ValueError for a number below 50."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and value < MIN_CALIBRATION_EXAMPLES:
+        raise ValueError(f"Input should be greater than or equal to {MIN_CALIBRATION_EXAMPLES}, or name a file")
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give a number of examples, or a file")
+    return value
 
 
 class Section(Document):
@@ -91,8 +104,10 @@ class Data(Section):
     dev_limit: int | None = Field(
         None, ge=1, description="maximum number of dev examples, drawn at random; not set: all"
     )
-    calibration: int = Field(
-        2000, ge=50, description="examples to take out of train; they calibrate the thresholds of the exits"
+    calibration: Annotated[int | str, AfterValidator(count_or_file)] = Field(
+        2000,
+        description="examples that calibrate the thresholds of the exits: how many to take out of train, at least 50; "
+        "or a file of them, given like train",
     )
     max_length: int = Field(
         128, ge=8, le=512, description="tokens at which a classification or regression input is cut"

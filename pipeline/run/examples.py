@@ -12,6 +12,7 @@ from pipeline.data.splits import split_dev
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
+from pipeline.support.errors import UserError
 from pipeline.tasks import AnyTask, Labels, get_task
 from pipeline.tasks.reading import read_examples
 
@@ -72,6 +73,24 @@ def read_labelled(source: str, task: Task, text: str | None, text_pair: str | No
     if source == DEMO:
         return get_task(task).load_demo()[1]
     return read_examples(source, task, text=text, text_pair=text_pair, label=label)
+
+
+def read_calibration(recipe: Recipe, source: str) -> list[Example]:
+    """Reads the file of calibration examples.
+
+    Raises:
+        UserError: the source cannot be read, an example in it is malformed, or one has no label.
+    """
+    data, is_labelled = recipe.data, get_task(recipe.task).is_labelled
+    examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+    without = sum(not is_labelled(example) for example in examples)
+    if without:
+        raise UserError(
+            f"{without} of {len(examples)} examples have no label; a speed's loss is tested on labelled examples",
+            file=source,
+            field="data.calibration",
+        )
+    return examples
 
 
 def read_unlabelled(recipe: Recipe) -> list[Example]:

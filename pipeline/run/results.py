@@ -65,6 +65,10 @@ class Results:
         """Returns the examples of "train", "calibration" or "dev"."""
         return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task).example_from_json)
 
+    def calibration_count(self) -> int | None:
+        """Returns how many calibration examples the recipe's file has; None where they are a part of train."""
+        return len(self.examples("calibration")) if isinstance(self.recipe.data.calibration, str) else None
+
     def lessons(self) -> list[Example]:
         """Returns what student and exits learn from: the training examples, then the recipe's texts without labels."""
         return self.examples("train") + read_unlabelled(self.recipe)
@@ -92,14 +96,10 @@ class Results:
         """Returns the file of the teacher's vocabulary, which the student shares."""
         return self.path("finetune") / VOCAB_FILE
 
-    def lowercase(self) -> bool:
-        """Returns whether the tokenizer lowercases its texts."""
-        options = json.loads((self.path("finetune") / TOKENIZER_FILE).read_text())
-        return bool(options["lowercase"])
-
     def tokenizer(self) -> WordPieceTokenizer:
         """Returns the tokenizer of teacher and student."""
-        return WordPieceTokenizer.from_vocab(self.vocab_file(), lowercase=self.lowercase())
+        options = json.loads((self.path("finetune") / TOKENIZER_FILE).read_text())
+        return WordPieceTokenizer.from_vocab(self.vocab_file(), **options)
 
     def model(self, stage: str) -> ExitModel:
         """Returns the model that "finetune", "distill" or "exits" saved."""

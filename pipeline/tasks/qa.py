@@ -80,6 +80,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     speed_metric = "f1"
     exit_outputs = ("start_logits", "end_logits")
     head_family = "span"
+    checkpoint_class = "ForQuestionAnswering"
     heads = ("attention", "fastbert", "linear")
     uses_answer_mask = True
     cuts_into_windows = True
@@ -266,6 +267,9 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         if answer_mask is None:
             raise TypeError("question answering needs an answer mask")
         return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
+
+    def request_options(self, example: QAExample) -> list[str]:
+        return ["--question", example.question, "--passage", example.passage]
 
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:
         if "qa_outputs.weight" not in state:

@@ -24,7 +24,7 @@ CONFORMANCE_EXAMPLES = 16
 
 def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the bundle."""
-    from pipeline.export.bundle import BundleSource, TokenizerFiles, write_bundle
+    from pipeline.export.bundle import BundleSource, write_bundle
     from pipeline.run.quantizing import coreml_student, quantized_student, student_input_gains, student_schemes
 
     recipe = results.recipe
@@ -39,7 +39,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             matrix_schemes=student_schemes(results),
             input_gains=student_input_gains(results, on_step),
         ),
-        TokenizerFiles(results.vocab_file(), results.lowercase()),
+        results.tokenizer(),
         bundle_labels(results),
         speeds={name: Speed(**speed) for name, speed in speeds.items()},
         conformance_examples=conformance_examples(results.examples("dev"), get_task(recipe.task).text_length),

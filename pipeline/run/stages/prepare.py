@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+from pipeline.data.examples import Example
 from pipeline.data.jsonl import save_examples
 from pipeline.data.labels import LabelRange
-from pipeline.data.splits import split_off
+from pipeline.data.splits import leave_out, split_off
+from pipeline.recipe import Recipe
 from pipeline.run.digests import data_digests
-from pipeline.run.examples import data_warnings, read_train_and_dev, read_unlabelled
+from pipeline.run.examples import data_warnings, read_calibration, read_train_and_dev, read_unlabelled
 from pipeline.run.preconditions import check_calibration_size
 from pipeline.run.results import LABELS_FILE, Results
 from pipeline.run.stage import Stage
@@ -33,19 +35,34 @@ def prepare(results: Results, place: StageFolder, on_step: OnStep) -> None:
     for warning in data_warnings(task, train, dev):
         console.print(f"warning: {warning}")
     labels = task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
-    if len(train) < 2 * recipe.data.calibration:
+    train, calibration = calibration_of(recipe, train)
+    for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
+        save_examples(part, place.out / f"{name}.jsonl")
+    content = labels.model_dump() if isinstance(labels, LabelRange) else labels
+    write_text(place.out / LABELS_FILE, json.dumps(content))
+
+
+def calibration_of(recipe: Recipe, train: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Returns the training examples that are left, and those that calibrate: a part of train, or those of a file.
+
+    Raises:
+        UserError: the calibration examples are malformed, lack labels, or are too few; or too few are left to train on.
+    """
+    task, source = get_task(recipe.task), recipe.data.calibration
+    if isinstance(source, str):
+        calibration = read_calibration(recipe, source)
+        task.labels_of(train, calibration, source, recipe.data.label_names, recipe.input_options)
+        check_calibration_size(recipe, len(calibration))
+        return leave_out(train, calibration, task.group, source), calibration
+    if len(train) < 2 * source:
         raise UserError(
-            f"{recipe.data.calibration} of {len(train)} training examples would go to calibration, more than half; "
+            f"{source} of {len(train)} training examples would go to calibration, more than half; "
             "give more data or set it lower",
             file=recipe.data.train,
             field="data.calibration",
         )
     check_calibration_size(recipe)
-    train, calibration = split_off(train, task.group(train), recipe.data.calibration, recipe.seed)
-    for name, part in (("train", train), ("calibration", calibration), ("dev", dev)):
-        save_examples(part, place.out / f"{name}.jsonl")
-    content = labels.model_dump() if isinstance(labels, LabelRange) else labels
-    write_text(place.out / LABELS_FILE, json.dumps(content))
+    return split_off(train, task.group(train), source, recipe.seed)
 
 
 STAGE = Stage("prepare", "data", (), ("task", "seed", "data", "qa"), prepare, version=2, inputs=data_digests)

@@ -32,7 +32,7 @@ def quantize(results: Results, place: StageFolder, on_step: OnStep) -> None:
     )
 
     recipe = results.recipe
-    check_calibration_size(recipe)  # again: where only the speeds have changed, the stage prepare does not run
+    check_calibration_size(recipe, results.calibration_count())  # again: where only the speeds have changed, the stage prepare does not run
     so_far = results.with_folder("quantize", place.out)
     if rounds_by_texts(recipe):
         (place.out / ROUNDED_FOLDER).mkdir()
