@@ -99,7 +99,9 @@ def vocabulary_file(folder: Path) -> Path:
 def check_config(config: Mapping[str, Any], file: Path) -> None:
     """Raises UserError for a `tokenizer_config.json` that asks for what BERT's tokenizer does not do."""
     if config.get("do_basic_tokenize") is False:
-        raise UserError(f"is false; {ONLY_WORDPIECE}, which splits at punctuation", file=file, field="do_basic_tokenize")
+        raise UserError(
+            f"is false; {ONLY_WORDPIECE}, which splits at punctuation", file=file, field="do_basic_tokenize"
+        )
     if config.get("never_split"):
         raise UserError("names words; such exceptions are not supported", file=file, field="never_split")
     for name, token in SPECIAL_TOKENS.items():
@@ -170,9 +172,7 @@ def json_options(content: Mapping[str, Any], file: Path) -> dict[str, bool]:
     return options
 
 
-def settle(
-    options: dict[str, bool], stated: Mapping[str, bool], json_file: Path, config_file: Path
-) -> dict[str, bool]:
+def settle(options: dict[str, bool], stated: Mapping[str, bool], json_file: Path, config_file: Path) -> dict[str, bool]:
     """Returns the options of `tokenizer.json`, replaced by those that `tokenizer_config.json` states.
 
     Says in one line where the two disagree.

@@ -4,6 +4,7 @@ from pipeline.recipe.files import built_in_recipes, check_recipe, find_recipe, i
 from pipeline.recipe.keys import known_keys
 from pipeline.recipe.recipe import MIN_ROUNDING_TEXTS, Recipe
 from pipeline.recipe.sections import (
+    MIN_CALIBRATION_EXAMPLES,
     QA,
     Bench,
     Data,
@@ -20,6 +21,7 @@ from pipeline.recipe.sections import (
 from pipeline.recipe.settings import apply_settings, parse_setting, parse_value, set_value
 
 __all__ = [
+    "MIN_CALIBRATION_EXAMPLES",
     "MIN_ROUNDING_TEXTS",
     "QA",
     "Bench",

@@ -50,7 +50,7 @@ def count_or_file(value: int | str) -> int | str:
         raise ValueError(f"Input should be greater than or equal to {MIN_CALIBRATION_EXAMPLES}, or name a file")
     if isinstance(value, str) and not value.strip():
         raise ValueError("is empty; give a number of examples, or a file")
-    return value
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 class Section(Document):

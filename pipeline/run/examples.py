@@ -12,7 +12,7 @@ from pipeline.data.splits import split_dev
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
-from pipeline.support.errors import UserError
+from pipeline.support.errors import Problems, UserError
 from pipeline.tasks import AnyTask, Labels, get_task
 from pipeline.tasks.reading import read_examples
 
@@ -20,20 +20,31 @@ DEMO = "demo"  # the source that stands for the embedded data
 SPLIT = "split"  # the source of dev examples that stands for a part of the training data
 
 
-def read_train_and_dev(recipe: Recipe) -> tuple[list[Example], list[Example]]:
+def read_train_and_dev(recipe: Recipe, problems: Problems) -> tuple[list[Example], list[Example]] | None:
     """Reads the recipe's training and dev examples, and holds dev out of train where the recipe says so.
 
-    Raises:
-        UserError: a source cannot be read, an example in it is malformed, or nothing can be held out.
+    Args:
+        recipe: names the sources.
+        problems: gets what is wrong with each of them: a source cannot be read, an example in it is malformed, or
+            nothing can be held out.
+
+    Returns:
+        None if something is wrong.
     """
-    train = read_source(recipe, "train")
+    train = problems.attempt(lambda: read_source(recipe, "train"))
     if recipe.data.dev != SPLIT:
-        return train, read_source(recipe, "dev")
+        dev = problems.attempt(lambda: read_source(recipe, "dev"))
+        return None if train is None or dev is None else (train, dev)
+    return None if train is None else problems.attempt(lambda: hold_out_dev(recipe, train))
+
+
+def hold_out_dev(recipe: Recipe, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Splits examples into train and dev. Raises UserError if nothing can be held out."""
     task = get_task(recipe.task)
     train, dev = split_dev(
-        train,
-        [task.kept_together(example) for example in train],
-        [task.class_of(example) for example in train],
+        examples,
+        [task.kept_together(example) for example in examples],
+        [task.class_of(example) for example in examples],
         recipe.data.dev_share,
         recipe.seed,
     )
