@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.rows import ID_COLUMNS, Row, find_column, json_kind, list_columns, text_value
-from pipeline.support.errors import UserError
+from pipeline.support.errors import Problems, UserError
 
+if TYPE_CHECKING:
+    from pipeline.data.guess import GuessedColumns
+
+SAMPLE_ROWS = 200  # that a column is guessed from, to suggest it
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
 PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
@@ -33,35 +37,55 @@ def labelled_texts(
         UserError: the columns cannot be found, or a text or label is missing or of the wrong kind.
     """
     usual_names, read_label = (VALUE_COLUMNS, _number) if numbers else (LABEL_COLUMNS, _class)
-    first = next(rows, None)
-    if first is None:
+    sample = list(islice(rows, SAMPLE_ROWS))
+    if not sample:
         return
-    columns = list(first.values)
-    text_column = find_column(source, columns, TEXT_COLUMNS, text, "data.text", "the text")
-    if text_column is None:
-        raise UserError(
-            f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
-            "(a TSV or CSV needs a header as its first line)",
-            file=source,
+    columns, problems = list(sample[0].values), Problems()
+    likely = likely_columns(source, sample, numbers)
+    text_column = find_column(source, columns, TEXT_COLUMNS, text, "data.text", "the text", problems)
+    if text_column is None and not problems.errors:
+        problems.errors.append(
+            UserError(
+                f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
+                "(a TSV or CSV needs a header as its first line)",
+                file=source,
+                settings=[f"data.text={likely.text}"] if likely else [],
+            )
         )
-    pair_column = find_column(source, columns, PAIR_COLUMNS, text_pair, "data.text_pair", "the second text")
-    label_column = find_column(source, columns, usual_names, label, "data.label", "the label")
+    pair_column = find_column(source, columns, PAIR_COLUMNS, text_pair, "data.text_pair", "the second text", problems)
+    label_column = find_column(source, columns, usual_names, label, "data.label", "the label", problems)
     if label_column is None and label is None:
         # A file of nothing but texts is unlabelled. One with more columns has its label under an unusual name.
-        known = {text_column.casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
+        shown_text = text_column or (likely.text if likely else "")
+        known = {shown_text.casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
         others = [column for column in columns if column.strip().casefold() not in known]
         if others:
-            raise UserError(
-                "no column is known to hold the label; "
-                f'set data.label to one of: {list_columns(others)}, or to "" for none',
-                file=source,
+            problems.errors.append(
+                UserError(
+                    "no column is known to hold the label; "
+                    f'set data.label to one of: {list_columns(others)}, or to "" for none',
+                    file=source,
+                    settings=[f"data.label={likely.label}"] if likely and likely.label in others else [],
+                )
             )
-    for row in chain((first,), rows):
+    problems.require_none(source)
+    assert text_column is not None
+    for row in chain(sample, rows):
         yield ClassificationExample(
             text=text_value(source, row, text_column),
             text_pair=None if pair_column is None else text_value(source, row, pair_column),
             label=None if label_column is None else read_label(source, row, label_column),
         )
+
+
+def likely_columns(source: str | Path, rows: Sequence[Row], numbers: bool) -> GuessedColumns | None:
+    """Returns the columns that look like text and label, to suggest them; None if nothing does."""
+    from pipeline.data.guess import guess_columns  # it knows the usual names from here
+
+    try:
+        return guess_columns(source, rows, numbers)
+    except UserError:
+        return None
 
 
 def _label_value(source: str | Path, row: Row, column: str) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipeline.data.content import exists
 from pipeline.data.duplicates import count_overlap, count_repeats
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
@@ -66,8 +69,25 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
     if source == DEMO:
         examples = get_task(recipe.task).load_demo()[0 if part == "train" else 1]
     else:
-        examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        try:
+            examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        except UserError as error:
+            if error.settings or len(error.errors) > 1 or exists(Path(source)):
+                raise
+            raise UserError(
+                error.message, file=error.file, field=error.field, settings=other_source(source, part)
+            ) from None
     return sample_examples(examples, limit, recipe.seed)
+
+
+def other_source(source: str, part: str) -> list[str]:
+    """Returns a setting for a source that does not exist: a file with nearly its name, or for dev a part of train."""
+    path = Path(source)
+    names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    if near:
+        return [f"data.{part}={path.with_name(near[0])}"]
+    return ["data.dev=split"] if part == "dev" else []
 
 
 def read_labelled(source: str, task: Task, text: str | None, text_pair: str | None, label: str | None) -> list[Example]:
