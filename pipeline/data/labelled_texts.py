@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,29 +37,31 @@ def labelled_texts(
         UserError: the columns cannot be found, or a text or label is missing or of the wrong kind.
     """
     usual_names, read_label = (VALUE_COLUMNS, _number) if numbers else (LABEL_COLUMNS, _class)
-    sample = list(islice(rows, SAMPLE_ROWS))
-    if not sample:
+    first = next(rows, None)
+    if first is None:
         return
-    columns, problems = list(sample[0].values), Problems()
-    likely = likely_columns(source, sample, numbers)
+    columns, problems = list(first.values), Problems()
     text_column = find_column(source, columns, TEXT_COLUMNS, text, "data.text", "the text", problems)
-    if text_column is None and not problems.errors:
-        problems.errors.append(
-            UserError(
-                f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
-                "(a TSV or CSV needs a header as its first line)",
-                file=source,
-                settings=[f"data.text={likely.text}"] if likely else [],
-            )
-        )
     pair_column = find_column(source, columns, PAIR_COLUMNS, text_pair, "data.text_pair", "the second text", problems)
     label_column = find_column(source, columns, usual_names, label, "data.label", "the label", problems)
-    if label_column is None and label is None:
-        # A file of nothing but texts is unlabelled. One with more columns has its label under an unusual name.
-        shown_text = text_column or (likely.text if likely else "")
-        known = {shown_text.casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
-        others = [column for column in columns if column.strip().casefold() not in known]
-        if others:
+    # A file of nothing but texts is unlabelled. One with more columns has its label under an unusual name.
+    known = {(text_column or "").casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
+    others = [column for column in columns if column.strip().casefold() not in known]
+    lacks_text = text_column is None and text is None
+    lacks_label = label_column is None and label is None and bool(others)
+    if lacks_text or lacks_label:
+        likely = likely_columns(source, first, rows, numbers)
+        others = [column for column in others if not (lacks_text and likely and column == likely.text)]
+        if lacks_text:
+            problems.errors.append(
+                UserError(
+                    f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
+                    "(a TSV or CSV needs a header as its first line)",
+                    file=source,
+                    settings=[f"data.text={likely.text}"] if likely else [],
+                )
+            )
+        if lacks_label and others:
             problems.errors.append(
                 UserError(
                     "no column is known to hold the label; "
@@ -69,8 +71,8 @@ def labelled_texts(
                 )
             )
     problems.require_none(source)
-    assert text_column is not None
-    for row in chain(sample, rows):
+    assert text_column is not None  # else it is among the problems
+    for row in chain((first,), rows):
         yield ClassificationExample(
             text=text_value(source, row, text_column),
             text_pair=None if pair_column is None else text_value(source, row, pair_column),
@@ -78,12 +80,12 @@ def labelled_texts(
         )
 
 
-def likely_columns(source: str | Path, rows: Sequence[Row], numbers: bool) -> GuessedColumns | None:
+def likely_columns(source: str | Path, first: Row, rows: Iterator[Row], numbers: bool) -> GuessedColumns | None:
     """Returns the columns that look like text and label, to suggest them; None if nothing does."""
     from pipeline.data.guess import guess_columns  # it knows the usual names from here
 
     try:
-        return guess_columns(source, rows, numbers)
+        return guess_columns(source, [first, *islice(rows, SAMPLE_ROWS)], numbers)
     except UserError:
         return None
 
