@@ -38,7 +38,7 @@ OPTIONS = {
     "handle_chinese_chars": "tokenize_chinese_chars",
 }
 # What else the steps of tokenizer.json may say, and the only value that BERT's tokenizer has.
-FIXED = {
+FIXED: dict[str, dict[str, object]] = {
     "model": {
         "type": "WordPiece",
         "unk_token": "[UNK]",
@@ -88,7 +88,7 @@ def read_tokenizer(folder: Path) -> WordPieceTokenizer:
         tokenizer = WordPieceTokenizer.from_vocab(vocab_file, **options)
         check_same(tokens, tokenizer.tokens, json_file)
         return tokenizer
-    return WordPieceTokenizer(tokens, **options)
+    return WordPieceTokenizer(tokens, vocab=None, **options)
 
 
 def vocabulary_file(folder: Path) -> Path:

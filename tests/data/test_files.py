@@ -241,8 +241,8 @@ def test_missing_columns_are_listed_with_the_field_to_set(tmp_path):
     fault = _fault(path, text="body")
     assert "data.label" in fault and "'stars'" in fault
     for field, columns in [
-        ("data.text", {"text": "nope"}),
-        ("data.text_pair", {"text": "body", "text_pair": "nope"}),
+        ("data.text", {"text": "nope", "label": "stars"}),
+        ("data.text_pair", {"text": "body", "text_pair": "nope", "label": "stars"}),
         ("data.label", {"text": "body", "label": "nope"}),
     ]:
         fault = _fault(path, **columns)
