@@ -44,6 +44,7 @@ def doctor(as_json: AsJson = False) -> None:
 # In the order in which `pocketbert --help` lists them.
 for command in (
     recipes.run,
+    recipes.init,
     recipes.finetune,
     recipes.pretrain,
     recipes.distill,

@@ -14,9 +14,9 @@ from pipeline.commands.completion import complete_bundle, complete_data, complet
 RecipeFile = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE",
+        metavar="RECIPE|DATA",
         autocompletion=complete_recipe,
-        help="A recipe file, or the name of a built-in recipe, such as sst2.",
+        help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv.",
     ),
 ]
 BundleFolder = Annotated[
@@ -41,6 +41,16 @@ Settings = Annotated[
 ]
 Out = Annotated[
     Optional[Path], typer.Option("--out", metavar="DIR", help="Folder for the results; by default runs/NAME.")
+]
+DevSource = Annotated[
+    Optional[str],
+    typer.Option("--dev", metavar="DATA", help="Examples to measure on; for a data file by default a part of it."),
+]
+TaskName = Annotated[
+    Optional[str],
+    typer.Option(
+        "--task", metavar="TASK", help="classification, regression or qa; told from the data file by default."
+    ),
 ]
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first N examples.")]
 TextColumn = Annotated[

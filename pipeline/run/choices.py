@@ -13,7 +13,8 @@ LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; programs of other
 CUT_SHARE = 0.99  # of the inputs are not cut
 LARGEST_WINDOW = 384  # of SQuAD's practice; longer ones cost more than they find
 QUESTION_LENGTHS = (32, 48, 64, 96)
-LEAST_ANSWER = 15  # tokens, so that an answer a little longer than those seen is still found
+LEAST_ANSWER = 15  # tokens
+ANSWER_ROOM = 1.5  # so that an answer longer than those seen is still found
 
 LEAST_CALIBRATION, MOST_CALIBRATION = 50, 2000
 CALIBRATION_SHARE, SHARE_OF_FEW = 0.2, 0.3  # of train; of fewer than `FEW` examples more, as a promise takes so many
@@ -23,9 +24,9 @@ PROMISES = ((0.005, 0.01, 0.02), (0.01, 0.02, 0.03), (0.02, 0.03, 0.05), (0.03, 
 MARGIN = 1.25  # calibration examples beside those needed if none lost anything
 
 TRAINING_STEPS = 400  # optimizer steps; with fewer the accuracy of the demo's teacher falls
-SPAN_STEPS = 1200  # finding an answer takes longer to learn than choosing a class
-HEAD_STEPS = 300
-MOST_EPOCHS = 12.0
+SPAN_STEPS = 800  # finding an answer takes longer to learn than choosing a class
+HEAD_STEPS = 150
+MOST_EPOCHS = 12
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def choose(found: Survey, delta: float) -> Choices:
         max_length=max_length,
         buckets=_buckets(found.lengths, max_length),
         max_question=round_up(found.lengths.question, QUESTION_LENGTHS),
-        max_answer=max(LEAST_ANSWER, found.lengths.answer),
+        max_answer=max(LEAST_ANSWER, round(ANSWER_ROOM * found.lengths.answer)),
         calibration=calibration,
         promises=promises,
         missing=missing,
@@ -137,4 +138,4 @@ def _promises(calibration: int, delta: float, metric: str) -> tuple[tuple[float,
 
 def _epochs(examples: int, batch_size: int, steps: int) -> int:
     """Returns the epochs that make about so many optimizer steps, at least 2."""
-    return int(min(MOST_EPOCHS, max(2, math.ceil(steps * batch_size / examples))))
+    return min(MOST_EPOCHS, max(2, math.ceil(steps * batch_size / examples)))

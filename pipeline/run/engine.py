@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.recipe import Recipe, Section
 from pipeline.run.results import Results
 from pipeline.run.stage import Stage
 from pipeline.run.table import STAGES, stages_up_to
+from pipeline.run.target import recipe_of
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
@@ -111,3 +113,26 @@ class Run:
                 "is not there for every process; give --out on a file system that all hosts share", file=common.scratch
             )
         stage.build(self.results, common, on_step)
+
+
+def open_run(
+    target: str | Path,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    dev: str | None = None,
+    task: str | None = None,
+) -> Run:
+    """Returns the run of a recipe file, of a built-in recipe, or of a data file, for which a recipe is proposed.
+
+    Args:
+        target: the file, or the name of a built-in recipe.
+        settings: `key=value`, which override the recipe.
+        out: the folder of the results; None for runs/NAME.
+        dev: the examples to measure on, instead of the recipe's.
+        task: what a data file is for; None to tell from its content.
+
+    Raises:
+        UserError: there is no such target, or something is wrong with it.
+    """
+    recipe, folder = recipe_of(target, settings, out, dev, task)
+    return Run(recipe, folder)

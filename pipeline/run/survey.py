@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.data.columns import Column
 from pipeline.data.duplicates import Repeats, count_overlap, count_repeats
 from pipeline.data.files import open_data
 from pipeline.data.guess import GuessedColumns, guess_columns
+from pipeline.data.hub import hub_name
 from pipeline.data.lengths import Lengths, measure_lengths
 from pipeline.data.questions import ANSWER_COLUMNS, PASSAGE_COLUMNS, QUESTION_COLUMNS
 from pipeline.data.rows import Row, find_column
@@ -47,7 +49,7 @@ class Survey:
         columns: the columns by name; empty names for question answering, which has its own.
         unused: the other columns.
         train, dev: the examples, after dev was split off.
-        classes: examples of each class in train, the most frequent first; empty where labels are no classes.
+        classes: examples of each class in the file of train, the most frequent first; empty where labels are no classes.
         repeats: inputs that occur more than once in the file of train.
         overlap: dev examples whose input is in train too.
         lengths: of the inputs of train, in tokens.
@@ -84,20 +86,21 @@ def survey(train: str, dev: str | None, task: Task | None, columns: Columns, tok
     Raises:
         UserError: a file cannot be read, an example is malformed, or the columns cannot be told from their content.
     """
+    unused: tuple[Column, ...] = ()
     if train == DEMO:
         definition = get_task(task) if task else fitting_task(articles=False, numbers=False)
         examples, dev_examples = definition.load_demo()
-        found, unused, dev = columns, (), dev or DEMO
+        found, dev = columns, dev or DEMO
     else:
         definition, found, unused = _identify(train, task, columns)
         examples = _read(train, definition, found)
         dev_examples = [] if dev is None else _read(dev, definition, found)
     repeats = count_repeats(*_inputs_and_classes(definition, examples))
+    counts = Counter(value for value in map(definition.class_of, examples) if value is not None)
     if dev is None:
         together = [definition.kept_together(example) for example in examples]
         classes = [definition.class_of(example) for example in examples]
         examples, dev_examples = split_dev(examples, together, classes, Data().dev_share, seed=0)
-    counts = Counter(value for value in map(definition.class_of, examples) if value is not None)
     return Survey(
         name=name_of_data(train, definition.name),
         task=definition.name,
@@ -121,20 +124,23 @@ def name_of_data(source: str, task: str) -> str:
     """Returns a name for a run from its training data: the file's, or its folder's if the file's says `train` only."""
     if source == DEMO:
         return f"{DEMO}-{task}"
-    path = Path(source.split(":")[0])
-    names = (path.name.split(".")[0], path.expanduser().absolute().parent.name)
-    if not path.exists() and len(path.parts) > 1:  # a hub set: its split and its owner say nothing
-        names = (path.name, path.parent.name)
+    hub = None if Path(source).exists() else hub_name(source)
+    if hub:
+        names = [*([hub["config"]] if hub["config"] else []), *reversed(hub["name"].split("/"))]
+    else:
+        path = Path(source).expanduser().absolute()
+        names = [path.name.split(".")[0], path.parent.name]
     for name in names:
         words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
         if words and not all(word in PART_NAMES for word in words):
-            return _sanitise(name)
+            return _sanitise(name) or "data"
     return _sanitise(names[0]) or "data"
 
 
 def _sanitise(name: str) -> str:
     """Returns a name with only the characters that a recipe's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")
 
 
 def _identify(source: str, task: Task | None, given: Columns) -> tuple[AnyTask, Columns, tuple[Column, ...]]:
