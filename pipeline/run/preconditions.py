@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.bundle.opening import CALIBRATED_SPEEDS
 from pipeline.recipe import MIN_CALIBRATION_EXAMPLES, Recipe
 from pipeline.run.precision import coreml_has_int8_inputs, is_mixed
 from pipeline.support.errors import Problems, UserError
 from pipeline.tasks import get_task
-
-SPEEDS = CALIBRATED_SPEEDS  # the recipe has the greatest loss of each under `exits`
 
 
 def check_calibration_size(recipe: Recipe, examples: int | None = None) -> None:
@@ -59,33 +55,6 @@ def check_split(recipe: Recipe, train_examples: int) -> None:
             settings=[f"data.calibration={quarter if quarter >= MIN_CALIBRATION_EXAMPLES else 'unset'}"],
         )
     check_calibration_size(recipe, count)
-
-
-def left_out_speeds(recipe: Recipe, examples: int) -> dict[str, str]:
-    """Returns the named speeds whose promise so many calibration examples cannot show, each with the reason.
-
-    The reason says how many more examples could show it, and what loss these ones could.
-    """
-    from pipeline.exits.calibrate import examples_needed, smallest_loss  # imports torch
-
-    delta, metric = recipe.exits.delta, get_task(recipe.task).speed_metric
-    reasons = {}
-    for name in SPEEDS:
-        max_loss = getattr(recipe.exits, name)
-        missing = examples_needed(max_loss, delta, metric) - examples
-        if missing > 0:
-            reasons[name] = (
-                f"{examples} calibration examples cannot show with confidence {1 - delta:g} that it loses at most "
-                f"{max_loss:g}; {missing} more can (three times as many are better)"
-            )
-            if (smallest := smallest_loss(examples, delta, metric)) is not None:
-                reasons[name] += f", and these can show {smallest:g} (--set exits.{name}={smallest:g})"
-    return reasons
-
-
-def left_out_warnings(reasons: Mapping[str, str]) -> list[str]:
-    """Returns a line for each speed that the bundle will lack; `reasons` is from `left_out_speeds`."""
-    return [f"warning: the bundle leaves out the speed {name}: {reason}" for name, reason in reasons.items()]
 
 
 def calibration_size(recipe: Recipe, examples: int | None) -> int:

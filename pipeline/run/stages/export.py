@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bundle.manifest import Speed
-from pipeline.bundle.opening import left_out_field
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
+from pipeline.run.named_speeds import left_out_provenance
 from pipeline.run.results import SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
@@ -49,7 +49,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             "teacher": recipe.teacher.weights,
             "train": Path(recipe.data.train).name,
             "dev": Path(recipe.data.dev).name,
-            **{left_out_field(name): reason for name, reason in results.left_out_speeds().items()},
+            **left_out_provenance(results.left_out_speeds()),
         },
         on_step=on_step,
     )

@@ -11,13 +11,12 @@ from pipeline.data.splits import leave_out, split_off
 from pipeline.recipe import Recipe
 from pipeline.run.digests import data_digests
 from pipeline.run.examples import data_warnings, read_calibration, read_train_and_dev, read_unlabelled
+from pipeline.run.named_speeds import left_out_speeds, left_out_warnings
 from pipeline.run.preconditions import (
     calibration_count,
     check_calibration_size,
     check_known_positions,
     check_split,
-    left_out_speeds,
-    left_out_warnings,
 )
 from pipeline.run.results import LABELS_FILE, Results
 from pipeline.run.stage import Stage

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from pipeline.recipe import Recipe
+from pipeline.run.named_speeds import left_out_speeds, left_out_warnings, named_speeds
 from pipeline.run.precision import is_mixed, rounds_by_texts
-from pipeline.run.preconditions import SPEEDS, check_calibration_size, left_out_speeds, left_out_warnings
+from pipeline.run.preconditions import check_calibration_size
 from pipeline.run.results import ANSWERS_FILE, LEFT_OUT_FILE, METRICS_FILE, SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep, console
 from pipeline.support.workspace import StageFolder, write_text
-from pipeline.tasks import get_task
 
 
 def quantize(results: Results, place: StageFolder, on_step: OnStep) -> None:
@@ -20,7 +20,6 @@ def quantize(results: Results, place: StageFolder, on_step: OnStep) -> None:
     The quantized model itself is not saved: `quantized_student` makes it from the student, the mix and the rounded
         weights.
     """
-    from pipeline.exits.calibrate import calibrate_speeds
     from pipeline.exits.predictions import predict, run_programs
     from pipeline.model.checkpoint import save_model
     from pipeline.run.quantizing import (
@@ -46,9 +45,7 @@ def quantize(results: Results, place: StageFolder, on_step: OnStep) -> None:
     programs = quantized_student(so_far)
     tokenizer, labels = results.tokenizer(), results.labels()
     calibration = predict(run_programs, programs, results.examples("calibration"), tokenizer, labels, recipe, on_step)
-    max_losses = {name: getattr(recipe.exits, name) for name in SPEEDS if name not in left_out}
-    metric = get_task(recipe.task).speed_metric
-    speeds = calibrate_speeds(calibration, max_losses, recipe.exits.delta, metric, recipe.seed)
+    speeds = named_speeds(recipe, calibration)
     write_text(
         place.out / SPEEDS_FILE, json.dumps({name: speed.model_dump() for name, speed in speeds.items()}, indent=2)
     )
