@@ -146,4 +146,4 @@ def toml_value(value: Any) -> str:
     """Returns a value as TOML: a number, true or false, a quoted text, or a list of these."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(toml_value(part) for part in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() else json.dumps(value, ensure_ascii=False)

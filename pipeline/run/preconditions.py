@@ -52,7 +52,9 @@ def check_split(recipe: Recipe, train_examples: int) -> None:
             "give more data or set it lower",
             file=recipe.data.train,
             field="data.calibration",
-            settings=[f"data.calibration={quarter if quarter >= MIN_CALIBRATION_EXAMPLES else 'unset'}"],
+            settings=[f"data.calibration={quarter if quarter >= MIN_CALIBRATION_EXAMPLES else 'unset'}"]
+            if quarter
+            else [],
         )
     check_calibration_size(recipe, count)
 

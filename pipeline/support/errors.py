@@ -79,7 +79,8 @@ class Problems:
         try:
             return action()
         except UserError as error:
-            self.errors += error.errors
+            # One file may be read twice, for training and to measure on.
+            self.errors += [new for new in error.errors if str(new) not in map(str, self.errors)]
             return None
 
     def require_none(self, source: str | Path | None = None) -> None:
