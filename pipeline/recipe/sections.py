@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, JsonValue
 
 from pipeline import schemes
 from pipeline.names import Uncertainty
@@ -15,16 +17,29 @@ from pipeline.tasks import TASKS
 MIN_CALIBRATION_EXAMPLES = 50
 
 
-def one_of(names: Sequence[str]) -> AfterValidator:
-    """Returns a validator that accepts these names. Its message for others is that of a pydantic literal."""
+@dataclass(frozen=True)
+class OneOf:
+    """Checks that a name is one of those known. Its message for others is that of a pydantic literal."""
 
-    def check(name: str) -> str:
-        if name not in names:
-            *others, last = (f"'{known}'" for known in names)
+    names: tuple[str, ...]
+
+    def __call__(self, name: str) -> str:
+        if name not in self.names:
+            *others, last = (f"'{known}'" for known in self.names)
             raise ValueError(f"Input should be {', '.join(others)} or {last}")
         return name
 
-    return AfterValidator(check)
+
+def one_of(names: Sequence[str]) -> AfterValidator:
+    """Returns a validator that accepts these names."""
+    return AfterValidator(OneOf(tuple(names)))
+
+
+# A file, a folder, or the name of something on a hub. A shell does not expand the ~ of `--set data.train=~/train.tsv`.
+PathName = Annotated[str, AfterValidator(os.path.expanduser)]
+
+# Marks a key that older runs do not know. At its default it does not count in the key of a stage.
+ADDED_LATER: dict[str, JsonValue] = {"added_later": True}
 
 
 def count_or_file(value: int | str) -> int | str:
@@ -35,20 +50,44 @@ def count_or_file(value: int | str) -> int | str:
         raise ValueError(f"Input should be greater than or equal to {MIN_CALIBRATION_EXAMPLES}, or name a file")
     if isinstance(value, str) and not value.strip():
         raise ValueError("is empty; give a number of examples, or a file")
-    return value
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 class Section(Document):
     """A table of a recipe."""
 
+    def key_values(self) -> dict[str, Any]:
+        """Returns what the section adds to the keys of stages: all values, but later keys only where they are set.
+
+        A key that was added later is marked `json_schema_extra=ADDED_LATER`. So runs that finished before it existed
+        stay finished.
+        """
+        values = self.model_dump()
+        for name, field in type(self).model_fields.items():
+            if field.json_schema_extra == ADDED_LATER and getattr(self, name) == field.default:
+                del values[name]
+        return values
+
 
 class Data(Section):
     """The examples to learn from and to measure on."""
 
-    train: str = Field(
+    train: PathName = Field(
         "demo", description='training examples: a file, the name of a hub data set, or "demo" for the built-in data'
     )
-    dev: str = Field("demo", description="examples to measure on, given like train; they are never trained on")
+    dev: PathName = Field(
+        "demo",
+        description='examples to measure on, given like train, or "split" to hold a part of train out; '
+        "they are never trained on",
+    )
+    dev_share: float = Field(
+        0.15,
+        ge=0.01,
+        le=0.5,
+        description='share of the training examples to measure on, if dev is "split"; equal texts, and questions '
+        "about one passage, stay on one side",
+        json_schema_extra=ADDED_LATER,
+    )
     text: str | None = Field(None, description="column of the text; guessed from the column names if not set")
     text_pair: str | None = Field(
         None, description='column of the second text of a pair; guessed if not set, "" for none'
@@ -122,7 +161,7 @@ class Pretrain(Section):
     For the 4,000 blocks of the paper, set them to 20 and 200, for example.
     """
 
-    corpus: str | None = Field(
+    corpus: PathName | None = Field(
         None,
         description="plain text to pre-train on: a file, a folder of files, or a hub data set, which is streamed; "
         "not set: no pre-training",
@@ -131,7 +170,7 @@ class Pretrain(Section):
     limit: int | None = Field(None, ge=2, description="maximum number of blocks to read from the corpus; not set: all")
     length: int = Field(128, ge=8, le=512, description="tokens of a block, into which the text is cut")
     held_out: int = Field(256, ge=1, description="blocks to measure on, but at most a tenth of all blocks")
-    teacher: str | None = Field(
+    teacher: PathName | None = Field(
         None,
         description="model to learn from, with the vocabulary and the width of teacher.weights; not set: that one",
     )
@@ -155,7 +194,7 @@ class Pretrain(Section):
 class Teacher(Section):
     """The model that the student learns from, after it is fine-tuned for the task."""
 
-    weights: str = Field(
+    weights: PathName = Field(
         "minilm", description='pretrained BERT: a folder, the name of a hub model, or "minilm" for the offline package'
     )
     token_types: bool = Field(
@@ -202,7 +241,7 @@ class Distill(Section):
         False,
         description="compute the teacher's predictions once and keep them on disk; saves time from the second epoch on",
     )
-    unlabelled: str | None = Field(
+    unlabelled: PathName | None = Field(
         None,
         description="more texts like the training data, a file or a hub data set whose labels are ignored; "
         "the student learns the teacher's predictions for them (not for qa)",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.bundle.opening import CALIBRATED_SPEEDS, left_out_field
 from pipeline.data.examples import Example
 from pipeline.names import Task
 from pipeline.report.wording import MEGABYTE, metric_name
@@ -279,6 +280,9 @@ def print_summary(
     out.print(table)
     for note in notes:
         out.print(f"  {note}")
+    for speed in CALIBRATED_SPEEDS:
+        if reason := results.provenance.get(left_out_field(speed)):
+            out.print(f"  no speed {speed}: {reason}")
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in stage_seconds.items())
     out.print(f"\nstages: {seconds}; {sum(stage_seconds.values()):.0f} s in all")
     out.print(f"bundle: {bundle}\nreport: {page}")
@@ -311,7 +315,7 @@ def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> No
     runner = Runner(Bundle.open(bundle))
     runner.prewarm()
     for example in spread(examples, 4):
-        result = runner.predict(example, "exact")
+        result = runner.predict(example)  # at the default speed
         answer, text = runner.task.shown_answer(result), runner.task.shown(example)
         out.print(
             f"{text[:110]}\n  -> {answer}  "

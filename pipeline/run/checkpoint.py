@@ -31,6 +31,7 @@ from pipeline.run.checkpoint_source import (
     read_texts,
 )
 from pipeline.run.examples import DEMO, training_items
+from pipeline.run.named_speeds import left_out_provenance, left_out_speeds
 from pipeline.run.precision import coreml_has_int8_inputs, has_int4, is_mixed
 from pipeline.run.preconditions import check_calibration_size, check_positions
 from pipeline.run.quantizing import choose_mix, coreml_model, quantize_model, round_to_int4
@@ -257,6 +258,8 @@ def write_verified(
     provenance = {"weights": weights, "relative_error": f"{error:.3g} on {len(loaded.examples)} texts of {compared}"}
     if isinstance(data.calibration, str):
         provenance["calibration"] = Path(data.calibration).name
+    if loaded.calibration is not None:
+        provenance |= left_out_provenance(left_out_speeds(recipe, len(loaded.calibration.examples)))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:

@@ -12,7 +12,6 @@ from pipeline.bundle.manifest import Speed
 from pipeline.data.examples import Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.student import chosen_exits
-from pipeline.exits.calibrate import calibrate
 from pipeline.exits.predictions import predict, run_programs
 from pipeline.exits.self_distill import self_distill
 from pipeline.exits.temperature import calibrate_heads
@@ -20,10 +19,10 @@ from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.recipe import Recipe
 from pipeline.run.examples import sample_examples, training_items
-from pipeline.run.preconditions import SPEEDS
+from pipeline.run.named_speeds import left_out_speeds, left_out_warnings, named_speeds
 from pipeline.support.errors import UserError
-from pipeline.support.progress import OnStep
-from pipeline.tasks import Labels, get_task
+from pipeline.support.progress import OnStep, console
+from pipeline.tasks import Labels
 
 
 def add_exits(model: ExitModel, recipe: Recipe) -> ExitModel:
@@ -96,12 +95,13 @@ def calibrate_speeds(
     recipe: Recipe,
     on_step: OnStep,
 ) -> dict[str, Speed]:
-    """Returns the named speeds, each with the loss that it has at most with probability 1 - `exits.delta`.
+    """Returns the named speeds that the examples can show; each loses at most its loss with probability 1 - delta.
 
     Args:
         programs: the quantized programs, as the bundle has them.
         examples: with labels; nothing was trained on them.
     """
     predictions = predict(run_programs, programs, examples, tokenizer, labels, recipe, on_step)
-    metric, delta = get_task(recipe.task).speed_metric, recipe.exits.delta
-    return {name: calibrate(predictions, getattr(recipe.exits, name), delta, metric, recipe.seed) for name in SPEEDS}
+    for line in left_out_warnings(left_out_speeds(recipe, len(examples))):
+        console.print(line)
+    return named_speeds(recipe, predictions)

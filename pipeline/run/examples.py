@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipeline.data.content import exists
+from pipeline.data.duplicates import count_overlap, count_repeats
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
+from pipeline.data.splits import split_dev
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
-from pipeline.support.errors import UserError
-from pipeline.tasks import Labels, get_task
+from pipeline.support.errors import Problems, UserError
+from pipeline.tasks import AnyTask, Labels, get_task
 from pipeline.tasks.reading import read_examples
 
 DEMO = "demo"  # the source that stands for the embedded data
+SPLIT = "split"  # the source of dev examples that stands for a part of the training data
+
+
+def read_train_and_dev(recipe: Recipe, problems: Problems) -> tuple[list[Example], list[Example]] | None:
+    """Reads the recipe's training and dev examples, and holds dev out of train where the recipe says so.
+
+    Args:
+        recipe: names the sources.
+        problems: gets what is wrong with each of them: a source cannot be read, an example in it is malformed, or
+            nothing can be held out.
+
+    Returns:
+        None if something is wrong.
+    """
+    train = problems.attempt(lambda: read_source(recipe, "train"))
+    if recipe.data.dev != SPLIT:
+        dev = problems.attempt(lambda: read_source(recipe, "dev"))
+        return None if train is None or dev is None else (train, dev)
+    return None if train is None else problems.attempt(lambda: hold_out_dev(recipe, train))
+
+
+def hold_out_dev(recipe: Recipe, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Splits examples into train and dev. Raises UserError if nothing can be held out."""
+    task = get_task(recipe.task)
+    train, dev = split_dev(
+        examples,
+        [task.kept_together(example) for example in examples],
+        [task.class_of(example) for example in examples],
+        recipe.data.dev_share,
+        recipe.seed,
+    )
+    return train, sample_examples(dev, recipe.data.dev_limit, recipe.seed)
 
 
 def read_source(recipe: Recipe, part: str) -> list[Example]:
@@ -32,8 +69,25 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
     if source == DEMO:
         examples = get_task(recipe.task).load_demo()[0 if part == "train" else 1]
     else:
-        examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        try:
+            examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        except UserError as error:
+            if error.settings or len(error.errors) > 1 or exists(Path(source)):
+                raise
+            raise UserError(
+                error.message, file=error.file, field=error.field, settings=other_source(source, part)
+            ) from None
     return sample_examples(examples, limit, recipe.seed)
+
+
+def other_source(source: str, part: str) -> list[str]:
+    """Returns a setting for a source that does not exist: a file with nearly its name, or for dev a part of train."""
+    path = Path(source)
+    names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    if near:
+        return [f"data.{part}={path.with_name(near[0])}"]
+    return ["data.dev=split"] if part == "dev" else []
 
 
 def read_labelled(source: str, task: Task, text: str | None, text_pair: str | None, label: str | None) -> list[Example]:
@@ -90,3 +144,22 @@ def training_items(
 ) -> list[Item]:
     """Returns what a model is trained on, by the recipe's task and lengths."""
     return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)
+
+
+def data_warnings(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]) -> list[str]:
+    """Returns what makes scores on these examples misleading, one sentence each: overlap and contradicting labels."""
+    train_inputs = [task.same_input(example) for example in train]
+    overlap = count_overlap(train_inputs, [task.same_input(example) for example in dev])
+    repeats = count_repeats(train_inputs, [task.class_of(example) for example in train])
+    warnings = []
+    if overlap:
+        warnings.append(
+            f"{overlap:,} of {len(dev):,} dev examples are in train too (case and spaces aside), "
+            "so scores on dev are too good; remove them from one file"
+        )
+    if repeats.contradicting:
+        warnings.append(
+            f"{repeats.contradicting:,} texts stand in train more than once with different labels; "
+            "no model can learn both"
+        )
+    return warnings

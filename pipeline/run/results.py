@@ -25,6 +25,7 @@ TOKENIZER_FILE = "tokenizer.json"  # of the stage finetune: the tokenizer's opti
 METRICS_FILE = "metrics.json"  # of every stage that measures a model on the dev examples
 LOSS_CURVE_FILE = "losses.json"  # of every stage that trains: the mean loss of every optimizer step
 SPEEDS_FILE = "speeds.json"  # of the stage quantize: the thresholds of the named speeds
+LEFT_OUT_FILE = "left_out.json"  # of the stage quantize, if it left speeds out: the reason for each
 ANSWERS_FILE = "answers.json"  # of the stage quantize: the quantized model's answers to the dev examples
 
 
@@ -65,9 +66,9 @@ class Results:
         """Returns the examples of "train", "calibration" or "dev"."""
         return load_examples(self.path("prepare") / f"{part}.jsonl", get_task(self.recipe.task).example_from_json)
 
-    def calibration_count(self) -> int | None:
-        """Returns how many calibration examples the recipe's file has; None where they are a part of train."""
-        return len(self.examples("calibration")) if isinstance(self.recipe.data.calibration, str) else None
+    def calibration_count(self) -> int:
+        """Returns how many calibration examples there are."""
+        return len(self.examples("calibration"))
 
     def lessons(self) -> list[Example]:
         """Returns what student and exits learn from: the training examples, then the recipe's texts without labels."""
@@ -106,6 +107,11 @@ class Results:
         from pipeline.model.checkpoint import load_model  # imports torch
 
         return load_model(self.path(stage))
+
+    def left_out_speeds(self) -> dict[str, str]:
+        """Returns the named speeds that calibration could not show, each with the reason."""
+        file = self.path("quantize") / LEFT_OUT_FILE
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """Returns the scores on the dev examples that a stage measured."""

@@ -133,6 +133,18 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         """Returns groups of examples. A split keeps each group on one side."""
 
     @abstractmethod
+    def same_input(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if they ask the same, whatever their case and whitespace."""
+
+    def kept_together(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if no split may part them: their input, or the passage of both."""
+        return self.same_input(example)
+
+    def class_of(self, example: ExampleT) -> str | None:
+        """Returns the example's class, None where labels are no classes."""
+        return None
+
+    @abstractmethod
     def labels_of(
         self,
         train: Sequence[ExampleT],
@@ -214,8 +226,8 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     def set_lengths(self, raw: dict[str, Any], longest: int) -> None:
         """Sets what a recipe's tables `raw` do not say of lengths, for a model that takes `longest` tokens."""
 
-    def options_problem(self, options: InputOptions) -> str | None:
-        """Returns what is wrong with a recipe's lengths, as "field: what; the way out"; None if nothing is."""
+    def options_problem(self, options: InputOptions) -> UserError | None:
+        """Returns what is wrong with a recipe's lengths, with the settings that mend it; None if nothing is."""
         return None
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:

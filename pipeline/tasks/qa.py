@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.demo import qa as demo
+from pipeline.data.duplicates import normalise
 from pipeline.data.examples import Answer, QAExample
 from pipeline.data.inputs import MASKED
 from pipeline.data.items import Item
@@ -128,6 +129,12 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def group(self, examples: Sequence[QAExample]) -> list[Group]:
         return passages(examples)
 
+    def same_input(self, example: QAExample) -> Hashable:
+        return normalise(example.question), normalise(example.passage)
+
+    def kept_together(self, example: QAExample) -> Hashable:
+        return normalise(example.passage)
+
     def labels_of(
         self,
         train: Sequence[QAExample],
@@ -141,6 +148,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
             raise UserError(
                 f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
                 field="qa.allow_no_answer",
+                settings=["qa.allow_no_answer=true"],
             )
         return "start", "end"
 
@@ -215,11 +223,20 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def input_length(self, example: QAExample, inputs: Sequence[QAWindow], tokenizer: WordPieceTokenizer) -> int:
         return len(tokenizer.encode(example.passage))
 
-    def options_problem(self, options: InputOptions) -> str | None:
+    def options_problem(self, options: InputOptions) -> UserError | None:
         lengths = question_options(options)
-        if lengths.stride >= lengths.window - lengths.max_question - SPECIALS:
-            return "qa.stride: leaves no room to move on; it must be below window - max_question - 3"
-        return None
+        room = lengths.window - lengths.max_question - SPECIALS
+        if lengths.stride < room:
+            return None
+        # A window has room for some stride if a question takes at most half of it.
+        shorter = [] if room > 1 else [f"qa.max_question={lengths.window // 2}"]
+        room = room if room > 1 else lengths.window - lengths.window // 2 - SPECIALS
+        stride = lengths.stride if lengths.stride < room else room // 2
+        return UserError(
+            "leaves no room to move on; it must be below window - max_question - 3",
+            field="qa.stride",
+            settings=[*shorter, f"qa.stride={stride}"],
+        )
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
         if context.options.question is None:

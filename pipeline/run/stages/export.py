@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.bundle.manifest import Speed
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
+from pipeline.run.named_speeds import left_out_provenance
 from pipeline.run.results import SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
@@ -48,6 +49,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             "teacher": recipe.teacher.weights,
             "train": Path(recipe.data.train).name,
             "dev": Path(recipe.data.dev).name,
+            **left_out_provenance(results.left_out_speeds()),
         },
         on_step=on_step,
     )
