@@ -31,14 +31,14 @@ from pipeline.run.checkpoint_source import (
     read_texts,
 )
 from pipeline.run.examples import DEMO, training_items
-from pipeline.run.named_speeds import left_out_provenance, left_out_speeds, left_out_warnings
+from pipeline.run.named_speeds import left_out_provenance, left_out_speeds
 from pipeline.run.precision import coreml_has_int8_inputs, has_int4, is_mixed
 from pipeline.run.preconditions import check_calibration_size, check_positions
 from pipeline.run.quantizing import choose_mix, coreml_model, quantize_model, round_to_int4
 from pipeline.runtime.evaluate import evaluate
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
-from pipeline.support.progress import OnStep, console, silent
+from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import write_text
 from pipeline.tasks import get_task
 from pipeline.verify.verify import Verification, verify
@@ -160,10 +160,7 @@ def load_checkpoint(weights: str, settings: Sequence[str]) -> tuple[LoadedCheckp
     model = build_model(pretrained, task, tokenizer.sep_id)
     calibration = read_calibration_data(recipe)
     if calibration is not None:
-        count = len(calibration.examples)
-        check_calibration_size(recipe, count)
-        for warning in left_out_warnings(left_out_speeds(recipe, count)):
-            console.print(warning, markup=False, soft_wrap=True)
+        check_calibration_size(recipe, len(calibration.examples))
         model = add_exits(model, recipe)
     examples, values = read_texts(recipe, pretrained, calibration)
     return LoadedCheckpoint(recipe, model, examples, values, tokenizer, calibration), task
