@@ -191,11 +191,6 @@ def test_settings_that_a_checkpoint_cannot_follow_are_refused(tmp_path, sentence
     assert "exits: without calibration examples there is one exit" in refused(folder, "exits.fast=0.1")
     assert "distill: a checkpoint is not trained further" in refused(folder, "distill.temperature=3")
     assert "student.layers: a checkpoint keeps its layers" in refused(folder, "student.layers=[0]")
-    few = tmp_path / "few.tsv"
-    few.write_text("\n".join(sentences.read_text().splitlines()[:101]) + "\n")
-    assert "examples cannot show that the speed 'exact' loses at most 0.005" in refused(
-        folder, f"data.calibration={few}"
-    )
     unlabelled = tmp_path / "texts.tsv"
     unlabelled.write_text("text\nva bene\n" * 3)
     assert "label" in refused(folder, f"data.calibration={unlabelled}")
