@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline import __version__
 from pipeline.commands import bench, bundles, keys, predict, recipes, shipping, verify
-from pipeline.commands.options import AsJson, print_json
+from pipeline.commands.options import AsJson, print_json, with_home
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import output
@@ -64,7 +64,7 @@ for command in (
     keys.keys,
     doctor,
 ):
-    app.command()(command)
+    app.command()(with_home(command))
 
 
 def print_version(wanted: bool) -> None:

@@ -7,7 +7,8 @@ import json
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -59,29 +60,45 @@ def nearest_keys(word: str, count: int = 3) -> list[str]:
     return list(dict.fromkeys([*alike, *near]))[:count]
 
 
-def fields_by_key(section: type[BaseModel] = Recipe, prefix: str = "", defaults: Any = None) -> dict[str, Any]:
-    """Returns the pydantic field and the default of every dotted key.
+@lru_cache
+def fields_by_key() -> dict[str, tuple[FieldInfo, Any]]:
+    """Returns the pydantic field and the default of every dotted key of a recipe."""
+    return _fields_of(Recipe)
+
+
+def _fields_of(section: type[BaseModel], prefix: str = "", defaults: Any = None) -> dict[str, tuple[FieldInfo, Any]]:
+    """Returns the fields of a section and the sections in it.
 
     Args:
         section: a recipe, or a table of one.
         prefix: of its keys, with a dot at its end.
         defaults: the table as it is if nothing is set. It differs from the class's own: `exits.training.epochs` is 2.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[FieldInfo, Any]] = {}
     for name, field in section.model_fields.items():
         default = field.get_default() if defaults is None else getattr(defaults, name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= fields_by_key(field.annotation, f"{prefix}{name}.", default)
+            found |= _fields_of(field.annotation, f"{prefix}{name}.", default)
         else:
             found[prefix + name] = (field, default)
     return found
 
 
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Returns all dotted keys of a section and the sections in it."""
+    return list(_fields_of(section, prefix))
+
+
 def value_types(field: FieldInfo) -> tuple[Any, ...]:
     """Returns the types that a field takes beside None: (int,) of `int | None`."""
     if get_origin(field.annotation) in (Union, types.UnionType):
-        return tuple(kind for kind in get_args(field.annotation) if kind is not type(None))
+        return tuple(bare_type(kind) for kind in get_args(field.annotation) if kind is not type(None))
     return (field.annotation,)
+
+
+def bare_type(kind: Any) -> Any:
+    """Returns a type without what is annotated to it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
@@ -129,4 +146,4 @@ def toml_value(value: Any) -> str:
     """Returns a value as TOML: a number, true or false, a quoted text, or a list of these."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(toml_value(part) for part in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() else json.dumps(value, ensure_ascii=False)
