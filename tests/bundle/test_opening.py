@@ -197,6 +197,8 @@ def test_a_speed_that_calibration_left_out_is_named_with_the_reason(tiny_classif
     with pytest.raises(UserError) as caught:
         speed_thresholds(fewer, "exact")
     line = str(caught.value)
-    assert line.startswith(f"speed: this bundle has no speed 'exact' ({reason}); it has fast, full") and "\n" not in line
+    assert (
+        line.startswith(f"speed: this bundle has no speed 'exact' ({reason}); it has fast, full") and "\n" not in line
+    )
     with pytest.raises(UserError, match="no speed 'balanced' .*it has full"):
         speed_thresholds(fewer.model_copy(update={"speeds": {}}), "balanced")
