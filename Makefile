@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(COVERAGE),-
 demo: demo-classification demo-qa
 
 demo-classification demo-qa: setup
-	$(BIN)/pocketbert run recipes/$@.toml
+	$(BIN)/pocketbert run $@
 
 test: setup
 	$(PYTEST)

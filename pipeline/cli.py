@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, recipes, shipping, verify
+from pipeline.commands import bench, bundles, predict, recipes, shipping, verify
 from pipeline.commands.options import AsJson, print_json
 from pipeline.support import processes
 from pipeline.support.errors import UserError
@@ -17,7 +17,7 @@ from pipeline.support.progress import output
 
 app = typer.Typer(
     help="Distills a BERT into a small model with an exit after every layer, and writes it as a bundle that runs on a "
-    "phone.\n\nStart with: pocketbert run recipes/demo-classification.toml",
+    "phone.\n\nStart with: pocketbert run demo-classification",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -45,6 +45,7 @@ def doctor(as_json: AsJson = False) -> None:
 # In the order in which `pocketbert --help` lists them.
 for command in (
     recipes.run,
+    recipes.init,
     recipes.finetune,
     recipes.pretrain,
     recipes.distill,
@@ -55,7 +56,7 @@ for command in (
     recipes.report,
     recipes.ablate,
     verify.verify,
-    bundles.predict,
+    predict.predict,
     bundles.evaluate,
     bundles.study,
     bench.bench,

@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from pipeline import cli
-from pipeline.recipe import load_recipe
 
 ROWS = [("good film", "1"), ("bad film", "0")] * 60
 
@@ -316,12 +315,3 @@ def test_help_names_every_command(pocketbert):
     stages = "run pretrain ablate finetune distill exits quantize sensitivity export report"
     for command in f"{stages} verify bench predict evaluate study size doctor".split():
         assert f"\n  {command} " in out
-
-
-def test_shipped_recipes_are_valid():
-    from pathlib import Path
-
-    recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
-    assert len(recipes) >= 7
-    for path in recipes:
-        assert load_recipe(path).name == path.stem

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import Recipe, Section, known_keys, load_recipe, parse_value
+from pipeline.recipe import (
+    Recipe,
+    Section,
+    built_in_recipes,
+    find_recipe,
+    known_keys,
+    load_recipe,
+    parse_value,
+)
 from pipeline.support.errors import UserError
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
+RECIPES = list(built_in_recipes().values())
 MINIMAL = 'name = "test"\ntask = "classification"\n'
 
 
@@ -33,7 +41,25 @@ def refused(path: Path, *overrides: str) -> str:
 
 
 def test_recipes_are_shipped():
-    assert {path.stem for path in RECIPES} >= {"sst2", "squad", "sts-b"}
+    assert {path.stem for path in RECIPES} >= {"sst2", "squad", "sts-b"} and len(RECIPES) >= 7
+
+
+def test_a_recipe_is_found_by_name_and_a_file_of_that_path_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("sst2") == find_recipe(Path("sst2")) == built_in_recipes()["sst2"]
+    (tmp_path / "sts-b").mkdir()
+    assert find_recipe("sts-b").is_file()  # a folder is no recipe
+    (tmp_path / "sst2").write_text(MINIMAL)
+    assert find_recipe("sst2") == Path("sst2")
+    assert load_recipe("sst2").name == "test"
+
+
+@pytest.mark.parametrize("name", ["squat", "squad.toml", "recipes/squad.toml"])
+def test_an_unknown_recipe_lists_the_built_in_ones_nearest_first(name):
+    line = refused(Path(name))
+    assert line.startswith(f"{name}: does not exist; ")
+    names = line.rpartition(": ")[2].split(", ")
+    assert names[0] == "squad" and sorted(names) == list(built_in_recipes())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -41,7 +67,7 @@ def test_every_shipped_recipe_loads(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert recipe.head != "default"
-    assert path.read_text().startswith(f"# pocketbert run recipes/{path.name}")  # opens with the command that runs it
+    assert path.read_text().startswith(f"# pocketbert run {path.stem}")  # opens with the command that runs it
 
 
 def test_a_minimal_recipe_has_defaults(write):

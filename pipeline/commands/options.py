@@ -9,8 +9,16 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/sst2.toml.")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE|DATA", help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv."
+    ),
+]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME."),
+]
 DataSource = Annotated[
     str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
 ]
@@ -24,6 +32,16 @@ Settings = Annotated[
 ]
 Out = Annotated[
     Optional[Path], typer.Option("--out", metavar="DIR", help="Folder for the results; by default runs/NAME.")
+]
+DevSource = Annotated[
+    Optional[str],
+    typer.Option("--dev", metavar="DATA", help="Examples to measure on; for a data file by default a part of it."),
+]
+TaskName = Annotated[
+    Optional[str],
+    typer.Option(
+        "--task", metavar="TASK", help="classification, regression or qa; told from the data file by default."
+    ),
 ]
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first N examples.")]
 TextColumn = Annotated[

@@ -65,6 +65,7 @@ def verify(
 
 def verify_target(target: Path, settings: list[str] | None, out: Path | None) -> Verification:
     """Checks a bundle, or the bundle of a recipe after running its stages up to export."""
+    from pipeline.bundle.opening import find_bundle
     from pipeline.run.stages.verify import verify_results
     from pipeline.verify.verify import verify as verify_bundle
 
@@ -73,7 +74,7 @@ def verify_target(target: Path, settings: list[str] | None, out: Path | None) ->
         with progress() as on_step:
             return verify_results(results, on_step)
     with progress() as on_step:
-        return verify_bundle(target, on_step=on_step)
+        return verify_bundle(find_bundle(target), on_step=on_step)
 
 
 def print_verification(verification: Verification) -> None:

@@ -1,6 +1,15 @@
 """The recipe: every choice of a run, typed and checked once. Stages read it; none of them reads the command line."""
 
-from pipeline.recipe.files import apply_settings, check_recipe, known_keys, load_recipe, parse_value, set_value
+from pipeline.recipe.files import (
+    apply_settings,
+    built_in_recipes,
+    check_recipe,
+    find_recipe,
+    known_keys,
+    load_recipe,
+    parse_value,
+    set_value,
+)
 from pipeline.recipe.recipe import MIN_ROUNDING_TEXTS, Recipe
 from pipeline.recipe.sections import (
     QA,
@@ -33,7 +42,9 @@ __all__ = [
     "Teacher",
     "Training",
     "apply_settings",
+    "built_in_recipes",
     "check_recipe",
+    "find_recipe",
     "known_keys",
     "load_recipe",
     "parse_value",

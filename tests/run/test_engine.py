@@ -346,7 +346,7 @@ def test_results_of_older_versions_still_count(tmp_path):
     """The keys are those that version 0.1.0 wrote for this recipe. What it trained and quantized is not made again."""
     from pipeline.recipe import load_recipe
 
-    recipe = ROOT / "recipes" / "demo-classification.toml"
+    recipe = "demo-classification"
     run = Run(load_recipe(recipe), tmp_path)
     assert run.stage_key("prepare") == "deb987ca641e31508b1cfc409287e7d250068f75b015bbb1419571d3293b21f9"
     assert run.stage_key("quantize") == "394b09798ec3b1bf2f402dd9460d81c74fd6ad5859dac54ba0708e930e05a8c3"
