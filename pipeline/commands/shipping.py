@@ -33,9 +33,11 @@ def slice(
 
     It opens, verifies and answers as the whole bundle does.
     """
+    from pipeline.bundle.opening import find_bundle
     from pipeline.bundle.slicing import plan_slice, slice_bundle
     from quantize.size import bundle_bytes
 
+    bundle = find_bundle(bundle)
     plan = plan_slice(bundle, target, runtime)  # type: ignore[arg-type]  # both names are checked there
     path = slice_bundle(bundle, plan.target, plan.runtime, out, archive)
     size = path.stat().st_size if archive else plan.bytes
