@@ -30,7 +30,9 @@ from pipeline.verify.coreml_programs import (
     padded_inputs,
     program_runner,
 )
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.floors import agreement_floor, module_floors
+from pipeline.verify.threads import one_thread
 
 # The evaluator takes some 3 ms per token of MiniLM, so it gets fewer texts: this many, or as many as fill this many
 # tokens of buckets.
@@ -61,6 +63,7 @@ def check_agreement(
     return Check.at_least(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor)
 
 
+@one_thread()
 @torch.no_grad()
 def check_coreml_labels(
     bundle: Bundle,
@@ -68,6 +71,7 @@ def check_coreml_labels(
     examples: Sequence[ClassificationExample],
     on_step: OnStep = silent,
     backend: Backend = "coreml",
+    files: SavedFiles | None = None,
 ) -> Check:
     """Measures the share of texts that get the float32 model's label from the Core ML programs in simulated float16.
 
@@ -80,6 +84,7 @@ def check_coreml_labels(
         examples: of these the first that fit a bucket are run, up to `MAX_COREML_TEXTS` and about `MAX_COREML_TOKENS`.
         on_step: is told of the progress.
         backend: which of the bundle's Core ML programs to run.
+        files: the bundle's files, where other checks have read some of them.
 
     Raises:
         UserError: a file cannot be read or evaluated, or no example fits a bucket.
@@ -90,7 +95,7 @@ def check_coreml_labels(
         raise UserError(
             "no example fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle.path
         )
-    run_program, reference = program_runner(bundle.path, backend), Programs.of(model)
+    run_program, reference = program_runner(bundle.path, backend, files), Programs.of(model)
     buckets: dict[int, CoreMLPrograms] = {}
     same = 0
     for index, ids in enumerate(texts):

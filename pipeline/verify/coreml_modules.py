@@ -29,9 +29,12 @@ from pipeline.verify.coreml_programs import (
     padded_inputs,
     program_runner,
 )
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.floors import module_floors
+from pipeline.verify.threads import one_thread
 
 
+@one_thread()
 @torch.no_grad()
 def check_against_model(
     model: ExitModel,
@@ -40,6 +43,7 @@ def check_against_model(
     on_step: OnStep = silent,
     seed: int = 0,
     backend: Backend = "coreml",
+    files: SavedFiles | None = None,
 ) -> list[Check]:
     """Compares every program of a backend with its module, in float32 and in simulated float16.
 
@@ -52,12 +56,13 @@ def check_against_model(
 
     Args:
         model: the trained model that the bundle was exported from.
+        files: the bundle's files, where other checks have read some of them.
 
     Raises:
         UserError: if a file cannot be read or evaluated.
     """
     bundle, reference, random = Path(bundle), Programs.of(model), np.random.default_rng(seed)
-    lengths, run_program = bundle_buckets(manifest, backend), program_runner(bundle, backend)
+    lengths, run_program = bundle_buckets(manifest, backend), program_runner(bundle, backend, files)
     checks: list[Check] = []
     done = 0
     for length in lengths:

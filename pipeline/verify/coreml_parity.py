@@ -31,11 +31,14 @@ from pipeline.verify.coreml_programs import (
     program_runner,
 )
 from pipeline.verify.evaluator.faults import Fault
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.floors import vector_floors
+from pipeline.verify.threads import one_thread
 
 WINDOWS_PER_BUCKET = 8
 
 
+@one_thread()
 def check_coreml(
     bundle: str | Path,
     manifest: Manifest,
@@ -43,6 +46,7 @@ def check_coreml(
     on_step: OnStep = silent,
     windows: int = WINDOWS_PER_BUCKET,
     backend: Backend = "coreml",
+    files: SavedFiles | None = None,
 ) -> list[Check]:
     """Runs conformance inputs through the programs of every bucket, in simulated float16.
 
@@ -64,6 +68,7 @@ def check_coreml(
     Args:
         windows: the number of inputs for each bucket, from the shortest to the longest that fits.
         backend: "coreml" for the packages, "executorch-coreml" for the methods that ExecuTorch hands to Core ML.
+        files: the bundle's files, where other checks have read some of them.
 
     Raises:
         UserError: if a file cannot be read or evaluated, or no input fits any bucket.
@@ -81,7 +86,7 @@ def check_coreml(
         raise UserError(
             "no conformance input fits a Core ML bucket; add a longer bucket to export.coreml_buckets", file=bundle
         )
-    run_program = program_runner(bundle, backend)
+    run_program = program_runner(bundle, backend, files)
     checks: list[Check] = []
     if conformance.programs is not None:
         checks += check_fingerprints(manifest, conformance.programs, run_program, on_step, backend)

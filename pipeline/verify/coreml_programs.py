@@ -12,10 +12,9 @@ from pipeline.bundle.manifest import Manifest, Program, TensorSpec
 from pipeline.data.inputs import MASKED, program_inputs
 from pipeline.names import Backend
 from pipeline.support.errors import UserError
-from pipeline.verify.evaluator.delegate import DelegateFile, load_delegate_file
 from pipeline.verify.evaluator.evaluator import Evaluation, evaluate
 from pipeline.verify.evaluator.faults import Fault
-from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.evaluator.precision import Precision
 from pipeline.verify.evaluator.program import EXPORT_AGAIN, Package
 
@@ -25,25 +24,24 @@ BACKEND_NAMES: dict[Backend, str] = {"coreml": "Core ML", "executorch-coreml": "
 RunProgram = Callable[[Program, Mapping[str, np.ndarray], Precision], Evaluation]
 
 
-def program_runner(bundle: Path, backend: Backend) -> RunProgram:
+def program_runner(bundle: Path, backend: Backend, files: SavedFiles | None = None) -> RunProgram:
     """Returns a function that evaluates a bundle's programs of one backend. Each file is read once, when first needed.
 
     The function raises UserError if a file cannot be read or evaluated, or holds another program than the manifest
     says.
+
+    Args:
+        files: the bundle's files, where other checks have read some of them.
     """
-    packages: dict[str, Package] = {}
-    files: dict[str, DelegateFile] = {}
+    saved = files or SavedFiles(bundle)
 
     def run_package(program: Program, inputs: Mapping[str, np.ndarray], precision: Precision) -> Evaluation:
-        if program.file not in packages:
-            packages[program.file] = load_package(bundle / program.file)
-        check_signature(packages[program.file], program)
-        return evaluate(packages[program.file], program.method, inputs, precision)
+        package = saved.package(program.file)
+        check_signature(package, program)
+        return evaluate(package, program.method, inputs, precision)
 
     def run_method(program: Program, inputs: Mapping[str, np.ndarray], precision: Precision) -> Evaluation:
-        if program.file not in files:
-            files[program.file] = load_delegate_file(bundle / program.file)
-        return files[program.file].run(program, inputs, precision)
+        return saved.delegate(program.file).run(program, inputs, precision)
 
     return run_package if backend == "coreml" else run_method
 

@@ -17,8 +17,7 @@ import numpy as np
 from pipeline.bundle.manifest import read_manifest
 from pipeline.names import APPLE_BACKENDS
 from pipeline.verify.checks import EngineWarning
-from pipeline.verify.evaluator.delegate import load_delegate_file
-from pipeline.verify.evaluator.loading import load_package
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.evaluator.mil import dtype_of, is_constant, shape_of, variables_read
 from pipeline.verify.evaluator.program import Function, Package
 
@@ -89,18 +88,20 @@ MOVES = ("cast", "const", "identity")
 GATHERS = ("gather", "gather_along_axis", "gather_nd")
 
 
-def lint_bundle(bundle: str | Path) -> list[EngineWarning]:
+def lint_bundle(bundle: str | Path, files: SavedFiles | None = None) -> list[EngineWarning]:
     """Lints every Core ML package of a bundle, and the Core ML models in its ExecuTorch files.
+
+    Args:
+        files: the bundle's files, where other checks have read some of them.
 
     Raises:
         UserError: a file cannot be read.
     """
-    manifest, warnings = read_manifest(bundle, check_files=False), []
+    manifest, warnings, saved = read_manifest(bundle, check_files=False), [], files or SavedFiles(bundle)
     for file, backend in dict.fromkeys(
         (program.file, program.backend) for program in manifest.programs if program.backend in APPLE_BACKENDS
     ):
-        path = Path(bundle) / file
-        warnings += lint(load_package(path) if backend == "coreml" else load_delegate_file(path).package)
+        warnings += lint(saved.package(file) if backend == "coreml" else saved.delegate(file).package)
     return warnings
 
 

@@ -21,6 +21,7 @@ from pipeline.verify.agreement import check_agreement, check_coreml_labels
 from pipeline.verify.checks import Check, EngineWarning, MacReport
 from pipeline.verify.coreml_modules import check_against_model
 from pipeline.verify.coreml_parity import check_coreml
+from pipeline.verify.evaluator.files import SavedFiles
 from pipeline.verify.executorch_parity import check_executorch, check_tokens
 from pipeline.verify.neural_engine import lint_bundle
 from pipeline.verify.on_mac import verify_on_mac
@@ -95,18 +96,19 @@ def verify(
         UserError: the bundle or a file of it cannot be read. A check out of tolerance is returned, not raised.
     """
     folder = Path(bundle)
-    checks = check_conformance(folder, on_step)
+    files = SavedFiles(folder)
+    checks = check_conformance(folder, files, on_step)
     mac_checks, mac = verify_on_mac(folder, on_step)
     checks += mac_checks
     manifest = read_manifest(folder, check_files=False)
     if model is not None:
-        checks += check_model(folder, manifest, model, examples.examples if examples else (), on_step)
+        checks += check_model(folder, files, manifest, model, examples.examples if examples else (), on_step)
     if examples is not None:
         checks.append(check_agreement(Bundle.open(folder), examples.examples, examples.answers, on_step))
-    return Verification(checks=checks, warnings=lint_bundle(folder), mac=mac)
+    return Verification(checks=checks, warnings=lint_bundle(folder, files), mac=mac)
 
 
-def check_conformance(bundle: Path, on_step: OnStep) -> list[Check]:
+def check_conformance(bundle: Path, files: SavedFiles, on_step: OnStep) -> list[Check]:
     """Checks the sums in the manifest, and compares every program with the conformance vectors in the bundle."""
     manifest, conformance = read_manifest(bundle), read_conformance(bundle)
     backends = {program.backend for program in manifest.programs}
@@ -117,12 +119,17 @@ def check_conformance(bundle: Path, on_step: OnStep) -> list[Check]:
         checks.append(check_tokens(bundle, conformance, sorted(backends)[0]))
     for backend in APPLE_BACKENDS:
         if backend in backends:
-            checks += check_coreml(bundle, manifest, conformance, on_step, backend=backend)
+            checks += check_coreml(bundle, manifest, conformance, on_step, backend=backend, files=files)
     return checks
 
 
 def check_model(
-    bundle: Path, manifest: Manifest, model: ExitModel, examples: Sequence[Example], on_step: OnStep
+    bundle: Path,
+    files: SavedFiles,
+    manifest: Manifest,
+    model: ExitModel,
+    examples: Sequence[Example],
+    on_step: OnStep,
 ) -> list[Check]:
     """Compares the Core ML programs with the model in PyTorch: each with its module, and the labels of the examples."""
     backends = {program.backend for program in manifest.programs}
@@ -130,7 +137,7 @@ def check_model(
     checks: list[Check] = []
     for backend in APPLE_BACKENDS:
         if backend in backends:
-            checks += check_against_model(model, bundle, manifest, on_step, backend=backend)
+            checks += check_against_model(model, bundle, manifest, on_step, backend=backend, files=files)
             if texts and get_task(manifest.task).has_classes:
-                checks.append(check_coreml_labels(Bundle.open(bundle), model, texts, on_step, backend))
+                checks.append(check_coreml_labels(Bundle.open(bundle), model, texts, on_step, backend, files))
     return checks

@@ -8,8 +8,7 @@ written.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,11 @@ import numpy as np
 from pipeline.support.errors import UserError
 from pipeline.verify.evaluator.faults import Fault, FaultRecorder
 from pipeline.verify.evaluator.loading import unknown_operator
-from pipeline.verify.evaluator.mil import Operation, Variable, is_constant, shape_of, shapes_fit
+from pipeline.verify.evaluator.mil import shapes_fit
 from pipeline.verify.evaluator.operators import OPERATORS, SMOOTH_OPERATORS, Operator
 from pipeline.verify.evaluator.precision import Precision, round_to_float16, to_float32
 from pipeline.verify.evaluator.program import EXPORT_AGAIN, Function, Package
+from pipeline.verify.evaluator.steps import Rounding, Step
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,21 @@ def evaluate(
     # inspected: if the infinity matters, an operator's result shows it.
     with np.errstate(all="ignore"):
         values |= function.float16_constants if precision == "float16" else function.constants
-        for operation in function.operations:
-            if is_constant(operation):
-                continue
-            results = run_operation(package, operation, values, rounding, operators)
-            for output, result in zip(operation.outputs, results):
-                if not shapes_fit(np.shape(result), shape_of(output)):
+        for step in function.steps:
+            operator = step.operation.op_type
+            results = run_step(package, step, values, rounding, operators)
+            for (name, declared), result in zip(step.outputs, results):
+                if not shapes_fit(np.shape(result), declared):
                     raise UserError(
-                        f"gives shape {np.shape(result)}, the program says {shape_of(output)}; {EXPORT_AGAIN}",
+                        f"gives shape {np.shape(result)}, the program says {declared}; {EXPORT_AGAIN}",
                         file=package.path,
-                        field=f"{operation.op_type} {output.name}",
+                        field=f"{operator} {name}",
                     )
-                values[output.name] = rounding(result)
-                recorder.inspect(operation.op_type, output.name, values[output.name])
+                if step.moves:  # its values were rounded and inspected before
+                    values[name] = result
+                    continue
+                values[name] = rounding(result)
+                recorder.inspect(operator, name, values[name])
         outputs = {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in function.outputs}
     return Evaluation(outputs, tuple(recorder.faults.values()))
 
@@ -109,49 +111,25 @@ def check_inputs(package: Package, function: Function, inputs: Mapping[str, np.n
             )
 
 
-class BoundVariable:
-    """A coremltools variable with a value: `value_inference` reads `val` here and everything else from the variable."""
-
-    def __init__(self, variable: Variable, value: Any):
-        self._variable, self.val, self.sym_val = variable, value, value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._variable, name)
-
-
-def run_operation(
-    package: Package,
-    operation: Operation,
-    values: Mapping[str, Any],
-    rounding: Callable[[Any], Any],
-    operators: Mapping[str, Operator],
+def run_step(
+    package: Package, step: Step, values: Mapping[str, Any], rounding: Rounding, operators: Mapping[str, Operator]
 ) -> tuple[Any, ...]:
     """Returns the results of one operation, by `operators` or else by coremltools' definition.
 
     Raises:
         UserError: neither defines the operator.
     """
-
-    def bind(variable: Any) -> Any:
-        if isinstance(variable, (list, tuple)):
-            return tuple(bind(element) for element in variable)
-        # A parameter that the file omits has a default value from coremltools; no operation of the function computes
-        # it.
-        known = variable.name in values
-        return BoundVariable(variable, values[variable.name] if known else rounding(variable.val))
-
-    bound = {name: bind(variable) for name, variable in operation.inputs.items()}
-    operation = copy.copy(operation)  # only the copy's inputs get values, the loaded program stays as it is
-    operation._input_vars = {**operation._input_vars, **bound}
-    for name, variable in bound.items():
-        setattr(operation, name, variable)
+    operation = step.operation
     if operation.blocks:  # loops and branches contain programs of their own
         raise unknown_operator(package.path, operation.op_type)
     define = operators.get(operation.op_type)
+    step.bind(values, rounding)
     try:
         results = operation.value_inference() if define is None else define(operation)
     except NotImplementedError:
         results = None
+    finally:
+        step.release()
     results = tuple(results) if isinstance(results, (list, tuple)) else (results,)
     if len(results) != len(operation.outputs) or any(result is None for result in results):
         raise unknown_operator(package.path, operation.op_type)

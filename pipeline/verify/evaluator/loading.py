@@ -12,6 +12,7 @@ from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly, quiet_logging
 from pipeline.verify.evaluator.mil import Specification, Variable, shape_of
 from pipeline.verify.evaluator.program import EXPORT_AGAIN, ArraySpec, Function, Package
+from pipeline.verify.evaluator.weights import SharedConstants
 
 SPEC_FILE = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS_FOLDER = Path("Data/com.apple.CoreML/weights")
@@ -39,7 +40,10 @@ def load_package(path: str | Path) -> Package:
         ) from None
     # The file has no order; this one puts length_32 before length_128.
     names = sorted(program.functions, key=lambda name: (len(name), name))
-    functions = {name: read_function(name, program.functions[name], default_shapes(spec, name)) for name in names}
+    shared = SharedConstants()
+    functions = {
+        name: read_function(name, program.functions[name], default_shapes(spec, name), shared) for name in names
+    }
     return Package(path, spec.specificationVersion, functions)
 
 
@@ -127,7 +131,7 @@ def default_shapes(spec: Specification, function: str) -> dict[str, tuple[int, .
     return {entry.name: tuple(entry.type.multiArrayType.shape) for entry in inputs}
 
 
-def read_function(name: str, function: Any, defaults: dict[str, tuple[int, ...]]) -> Function:
+def read_function(name: str, function: Any, defaults: dict[str, tuple[int, ...]], shared: SharedConstants) -> Function:
     """Describes a coremltools function."""
     from coremltools.converters.mil.mil import types
 
@@ -140,4 +144,5 @@ def read_function(name: str, function: Any, defaults: dict[str, tuple[int, ...]]
         tuple(array_spec(name, variable) for name, variable in function.inputs.items()),
         tuple(array_spec(variable.name, variable) for variable in function.outputs),
         tuple(function.operations),
+        shared,
     )

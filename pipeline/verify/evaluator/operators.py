@@ -1,7 +1,8 @@
 """The operators that the evaluator computes itself, because coremltools' definition is missing, too slow or rounds.
 
 coremltools does not define `conv` on arrays. Its GELU calls `math.erf` once per number. Its cast rounds to float16
-where "float32" must not. tests/verify/evaluator/test_evaluator.py compares these with torch.
+where "float32" must not. Its products, softmax and layer norm are right, but take several times as long as torch's.
+tests/verify/evaluator compares all of these with torch, or with coremltools' own definition on random inputs.
 
 To teach the evaluator an operator, add a function for it here with `@defines("name")`.
 """
@@ -9,11 +10,14 @@ To teach the evaluator an operator, add a function for it here with `@defines("n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.verify.evaluator.mil import Operation
+
+if TYPE_CHECKING:
+    import torch
 
 # Computes an operation from the `val` of its inputs.
 Operator = Callable[[Operation], Any]
@@ -30,13 +34,28 @@ def defines(*names: str) -> Callable[[Operator], Operator]:
     return register
 
 
+def to_torch(value: np.ndarray) -> torch.Tensor:
+    """Returns an array as a tensor, without a copy where torch can share it."""
+    import torch
+
+    flags = value.flags
+    return torch.from_numpy(value if flags.c_contiguous and flags.writeable else np.require(value, None, ("C", "W")))
+
+
+def torch_functions() -> Any:
+    """Returns `torch.nn.functional`, which is imported when it is first needed."""
+    import torch.nn.functional
+
+    return torch.nn.functional
+
+
 @defines("cast")
 def cast(operation: Operation) -> np.ndarray:
     """Casts to integers by truncation, as C does. A cast between float types only rounds, which the caller does."""
     from coremltools.converters.mil.mil.types.type_mapping import string_to_nptype
 
     value, dtype = np.asarray(operation.x.val), np.dtype(string_to_nptype(operation.dtype.val))
-    return value.astype(np.float32 if dtype.kind == "f" else dtype)
+    return value.astype(np.float32 if dtype.kind == "f" else dtype, copy=False)
 
 
 @defines("gelu")
@@ -44,10 +63,55 @@ def gelu(operation: Operation) -> np.ndarray:
     """Computes GELU (Hendrycks and Gimpel 2016); modes other than the exact one are coremltools' own."""
     if operation.mode.val != "EXACT":
         return type(operation).value_inference(operation)
-    import torch
+    x = to_torch(operation.x.val)
+    return (x * 0.5**0.5).erf_().add_(1.0).mul_(x).mul_(0.5).numpy()
 
-    x = torch.from_numpy(np.ascontiguousarray(operation.x.val))
-    return (0.5 * x * (1.0 + torch.erf(x * 0.5**0.5))).numpy()
+
+@defines("linear")
+def linear(operation: Operation) -> np.ndarray:
+    """Computes x weight^T + bias in float32; only the order of the sums differs from coremltools' definition."""
+    bias = None if operation.bias is None or operation.bias.val is None else to_torch(operation.bias.val)
+    return torch_functions().linear(to_torch(operation.x.val), to_torch(operation.weight.val), bias).numpy()
+
+
+@defines("matmul")
+def matmul(operation: Operation) -> np.ndarray:
+    """Computes the product of two stacks of matrices; only the order of the sums differs from coremltools'."""
+    x, y = np.asarray(operation.x.val), np.asarray(operation.y.val)
+    if x.dtype != np.float32 or y.dtype != np.float32 or min(x.ndim, y.ndim) < 2:
+        return type(operation).value_inference(operation)
+    factors = [
+        to_torch(value).transpose(-1, -2) if transpose is not None and transpose.val else to_torch(value)
+        for value, transpose in ((x, operation.transpose_x), (y, operation.transpose_y))
+    ]
+    return (factors[0] @ factors[1]).numpy()
+
+
+@defines("softmax")
+def softmax(operation: Operation) -> np.ndarray:
+    """Computes the softmax along one axis, as coremltools defines it."""
+    return to_torch(operation.x.val).softmax(int(operation.axis.val)).numpy()
+
+
+@defines("layer_norm")
+def layer_norm(operation: Operation) -> np.ndarray:
+    """Normalizes the given dimensions, as coremltools defines it; only the order of the sums differs."""
+    x = to_torch(operation.x.val)
+    axes = sorted(int(axis) % x.dim() for axis in (range(x.dim()) if operation.axes is None else operation.axes.val))
+    last = list(range(x.dim() - len(axes), x.dim()))
+    shape = tuple(x.shape[axis] for axis in axes)
+    gamma, beta = (
+        None if parameter is None or parameter.val is None else to_torch(parameter.val).reshape(shape)
+        for parameter in (operation.gamma, operation.beta)
+    )
+    moved = x.movedim(axes, last)
+    return (
+        torch_functions()
+        .layer_norm(moved, shape, gamma, beta, float(operation.epsilon.val))
+        .movedim(last, axes)
+        .contiguous()
+        .numpy()
+    )
 
 
 @defines("conv")
@@ -56,9 +120,6 @@ def conv(operation: Operation) -> np.ndarray:
     if operation.pad_type.val != "valid":
         raise NotImplementedError
     import torch
-
-    def to_torch(value: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(value))
 
     x, weight = to_torch(operation.x.val), to_torch(operation.weight.val)
     has_bias = operation.bias is not None and operation.bias.val is not None

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.support.errors import UserError
 from pipeline.verify.evaluator.mil import Operation, is_constant, shapes_fit
-from pipeline.verify.evaluator.precision import round_to_float16, to_float32
-from pipeline.verify.evaluator.weights import constant_value
+from pipeline.verify.evaluator.steps import Step, make_steps
+from pipeline.verify.evaluator.weights import SharedConstants
 
 EXPORT_AGAIN = "export the bundle again"
 
@@ -39,18 +39,30 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Function:
-    """One function of a package. `operations` are in an order in which they can run."""
+    """One function of a package.
+
+    Attributes:
+        operations: in an order in which they can run.
+        shared: what the package's functions have decompressed so far; those of one program have the same weights.
+    """
 
     name: str
     inputs: tuple[ArraySpec, ...]
     outputs: tuple[ArraySpec, ...]
     operations: tuple[Operation, ...] = field(repr=False)
+    shared: SharedConstants = field(default_factory=SharedConstants, repr=False, compare=False)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The operations that compute, in their order. They are kept, since every evaluation needs them."""
+        computing = tuple(operation for operation in self.operations if not is_constant(operation))
+        return make_steps({spec.name: spec for spec in self.inputs}, computing)
 
     @cached_property
     def constants(self) -> dict[str, Any]:
         """The constants by name, decompressed and in float32. They are kept, since every evaluation needs them."""
         return {
-            operation.outputs[0].name: to_float32(constant_value(operation))
+            operation.outputs[0].name: self.shared.value(operation)
             for operation in self.operations
             if is_constant(operation)
         }
@@ -58,12 +70,7 @@ class Function:
     @cached_property
     def float16_constants(self) -> dict[str, Any]:
         """The constants rounded to float16. Weights that are float16 already share their array with `constants`."""
-        values = {}
-        for name, value in self.constants.items():
-            rounded = round_to_float16(value)
-            unchanged = isinstance(value, np.ndarray) and np.array_equal(rounded, value)
-            values[name] = value if unchanged else rounded
-        return values
+        return {name: self.shared.rounded(value) for name, value in self.constants.items()}
 
 
 @dataclass(frozen=True)

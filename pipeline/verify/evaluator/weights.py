@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pipeline.verify.evaluator.mil import Operation
+from pipeline.verify.evaluator.precision import round_to_float16, to_float32
+
+MIN_SHARED_NUMBERS = 1024  # below, comparing takes longer than converting
 
 
 def constant_value(operation: Operation) -> Any:
@@ -15,6 +19,45 @@ def constant_value(operation: Operation) -> Any:
     if operation.op_type == "const":
         return operation.outputs[0].val
     return DECOMPRESSORS.get(operation.op_type, type(operation).materialized_val_inference)(operation)
+
+
+class SharedConstants:
+    """Decompresses and rounds each weight once, although every function of a package has it as a constant of its own.
+
+    Values are told apart by all their bytes, before and after: nothing in a loaded program says what is shared.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Any] = {}
+        self._rounded: dict[int, tuple[Any, Any]] = {}  # by id, with the value itself, which keeps the id taken
+
+    def value(self, operation: Operation) -> Any:
+        """Returns a constant, decompressed and in float32."""
+        if operation.op_type == "const" and np.size(operation.outputs[0].val) < MIN_SHARED_NUMBERS:
+            return to_float32(constant_value(operation))
+        key = digest(operation)
+        if key not in self._values:
+            # Writeable, since torch copies other arrays before it uses them.
+            self._values[key] = np.require(to_float32(constant_value(operation)), requirements="W")
+        return self._values[key]
+
+    def rounded(self, value: Any) -> Any:
+        """Returns a value of `value` rounded to float16; the same array if that changes nothing."""
+        if id(value) not in self._rounded:
+            rounded = round_to_float16(value)
+            unchanged = isinstance(value, np.ndarray) and np.array_equal(rounded, value)
+            self._rounded[id(value)] = (value, value if unchanged else rounded)
+        return self._rounded[id(value)][1]
+
+
+def digest(operation: Operation) -> bytes:
+    """Returns a digest of everything that a constant's value depends on: its operator and all that it reads."""
+    hashed = hashlib.blake2b(operation.op_type.encode(), digest_size=16)
+    named = {"val": operation.outputs[0]} if operation.op_type == "const" else operation.inputs
+    for name, variable in named.items():
+        value = np.asarray(variable.val)
+        hashed.update(f"{name} {value.dtype.str} {value.shape} ".encode() + value.tobytes())
+    return hashed.digest()
 
 
 def look_up_palette(operation: Operation) -> np.ndarray:
