@@ -74,13 +74,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     exit_outputs: ClassVar[tuple[str, ...]]
     head_family: ClassVar[str]
     heads: ClassVar[tuple[str, ...]]
-    uncertainties: ClassVar[tuple[Uncertainty, ...]] = (
-        "entropy",
-        "max_probability",
-        "margin",
-        "patience",
-        "agreement",
-    )
+    uncertainties: ClassVar[tuple[Uncertainty, ...]] = ("entropy", "max_probability", "margin", "patience", "agreement")
     measures_uncertainty: ClassVar[bool] = True
     uses_answer_mask: ClassVar[bool] = False
     cuts_into_windows: ClassVar[bool] = False

@@ -144,14 +144,9 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
 
     def encode(self, example: QAExample, tokenizer: WordPieceTokenizer, options: InputOptions) -> list[QAWindow]:
         lengths = question_options(options)
+        texts = (example.question, example.passage)
         return make_windows(
-            tokenizer,
-            example.question,
-            example.passage,
-            lengths.window,
-            lengths.stride,
-            lengths.max_question,
-            lengths.allow_no_answer,
+            tokenizer, *texts, lengths.window, lengths.stride, lengths.max_question, lengths.allow_no_answer
         )
 
     def items(
