@@ -8,8 +8,8 @@ line before a block changes how it runs:
     <!-- not run here: REASON -->   the block is skipped, and the reason is printed
     <!-- run with: ARGUMENTS -->    each `pocketbert run` in it gets these arguments too, to end sooner
 
-The Python blocks of a page run in one process, so that each knows what those before it defined. `--bundles RUN...` puts the bundles
-of finished runs where a page expects them, at runs/NAME/bundle.
+The Python blocks of a page run in one process, so that each knows what those before it defined. `--bundles RUN...`
+puts the bundles of finished runs where a page expects them, at runs/NAME/bundle.
 
 An unmarked block that fails, and a mark without a reason, end the program with 1.
 """
