@@ -8,8 +8,8 @@ line before a block changes how it runs:
     <!-- not run here: REASON -->   the block is skipped, and the reason is printed
     <!-- run with: ARGUMENTS -->    each `pocketbert run` in it gets these arguments too, to end sooner
 
-A Python block also knows what the Python blocks before it on its page have defined. `--bundles RUN...` puts the bundles
-of finished runs where a page expects them, at runs/NAME/bundle.
+The Python blocks of a page run in one process, so that each knows what those before it defined. `--bundles RUN...`
+puts the bundles of finished runs where a page expects them, at runs/NAME/bundle.
 
 An unmarked block that fails, and a mark without a reason, end the program with 1.
 """
@@ -19,12 +19,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +52,6 @@ class Block:
         place: the page and the line of the fence.
         reason: why the block is not run; None if it is.
         extra: arguments that `pocketbert run` gets beside those in the block.
-        before: Python that runs first: the page's earlier Python blocks that are run.
     """
 
     place: str
@@ -58,13 +59,10 @@ class Block:
     code: str
     reason: str | None = None
     extra: str = ""
-    before: str = ""
 
-    def command(self, bin_folder: Path) -> list[str]:
-        """Returns the command that runs the block in an environment."""
-        if self.language == "python":
-            return [str(bin_folder / "python"), "-c", self.before + self.code]
-        return ["bash", "-e", "-u", "-o", "pipefail", "-c", with_arguments(self.code, self.extra)]
+    @property
+    def page(self) -> str:
+        return self.place.rpartition(":")[0]
 
 
 def with_arguments(code: str, extra: str) -> str:
@@ -82,7 +80,7 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
         BlockError: a mark has no reason or stands before nothing, or a block has no end.
     """
     lines = text.splitlines()
-    index, earlier = 0, ""
+    index = 0
     while index < len(lines):
         place = f"{page}:{index + 1}"
         mark, fence = MARK.match(lines[index]), FENCE.match(lines[index])
@@ -105,12 +103,54 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
                     code,
                     reason=before["rest"] if before and skipped else None,
                     extra=before["rest"] if before and not skipped else "",
-                    before=earlier,
                 )
-                if fence["language"] == "python" and not skipped:
-                    earlier += code
             index = end
         index += 1
+
+
+class Interpreter:
+    """A Python process in which the blocks of a page run one after the other, with the same names."""
+
+    # Reads a block as a line of hexadecimal digits from stdin, and answers on a pipe with 0 or 1.
+    DRIVER = """
+import os, sys, traceback
+answers, names = int(sys.argv[1]), {"__name__": "__main__"}
+for line in sys.stdin:
+    try:
+        exec(compile(bytes.fromhex(line).decode(), "block", "exec"), names)
+        answer = b"0"
+    except BaseException:
+        traceback.print_exc()
+        answer = b"1"
+    sys.stdout.flush()
+    os.write(answers, answer)
+"""
+
+    def __init__(self, python: Path, folder: Path, environment: Mapping[str, str]):
+        self.answers, written = os.pipe()
+        self.process = subprocess.Popen(
+            [str(python), "-c", self.DRIVER, str(written)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            pass_fds=[written],
+        )
+        os.close(written)
+
+    def run(self, code: str, seconds: float) -> int:
+        """Runs a block and returns 0 or 1; 1 also where the process ended. TimeoutExpired after so many seconds."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(code.encode().hex().encode() + b"\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.answers], [], [], seconds)
+        if not ready:
+            raise subprocess.TimeoutExpired("python", seconds)
+        return int(os.read(self.answers, 1) or b"1")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.answers)
 
 
 def run_blocks(blocks: Sequence[Block], bin_folder: Path, folder: Path, budget: float = BUDGET_SECONDS) -> None:
@@ -122,22 +162,42 @@ def run_blocks(blocks: Sequence[Block], bin_folder: Path, folder: Path, budget: 
     # Without PYTHONPATH, so that a block sees what is installed and not this checkout.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
+    interpreters: dict[str, Interpreter] = {}  # by page
     started = time.monotonic()
-    for block in blocks:
-        if block.reason is not None:
-            print(f"{block.place}: not run here: {block.reason}", flush=True)
-            continue
-        left = budget - (time.monotonic() - started)
-        try:
-            done = subprocess.run(
-                block.command(bin_folder), cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=max(left, 1)
-            )
-        except subprocess.TimeoutExpired:
-            raise BlockError(f"{block.place}: the blocks took longer than {budget:.0f} s together") from None
-        if done.returncode:
-            raise BlockError(f"{block.place}: the block ended with {done.returncode}:\n{block.code}")
-        with_extra = f", with {block.extra}" if block.extra else ""
-        print(f"{block.place}: ran, {time.monotonic() - started:.0f} s so far{with_extra}", flush=True)
+    try:
+        for block in blocks:
+            if block.reason is not None:
+                print(f"{block.place}: not run here: {block.reason}", flush=True)
+                continue
+            left = max(budget - (time.monotonic() - started), 1)
+            try:
+                if block.language == "python":
+                    if block.page not in interpreters:
+                        interpreters[block.page] = Interpreter(bin_folder / "python", folder, environment)
+                    code = interpreters[block.page].run(block.code, left)
+                else:
+                    code = run_shell(with_arguments(block.code, block.extra), folder, environment, left)
+            except subprocess.TimeoutExpired:
+                raise BlockError(f"{block.place}: the blocks took longer than {budget:.0f} s together") from None
+            if code:
+                raise BlockError(f"{block.place}: the block ended with {code}:\n{block.code}")
+            with_extra = f", with {block.extra}" if block.extra else ""
+            print(f"{block.place}: ran, {time.monotonic() - started:.0f} s so far{with_extra}", flush=True)
+    finally:
+        for interpreter in interpreters.values():
+            interpreter.close()
+
+
+def run_shell(code: str, folder: Path, environment: Mapping[str, str], seconds: float) -> int:
+    """Runs shell code up to its first failing command, and returns the exit status."""
+    command = ["bash", "-e", "-u", "-o", "pipefail", "-c", code]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what the shell started, too
+        process.wait()
+        raise
 
 
 def main() -> None:

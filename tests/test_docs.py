@@ -56,7 +56,7 @@ def test_blocks_share_one_folder_and_run_in_order(tmp_path):
 
 def test_python_blocks_of_a_page_share_their_names(tmp_path):
     text = page(
-        *("```python", "seen = [1]", "```"),
+        *("```python", "seen = [1]", "open('once', 'x').close()", "```"),
         *("<!-- not run here: would fail -->", "```python", "seen = None", "```"),
         *("```python", "seen.append(2)", "assert seen == [1, 2]", "```"),
     )
