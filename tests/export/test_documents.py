@@ -78,6 +78,19 @@ def test_the_card_has_data_and_scores_without_folders(tiny_classifier, tmp_path)
     assert "unknown: see the checkpoint, `mine`" in card
 
 
+@TASKS
+def test_a_bundle_without_speeds_explains_itself_too(name, request, tmp_path):
+    """A checkpoint that was quantized as it stands has none."""
+    tiny = request.getfixturevalue(name)
+    shutil.copytree(tiny.path, tmp_path / "bundle")
+    manifest = tiny.manifest.model_copy(
+        update={"speeds": {}, "provenance": {"relative_error": "0.02 on 5 texts of /home/me/dev.tsv"}}
+    )
+    use, card = written(tmp_path / "bundle", manifest)
+    assert 'speed="full"' in use and "no calibrated speeds" in use and "every input runs all layers" in card
+    assert "against float32: 0.02 on 5 texts of dev.tsv." in card
+
+
 def test_the_pages_are_the_same_every_time(tiny_qa, tmp_path):
     shutil.copytree(tiny_qa.path, tmp_path / "bundle")
     assert written(tmp_path / "bundle", tiny_qa.manifest) == written(tmp_path / "bundle", tiny_qa.manifest)
