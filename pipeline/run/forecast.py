@@ -167,17 +167,18 @@ def pretraining_seconds(work: Workload, speed: MachineSpeed, blocks: int) -> flo
 
 def distilling_seconds(work: Workload, speed: MachineSpeed) -> float:
     """Returns the seconds of the distillation: the student's training, and the teacher's answers to its inputs."""
-    options = work.recipe.distill
+    options, lessons = work.recipe.distill, work.train + work.unlabelled
     epochs = min(1.0, options.training.epochs) if options.keep_targets else options.training.epochs
-    asked = work.train * work.windows * epochs * PADDING * work.operations(work.teacher)
-    student = training_seconds(work, speed, options.training, work.student, work.train)
+    asked = lessons * work.windows * epochs * PADDING * work.operations(work.teacher)
+    student = training_seconds(work, speed, options.training, work.student, lessons)
     return student + asked / speed.inference / processes.count()
 
 
 def exits_seconds(work: Workload, speed: MachineSpeed) -> float:
     """Returns the seconds to train the exit heads, for which the student only runs forward."""
     options = work.recipe.exits
-    examples = min(work.train, options.train_limit or work.train)
+    lessons = work.train + work.unlabelled
+    examples = min(lessons, options.train_limit or lessons)
     inputs = examples * work.windows * options.training.epochs
     forward = inputs * PADDING * work.operations(work.student) / speed.inference
     heads = 3 * inputs * PADDING * work.head_operations() / speed.training
