@@ -12,8 +12,7 @@ import typer
 RecipeFile = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE",
-        help="A recipe file, the name of a built-in recipe such as sst2, or a data file such as train.csv.",
+        metavar="RECIPE|DATA", help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv."
     ),
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.data.labels import order_labels
+from pipeline.recipe import Exits
 from pipeline.run.choices import Choices, Training
 from pipeline.run.examples import SPLIT
 from pipeline.run.survey import Survey
@@ -21,7 +23,7 @@ def proposal_text(found: Survey, chosen: Choices) -> str:
     sections = [_head(found), _data(found, chosen)]
     if found.definition.cuts_into_windows:
         sections.append(_questions(found, chosen))
-    sections += [_trainings(found, chosen), _speeds(chosen), _export(chosen)]
+    sections += [_trainings(found, chosen), _speeds(found, chosen), _export(chosen)]
     return "\n".join(sections)
 
 
@@ -51,25 +53,18 @@ def _data(found: Survey, chosen: Choices) -> str:
         text += setting(
             "dev", SPLIT, "no file to measure on was given, so a part of train is held out and never trained on"
         )
-        text += setting("dev_share", 0.15, f"of train: {len(found.dev):,} examples; equal texts stay on one side")
+        text += setting("dev_share", 0.15, f"{len(found.dev):,} examples; {kept_together(found)} stay on one side")
     else:
         text += setting("dev", found.dev_source, f"{len(found.dev):,} examples to measure on, never trained on")
     if columns.text:
         text += setting("text", columns.text, "the column of the text")
-        text += setting(
-            "text_pair",
-            columns.text_pair or "",
-            "the column of a second text" if columns.text_pair else "one text only",
-        )
+        pair = columns.text_pair or ""
+        text += setting("text_pair", pair, "the column of a second text" if pair else "one text only")
         text += setting("label", columns.label or "", "the column of the label")
     if task.has_classes:
-        text += comment(
-            f"{len(found.classes)} classes with so many examples to learn from: {list_classes(found.classes)}."
-        )
-        text += comment(
-            "What an app shows for each class, numbers by value and names by the alphabet, if not the label itself:"
-        )
-        names = sorted(found.classes)[:SHOWN_CLASSES]
+        text += comment(f"{len(found.classes)} classes with so many examples: {list_classes(found.classes)}.")
+        text += comment("Names that an app shows, in the order of the labels, if not the labels themselves:")
+        names = order_labels(found.classes)[:SHOWN_CLASSES]
         text += f"# label_names = {toml_value(names)}\n"
     text += setting(
         "calibration",
@@ -83,21 +78,15 @@ def _data(found: Survey, chosen: Choices) -> str:
 
 def _questions(found: Survey, chosen: Choices) -> str:
     unanswered = sum(not example.answers for example in (*found.train, *found.dev))
+    lengths = found.lengths
+    no_answer = f"{unanswered:,} questions have no answer" if unanswered else "every question has an answer"
     return (
         "[qa]\n"
         + setting("window", chosen.max_length, f"tokens of question and passage at once: {_cut(found, chosen)}")
-        + setting("stride", chosen.max_length // 3, "tokens that two windows of a longer passage share")
-        + setting(
-            "max_question", chosen.max_question, f"tokens; 99 of 100 questions have at most {found.lengths.question}"
-        )
-        + setting("max_answer", chosen.max_answer, f"tokens; 99 of 100 answers have at most {found.lengths.answer}")
-        + setting(
-            "allow_no_answer",
-            bool(unanswered),
-            f"{unanswered:,} questions have no answer in their passage"
-            if unanswered
-            else "every question has an answer",
-        )
+        + setting("stride", chosen.stride, "tokens that two windows of a longer passage share")
+        + setting("max_question", chosen.max_question, f"99 of 100 questions have at most {lengths.question} tokens")
+        + setting("max_answer", chosen.max_answer, f"99 of 100 answers have at most {lengths.answer} tokens")
+        + setting("allow_no_answer", bool(unanswered), no_answer)
     )
 
 
@@ -110,14 +99,10 @@ def _trainings(found: Survey, chosen: Choices) -> str:
         if few
         else "so many examples need few passes"
     )
-    text = "[teacher]\n" + setting(
-        "weights", "minilm", "comes with the package, 22 million parameters; or a folder or a hub model"
-    )
-    # A pair needs to know which text a token is from; for one text the table of token types is dead weight.
     pair = bool(found.columns.text_pair)
-    text += setting(
-        "token_types", pair, "tells the two texts apart" if pair else "the two-row table is folded into the positions"
-    )
+    text = "[teacher]\n"
+    text += setting("weights", "minilm", "installs with the package; or a folder or a hub model")
+    text += setting("token_types", pair, "tells the two texts apart" if pair else "not needed")
     text += comment(f"{why}; frozen word embeddings save a third of the time.")
     text += training(chosen.teacher, {"head_learning_rate": 1e-3, "freeze_embeddings": True})
     text += "\n[distill]\n"
@@ -129,8 +114,11 @@ def _trainings(found: Survey, chosen: Choices) -> str:
     return text
 
 
-def _speeds(chosen: Choices) -> str:
+def _speeds(found: Survey, chosen: Choices) -> str:
     text = "[exits]\n"
+    measures = found.definition.uncertainties
+    if Exits().uncertainty not in measures:
+        text += setting("uncertainty", measures[0], f"what decides at an exit of a {found.task}")
     text += comment(
         f"Losses that the speeds promise to stay below: the smallest that {chosen.calibration:,} calibration examples "
         "can show. 0.01 is one point."
@@ -147,16 +135,20 @@ def _export(chosen: Choices) -> str:
     return (
         "[export]\n"
         + setting("max_length", chosen.max_length, "the longest input; nothing longer was trained on")
-        + setting(
-            "coreml_buckets", list(chosen.buckets), "Core ML pads to one of these: a median input and the longest"
-        )
+        + setting("coreml_buckets", list(chosen.buckets), "Core ML pads to these: a median input, the longest")
     )
 
 
 def _cut(found: Survey, chosen: Choices) -> str:
     lengths = found.lengths.inputs
     longer = float((lengths > chosen.max_length).mean())
-    return f"a median input has {found.lengths.at(0.5)}, the longest {int(lengths[-1])}, and {longer:.1%} are longer"
+    over = f", and {longer:.1%} are longer" if longer else ""
+    return f"a median input has {found.lengths.at(0.5)}, the longest {int(lengths[-1])}{over}"
+
+
+def kept_together(found: Survey) -> str:
+    """Returns in words which examples a split keeps on one side."""
+    return "questions on one passage" if found.definition.cuts_into_windows else "equal texts"
 
 
 def list_classes(classes: Mapping[str, int]) -> str:

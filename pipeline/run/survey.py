@@ -49,7 +49,7 @@ class Survey:
         columns: the columns by name; empty names for question answering, which has its own.
         unused: the other columns.
         train, dev: the examples, after dev was split off.
-        classes: examples of each class in train, the most frequent first; empty where labels are no classes.
+        classes: examples of each class in the file of train, the most frequent first; empty without classes.
         repeats: inputs that occur more than once in the file of train.
         overlap: dev examples whose input is in train too.
         lengths: of the inputs of train, in tokens.
@@ -86,20 +86,21 @@ def survey(train: str, dev: str | None, task: Task | None, columns: Columns, tok
     Raises:
         UserError: a file cannot be read, an example is malformed, or the columns cannot be told from their content.
     """
+    unused: tuple[Column, ...] = ()
     if train == DEMO:
         definition = get_task(task) if task else fitting_task(articles=False, numbers=False)
         examples, dev_examples = definition.load_demo()
-        found, unused, dev = columns, (), dev or DEMO
+        found, dev = columns, dev or DEMO
     else:
         definition, found, unused = _identify(train, task, columns)
         examples = _read(train, definition, found)
         dev_examples = [] if dev is None else _read(dev, definition, found)
     repeats = count_repeats(*_inputs_and_classes(definition, examples))
+    counts = Counter(value for value in map(definition.class_of, examples) if value is not None)
     if dev is None:
         together = [definition.kept_together(example) for example in examples]
         classes = [definition.class_of(example) for example in examples]
         examples, dev_examples = split_dev(examples, together, classes, Data().dev_share, seed=0)
-    counts = Counter(value for value in map(definition.class_of, examples) if value is not None)
     return Survey(
         name=name_of_data(train, definition.name),
         task=definition.name,
@@ -124,12 +125,11 @@ def name_of_data(source: str, task: str) -> str:
     if source == DEMO:
         return f"{DEMO}-{task}"
     hub = None if Path(source).exists() else hub_name(source)
-    path = (
-        Path(hub["name"] + (f"/{hub['config']}" if hub["config"] else ""))
-        if hub
-        else Path(source).expanduser().absolute()
-    )
-    names = [part.split(".")[0] if part == path.name and not hub else part for part in (path.name, path.parent.name)]
+    if hub:
+        names = [*([hub["config"]] if hub["config"] else []), *reversed(hub["name"].split("/"))]
+    else:
+        path = Path(source).expanduser().absolute()
+        names = [path.name.split(".")[0], path.parent.name]
     for name in names:
         words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
         if words and not all(word in PART_NAMES for word in words):

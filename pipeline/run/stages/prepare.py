@@ -8,7 +8,7 @@ from pipeline.data.jsonl import save_examples
 from pipeline.data.labels import LabelRange
 from pipeline.data.splits import split_off
 from pipeline.run.digests import data_digests
-from pipeline.run.examples import data_warnings, read_train_and_dev, read_unlabelled
+from pipeline.run.examples import SPLIT, data_warnings, read_train_and_dev, read_unlabelled
 from pipeline.run.preconditions import check_calibration_size
 from pipeline.run.results import LABELS_FILE, Results
 from pipeline.run.stage import Stage
@@ -30,7 +30,7 @@ def prepare(results: Results, place: StageFolder, on_step: OnStep) -> None:
     on_step("reading the data", 1, 1)
     read_unlabelled(recipe)  # so that an error in it shows now and not after hours of training
     task = get_task(recipe.task)
-    for warning in data_warnings(task, train, dev):
+    for warning in data_warnings(task, train, dev, recipe.data.dev == SPLIT):
         console.print(f"warning: {warning}")
     labels = task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
     if len(train) < 2 * recipe.data.calibration:
