@@ -34,7 +34,7 @@ EMBED_SECONDS = 3.5  # to lower the embeddings
 CONVERSION_SECONDS = 1.5  # to convert a program to Core ML at one length
 FILLING_SECONDS = 8e-9  # to compress a weight for Core ML, at one length
 ROUNDING_SECONDS = 30e-9  # to round a weight to int4 by texts, and for each of the texts the operations of the model
-SEMANTICS_SLOWDOWN = 60.0  # of a Core ML program in coremltools' semantics, against a forward pass in float32
+SEMANTICS_SLOWDOWN = 22.0  # of a Core ML program in coremltools' semantics, against a forward pass in float32
 EVALUATED_INPUTS = 18  # of each Core ML program and length
 LABELLED_TEXTS, LABELLED_TOKENS = 200, 10_000  # at most, that Core ML answers, see `pipeline.verify.agreement`
 REFERENCE_SECONDS = 26.0  # to export BERT-base, once on a machine
@@ -167,17 +167,18 @@ def pretraining_seconds(work: Workload, speed: MachineSpeed, blocks: int) -> flo
 
 def distilling_seconds(work: Workload, speed: MachineSpeed) -> float:
     """Returns the seconds of the distillation: the student's training, and the teacher's answers to its inputs."""
-    options = work.recipe.distill
+    options, lessons = work.recipe.distill, work.train + work.unlabelled
     epochs = min(1.0, options.training.epochs) if options.keep_targets else options.training.epochs
-    asked = work.train * work.windows * epochs * PADDING * work.operations(work.teacher)
-    student = training_seconds(work, speed, options.training, work.student, work.train)
+    asked = lessons * work.windows * epochs * PADDING * work.operations(work.teacher)
+    student = training_seconds(work, speed, options.training, work.student, lessons)
     return student + asked / speed.inference / processes.count()
 
 
 def exits_seconds(work: Workload, speed: MachineSpeed) -> float:
     """Returns the seconds to train the exit heads, for which the student only runs forward."""
     options = work.recipe.exits
-    examples = min(work.train, options.train_limit or work.train)
+    lessons = work.train + work.unlabelled
+    examples = min(lessons, options.train_limit or lessons)
     inputs = examples * work.windows * options.training.epochs
     forward = inputs * PADDING * work.operations(work.student) / speed.inference
     heads = 3 * inputs * PADDING * work.head_operations() / speed.training

@@ -34,6 +34,7 @@ class Workload:
         length: tokens of a mean input.
         windows: inputs of a mean example.
         train, calibration, dev: number of examples.
+        unlabelled: number of texts without labels that the student learns from too.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Workload:
     train: int
     calibration: int
     dev: int
+    unlabelled: int = 0
 
     def operations(self, config: EncoderConfig, length: int | None = None) -> float:
         """Returns the operations of a model's layers for one input."""
@@ -90,7 +92,16 @@ def describe_work(recipe: Recipe, train_examples: int, dev_examples: int, mean_t
         train=train - calibration,
         calibration=calibration,
         dev=min(dev_examples, recipe.data.dev_limit or dev_examples),
+        unlabelled=count_lines(recipe.distill.unlabelled),
     )
+
+
+def count_lines(source: str | None) -> int:
+    """Returns the lines of a file of texts; 0 without one, or for the name of a data set."""
+    if source is None or not Path(source).is_file():
+        return 0
+    with open(source, "rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def teacher_shape(weights: str) -> EncoderConfig:

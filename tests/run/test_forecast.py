@@ -113,6 +113,14 @@ def test_limits_and_kept_targets_are_taken_into_account(folder):
     assert seconds(recipe_of(folder, export__coreml=False))["verify"] < base["verify"]
 
 
+def test_texts_without_labels_cost_the_student_alone(folder):
+    texts = folder / "texts.jsonl"
+    texts.write_text("{}\n" * 5000)
+    base, more = seconds(recipe_of(folder)), seconds(recipe_of(folder, distill__unlabelled=str(texts)))
+    assert more["finetune"] == base["finetune"]
+    assert more["distill"] > 2 * base["distill"] and more["exits"] > base["exits"]
+
+
 def test_only_the_stages_that_are_asked_for_count(folder):
     whole = add_up(describe_work(recipe_of(folder), 4000, 300, 30.0), SPEED)
     part = whole.of(["export", "verify"])
