@@ -247,7 +247,15 @@ def read_texts(
         return examples, pretrained.labels
     numbers = tuple(str(number) for number in range(len(pretrained.labels)))
     written = {example.label for example in labelled if isinstance(example, ClassificationExample)}
-    return examples, numbers if written <= {*numbers, None} else pretrained.labels
+    values = numbers if written <= {*numbers, None} else pretrained.labels
+    if unknown := sorted(str(label) for label in written - {*values, None}):
+        raise UserError(
+            f"the label {unknown[0]!r} is not the checkpoint's; write all labels as {', '.join(pretrained.labels)}, "
+            f"or as numbers from 0 to {len(numbers) - 1}",
+            file=str(recipe.data.dev if recipe.data.dev != DEMO else recipe.data.calibration),
+            field="data.label",
+        )
+    return examples, values
 
 
 def read_rounding_texts(

@@ -196,7 +196,9 @@ def test_settings_that_a_checkpoint_cannot_follow_are_refused(tmp_path, sentence
     assert "label" in refused(folder, f"data.calibration={unlabelled}")
     other = tmp_path / "other.tsv"
     other.write_text(sentences.read_text().replace("\t1\n", "\t7\n"))
-    assert "label '7' is not one of" in refused(folder, f"data.calibration={other}")
+    assert "the label '0' is not the checkpoint's; write all labels as LABEL_0, LABEL_1, or as numbers" in refused(
+        folder, f"data.calibration={other}"
+    )
 
 
 def test_the_exit_heads_learn_nothing_from_the_calibration_texts(tmp_path, sentences):
