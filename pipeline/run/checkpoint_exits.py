@@ -37,7 +37,8 @@ def add_exits(model: ExitModel, recipe: Recipe) -> ExitModel:
     if len(layers) == 1:
         return model
     torch.manual_seed(recipe.seed + 1)
-    with_exits = ExitModel(recipe.task, model.config, model.labels, recipe.head, layers)
+    head = f"{recipe.head}+{model.head_kind}"
+    with_exits = ExitModel(recipe.task, model.config, model.labels, head, layers)
     with_exits.encoder, with_exits.separator = model.encoder, model.separator
     with_exits.heads[-1] = model.heads[-1]
     return with_exits.eval()
