@@ -13,7 +13,7 @@ from pipeline.data.rows import ID_COLUMNS, Row
 
 Kind = Literal["text", "class", "number", "id", "date", "address", "constant", "empty", "other"]
 
-# The usual names of columns, which come before any guess.
+# Usual names of columns, in lower case, in the order of preference.
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
 PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
