@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, recipes, verify
-from pipeline.commands.options import AsJson, print_json
+from pipeline.commands import bench, bundles, keys, recipes, verify
+from pipeline.commands.options import AsJson, print_json, with_home
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import output
@@ -19,7 +19,6 @@ app = typer.Typer(
     help="Distills a BERT into a small model with an exit after every layer, and writes it as a bundle that runs on a "
     "phone.\n\nStart with: pocketbert run demo-classification",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -61,9 +60,10 @@ for command in (
     bundles.study,
     bench.bench,
     bundles.size,
+    keys.keys,
     doctor,
 ):
-    app.command()(command)
+    app.command()(with_home(command))
 
 
 def print_version(wanted: bool) -> None:

@@ -14,6 +14,10 @@ from typing import IO, Any
 from pipeline.support.errors import UserError
 
 ENDING_SECONDS = 10
+# This package's name differs between the checkout and the wheel (see setup.py), and so does the folder of its root.
+PACKAGE = __name__.rpartition(".")[0]
+WORKER = f"{PACKAGE}.runtimes.worker"
+ROOT = Path(__file__).resolve().parents[PACKAGE.count(".") + 1]
 
 
 class WorkerProcess:
@@ -30,10 +34,8 @@ class WorkerProcess:
         self.system, self.path, self.bundle, self.threads = system, path, bundle, threads
 
     def __enter__(self) -> WorkerProcess:
-        command = [sys.executable, "-m", "pipeline.bench.runtimes.worker", self.system, str(self.path)]
-        command += ["--bundle", str(self.bundle), "--threads", str(self.threads)]
-        root = str(Path(__file__).resolve().parents[2])
-        python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", WORKER, self.system, str(self.path.resolve())]
+        command += ["--bundle", str(self.bundle.resolve()), "--threads", str(self.threads)]
         self._stderr = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command,
@@ -41,9 +43,11 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            # Python looks for modules in the working folder first. The user's may hold modules named like ours.
+            cwd=ROOT,
             # Only PyTorch's systems use torch's own threads, and set their number. In other processes idle threads
             # would spin in a loop.
-            env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests: IO[str] = self._process.stdin

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast, get_args
 
 import typer
 
+from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import Out, Settings, print_json
 from pipeline.commands.recipes import run_recipe
 from pipeline.support.errors import UserError
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 def bench(
     target: Annotated[
         Optional[Path],
-        typer.Argument(metavar="[BUNDLE|RECIPE]", help="A bundle, or a recipe whose bundle to measure."),
+        typer.Argument(
+            metavar="[BUNDLE|RECIPE]",
+            autocompletion=complete_recipe_or_bundle,
+            help="A bundle, or a recipe whose bundle to measure.",
+        ),
     ] = None,
     settings: Settings = None,
     out: Out = None,
@@ -112,12 +117,13 @@ def find_bundle(
 ) -> tuple[Path, Path]:
     """Returns the bundle to measure and the folder of its float32 weights; makes them for a recipe or a shape."""
     from pipeline.bench.shapes import shape_bundle
+    from pipeline.recipe import is_recipe
 
     if target is None:
         with progress() as on_step:
             made = shape_bundle(shape or "", on_step)
         return made / "bundle", made / "exits"
-    if target.suffix == ".toml":
+    if is_recipe(target):
         results = run_recipe(target, settings, out, "export").results
         return results.path("export"), results.path("exits")
     return target, target.resolve().parent / "exits"

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_bundle
 from pipeline.commands.options import (
     AsJson,
     BundleFolder,
@@ -148,7 +149,10 @@ def study(
 
 
 def size(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="One or more bundles.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", autocompletion=complete_bundle, help="One or more bundles."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Shows the size of a bundle and of each of its parts.

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_bundle, complete_data, complete_recipe, complete_speed
+
 RecipeFile = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE|DATA", help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv."
+        metavar="RECIPE|DATA",
+        autocompletion=complete_recipe,
+        help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv.",
     ),
 ]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, the folder OUT/bundle of a run.")]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", autocompletion=complete_bundle, help="A bundle, the folder OUT/bundle of a run."),
+]
 DataSource = Annotated[
-    str, typer.Argument(metavar="DATA", help='A file with labels, the name of a hub data set, or "demo".')
+    str,
+    typer.Argument(
+        metavar="DATA",
+        autocompletion=complete_data,
+        help='A file with labels, the name of a hub data set, or "demo".',
+    ),
 ]
 Settings = Annotated[
     Optional[list[str]],
@@ -52,10 +65,28 @@ Speed = Annotated[
     typer.Option(
         "--speed",
         metavar="S",
+        autocompletion=complete_speed,
         help="exact, balanced, fast or full (every exit); or a number: stop at the first exit whose uncertainty is "
         "below it (0: never). The default is exact.",
     ),
 ]
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command whose paths may begin with ~. Shells do not expand that of `--out=~/runs`."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: expanded(value) for name, value in values.items()})
+
+    return run
+
+
+def expanded(value: Any) -> Any:
+    """Returns a path with the home folder in place of ~, and anything else as it is."""
+    if isinstance(value, list):
+        return [expanded(entry) for entry in value]
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_recipe
 from pipeline.commands.options import (
     AsJson,
     DataSource,
@@ -136,6 +137,7 @@ def quantize(
         str,
         typer.Argument(
             metavar="RECIPE|CHECKPOINT",
+            autocompletion=complete_recipe,
             help="A recipe; or a fine-tuned BERT or DistilBERT, as a folder or as the name of a hub model.",
         ),
     ],
@@ -156,12 +158,13 @@ def quantize(
     """Quantizes a recipe's student, or a fine-tuned checkpoint.
 
     For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
-    checkpoint is not trained further; it becomes a bundle with one exit.
+    checkpoint is not trained further and becomes a bundle with one exit. With --set data.calibration=FILE it also
+    gets an exit after every layer, and calibrated speeds.
     """
     if is_recipe(target):
         console.print(f"quantize: {run_recipe(target, settings, out, 'quantize').path('quantize')}")
         return
-    from pipeline.report.terminal import quantized_table
+    from pipeline.report.terminal import quantized_tables
     from pipeline.run.checkpoint import quantize_checkpoint
 
     with progress() as on_step:
@@ -169,7 +172,8 @@ def quantize(
     if as_json:
         print_json(result)
     else:
-        output().print(quantized_table(result))
+        output().print(*quantized_tables(result))
+        output().print(f"next: {result.next_command}", soft_wrap=True, markup=False)
 
 
 def is_recipe(target: str) -> bool:

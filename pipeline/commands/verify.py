@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import AsJson, Out, Settings, print_json, print_lines
 from pipeline.commands.recipes import run_recipe
 from pipeline.support.errors import UserError
@@ -22,6 +23,7 @@ def verify(
         Path,
         typer.Argument(
             metavar="BUNDLE|RECIPE|PACKAGE",
+            autocompletion=complete_recipe_or_bundle,
             help="A bundle; a recipe, whose bundle is checked against its model, too; "
             "or one .mlpackage or .pte for Core ML.",
         ),
@@ -65,10 +67,11 @@ def verify(
 
 def verify_target(target: Path, settings: list[str] | None, out: Path | None) -> Verification:
     """Checks a bundle, or the bundle of a recipe after running its stages up to export."""
+    from pipeline.recipe import is_recipe
     from pipeline.run.stages.verify import verify_results
     from pipeline.verify.verify import verify as verify_bundle
 
-    if target.suffix == ".toml":
+    if is_recipe(target):
         results = run_recipe(target, settings, out, "export").results
         with progress() as on_step:
             return verify_results(results, on_step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipeline.model.encoder import Encoder, EncoderConfig, attention_bias
-from pipeline.model.heads import build_head
+from pipeline.model.heads import build_head, head_kinds
 from pipeline.names import Task
 from pipeline.tasks import get_task
 
@@ -33,7 +33,7 @@ class ExitModel(nn.Module):
         task: "classification", "regression" or "qa".
         config: the encoder's shape.
         labels: number of classes; 1 for regression, 2 for question answering (start and end).
-        head: kind of head, a name in `TaskDefinition.heads`.
+        head: kind of head, a name in `TaskDefinition.heads`, or two of them as in `head_kinds`.
         exit_layers: the layers (from 1) that a head follows; ascending, ending with the last layer.
 
     Attributes:
@@ -53,7 +53,8 @@ class ExitModel(nn.Module):
         self.task, self.labels, self.head_kind = task, labels, head
         self.exit_layers = tuple(exit_layers)
         self.encoder = Encoder(config)
-        self.heads = nn.ModuleList(build_head(task, head, config, labels) for _ in self.exit_layers)
+        kinds = head_kinds(head, len(self.exit_layers))
+        self.heads = nn.ModuleList(build_head(task, kind, config, labels) for kind in kinds)
         self.temperatures = [1.0] * len(self.exit_layers)
         self.uncertainty = get_task(task).uncertainties[0]
         self.separator: int | None = None

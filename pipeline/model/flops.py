@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.heads import HEADS
+from pipeline.model.heads import HEADS, head_kinds
 from pipeline.names import Task
 from pipeline.tasks import get_task
 
@@ -55,6 +55,7 @@ def model_flops(
     """Returns the operations for an input that leaves after `depth` segments: embeddings, layers and heads up to there.
 
     Args:
+        head_kind: see `head_kinds`.
         labels: number of classes; ignored for question answering.
         length: tokens of the input. A passage in several windows costs the sum over its windows.
         depth: number of segments run. A fraction counts that share of the next segment. So if all segments are alike,
@@ -67,10 +68,11 @@ def model_flops(
     exit_layers = tuple(exit_layers or range(1, config.layers + 1))
     if not 0 <= depth <= len(exit_layers):
         raise ValueError(f"depth {depth} is not from 0 to {len(exit_layers)} segments")
-    layer, head = layer_flops(config, length), head_flops(task, head_kind, config, labels, length)
+    layer = layer_flops(config, length)
+    heads = [head_flops(task, kind, config, labels, length) for kind in head_kinds(head_kind, len(exit_layers))]
     total, before = float(embedding_flops(config, length)), 0
     for segment, last in enumerate(exit_layers):
         share = min(max(depth - segment, 0.0), 1.0)
-        total += share * ((last - before) * layer + head)
+        total += share * ((last - before) * layer + heads[segment])
         before = last
     return total

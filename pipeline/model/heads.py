@@ -47,6 +47,17 @@ def register(family: str, kind: str) -> Callable[[HeadClass], HeadClass]:
     return add
 
 
+def head_kinds(name: str, exits: int) -> list[str]:
+    """Returns the kind of each exit's head.
+
+    Args:
+        name: a kind, or "A+B" for a model whose last head is of another kind, B, than those before it.
+        exits: the number of exits.
+    """
+    early, _, last = name.partition("+")
+    return [early] * (exits - 1) + [last or early]
+
+
 def build_head(task: Task, kind: str, config: EncoderConfig, labels: int) -> Head:
     """Returns a newly initialised head.
 

@@ -21,7 +21,7 @@ from pipeline.data.spans import DecodedAnswer, best_span, decode_answer, null_sc
 from pipeline.data.splits import Group, passages
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import SPECIALS, QAWindow, label_window, make_windows
+from pipeline.data.windows import QAWindow, label_window, make_windows, stride_problem
 from pipeline.support.errors import UserError
 from pipeline.tasks.classification import kl_divergence
 from pipeline.tasks.definition import TaskDefinition
@@ -80,6 +80,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     speed_metric = "f1"
     exit_outputs = ("start_logits", "end_logits")
     head_family = "span"
+    checkpoint_class = "ForQuestionAnswering"
     heads = ("attention", "fastbert", "linear")
     uses_answer_mask = True
     cuts_into_windows = True
@@ -147,6 +148,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
             raise UserError(
                 f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
                 field="qa.allow_no_answer",
+                settings=["qa.allow_no_answer=true"],
             )
         return "start", "end"
 
@@ -221,11 +223,8 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def input_length(self, example: QAExample, inputs: Sequence[QAWindow], tokenizer: WordPieceTokenizer) -> int:
         return len(tokenizer.encode(example.passage))
 
-    def options_problem(self, options: InputOptions) -> str | None:
-        lengths = question_options(options)
-        if lengths.stride >= lengths.window - lengths.max_question - SPECIALS:
-            return "qa.stride: leaves no room to move on; it must be below window - max_question - 3"
-        return None
+    def options_problem(self, options: InputOptions) -> UserError | None:
+        return stride_problem(question_options(options))
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
         if context.options.question is None:
@@ -256,6 +255,9 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         if answer_mask is None:
             raise TypeError("question answering needs an answer mask")
         return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
+
+    def request_options(self, example: QAExample) -> list[str]:
+        return ["--question", example.question, "--passage", example.passage]
 
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:
         if "qa_outputs.weight" not in state:

@@ -182,3 +182,23 @@ def test_a_speed_is_a_name_or_a_number(tiny_classifier):
 def test_an_unknown_speed_is_refused_and_the_known_ones_are_listed(tiny_classifier, speed):
     with pytest.raises(UserError, match="exact, fast"):
         speed_thresholds(tiny_classifier.manifest, speed)
+
+
+def test_a_speed_that_calibration_left_out_is_named_with_the_reason(tiny_classifier):
+    manifest = tiny_classifier.manifest
+    reason = "63 calibration examples cannot show it"
+    fewer = manifest.model_copy(
+        update={
+            "speeds": {"fast": manifest.speeds["fast"]},
+            "provenance": manifest.provenance | {"without_speed_exact": reason},
+        }
+    )
+    assert default_speed(fewer) == "full"
+    with pytest.raises(UserError) as caught:
+        speed_thresholds(fewer, "exact")
+    line = str(caught.value)
+    assert (
+        line.startswith(f"speed: this bundle has no speed 'exact' ({reason}); it has fast, full") and "\n" not in line
+    )
+    with pytest.raises(UserError, match="no speed 'balanced' .*it has full"):
+        speed_thresholds(fewer.model_copy(update={"speeds": {}}), "balanced")
