@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, predict, recipes, verify
-from pipeline.commands.options import AsJson, print_json
+from pipeline.commands import bench, bundles, keys, predict, recipes, verify
+from pipeline.commands.options import AsJson, print_json, with_home
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import output
@@ -60,9 +60,10 @@ for command in (
     bundles.study,
     bench.bench,
     bundles.size,
+    keys.keys,
     doctor,
 ):
-    app.command()(command)
+    app.command()(with_home(command))
 
 
 def print_version(wanted: bool) -> None:

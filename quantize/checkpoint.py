@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.names import Metric
+from pipeline.names import Metric, Task
 from pipeline.support.document import Document
+
+
+class SpeedOutcome(Document):
+    """What the bundle's own programs did on the compared texts at one speed."""
+
+    speed: str = Field(description='"full" for every segment, or the name of a calibrated speed')
+    score: float | None = Field(description="in the metric, a fraction of 1; null without labels")
+    mean_depth: float = Field(description="mean number of segments that ran")
+    mean_ms: float = Field(description="milliseconds for a text, tokenization included, mean over the texts")
+    p50_ms: float
+    p95_ms: float
 
 
 class QuantizedCheckpoint(Document):
@@ -13,7 +24,7 @@ class QuantizedCheckpoint(Document):
 
     bundle: str
     weights: str
-    task: str
+    task: Task
     scheme: str
     embeddings: str
     matrix_schemes: dict[str, str] = Field(description="of a mixed scheme, that of each matrix")
@@ -37,3 +48,14 @@ class QuantizedCheckpoint(Document):
     parity_db: float = Field(
         description="ExecuTorch's program against the quantized model in PyTorch: signal to noise of the logits"
     )
+    bundle_bytes: int = Field(description="size of all files of the bundle")
+    backends: list[str] = Field(description="what the bundle has programs for")
+    score_before: float | None = Field(
+        description="score of the checkpoint in float32 on the compared texts, a fraction of 1; null without labels"
+    )
+    score_after: float | None = Field(
+        description="score of the bundle's own programs at full depth on the same texts; null without labels"
+    )
+    speeds: list[SpeedOutcome] = Field(description="full depth, then every calibrated speed")
+    checks: int = Field(description="number of checks that the bundle passed")
+    next_command: str = Field(description="a command that asks the bundle for an answer")

@@ -228,7 +228,7 @@ def build(
     vocab: Path,
     label_range: LabelRange | None = None,
 ) -> TinyBundle:
-    from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, write_bundle
+    from pipeline.export.bundle import BundleSource, Labels, write_bundle
     from quantize.schemes import apply_scheme
 
     torch.manual_seed(0)
@@ -257,7 +257,7 @@ def build(
         folder,
         recipe,
         BundleSource(model, quantized),
-        TokenizerFiles(vocab, lowercase=True),
+        WordPieceTokenizer.from_vocab(vocab),
         Labels(label_values, label_range),
         speeds={
             "exact": Speed(

@@ -81,7 +81,7 @@ class TestData:
         refused(prepare(train=path), "secret.tsv")
 
     def test_wrong_columns(self, prepare, tmp_path):
-        path = write_tsv(tmp_path / "columns.tsv", ROWS, header="review_body\tstars")
+        path = write_tsv(tmp_path / "columns.tsv", ROWS, header="review_body\tlabel")
         refused(prepare(train=path), "columns.tsv", "review_body")
 
     def test_one_label(self, prepare, tmp_path):
@@ -104,15 +104,42 @@ class TestData:
     def test_too_few_for_calibration(self, prepare):
         refused(prepare("data.calibration=100"), "data.calibration", "more than half")
 
-    def test_too_few_to_guarantee_a_speed(self, prepare):
-        result = prepare("exits.exact=0.1", "exits.balanced=0.05")
-        refused(result, "data.calibration", "'balanced'", "at least 57")
-        refused(
-            prepare("exits.exact=0.1", "exits.balanced=0.1", "exits.fast=0.1", "exits.delta=0.01"),
-            "data.calibration",
-            "'exact'",
-            "0.99",
-        )
+    def test_too_few_for_a_mix(self, prepare):
+        result = prepare("quantize.scheme=mixed", "quantize.budget_points=1")
+        refused(result, "data.calibration", "50 examples leave 10", "--set data.calibration=80")
+
+    def test_all_that_is_wrong_is_said_at_once(self, pocketbert, recipe, tmp_path):
+        """Both files, and lengths that the weights do not take; then labels, columns and counts of what is read."""
+        (tmp_path / "weights").mkdir()
+        (tmp_path / "weights" / "config.json").write_text('{"max_position_embeddings": 64}')
+        write_tsv(tmp_path / "train.tsv", [(f"a text {number}", "ab"[number % 2]) for number in range(90)])
+        settings = [
+            f"data.train={tmp_path}/tran.tsv",
+            f"data.dev={tmp_path}/none",
+            f"teacher.weights={tmp_path}/weights",
+        ]
+
+        def run(*settings):
+            flags = [part for setting in settings for part in ("--set", setting)]
+            code, _, err = pocketbert("finetune", recipe, "--out", tmp_path / "out", *flags)
+            assert code == 2 and not (tmp_path / "out" / "data").exists()
+            title, *lines = err[err.index("error: ") :].splitlines()
+            assert title.startswith("error: ") and title.endswith(f": {len(lines)} problems")
+            return lines
+
+        lines = run(*settings)
+        assert [line.rsplit(" (--set ")[1] for line in lines] == [
+            f"data.train={tmp_path}/train.tsv)",
+            "data.dev=split)",
+            "data.max_length=64)",
+            "export.max_length=64)",
+        ]
+        write_tsv(tmp_path / "none", [("some text", "c")])
+        settings = [f"data.train={tmp_path}/train.tsv", f"data.dev={tmp_path}/none", "data.label_names=x,y,z"]
+        lines = run(*settings)
+        assert "'c' does not occur in the training data" in lines[0]
+        assert "3 names for 2 labels" in lines[1] and lines[1].endswith("(--set data.label_names=unset)")
+        assert "50 of 90 training examples" in lines[2] and lines[2].endswith("(--set data.calibration=unset)")
 
     def test_label_names_do_not_fit(self, prepare):
         refused(prepare('data.label_names=["a", "b", "c"]'), "data.label_names", "3 names for 2 labels")
@@ -130,10 +157,18 @@ class TestData:
         ]
         path = tmp_path / "squad.json"
         path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Alice met Bob.", "qas": questions}]}]}))
-        refused(prepare("task=qa", train=path, dev=path), "qa.allow_no_answer")
+        refused(prepare("task=qa", "data.calibration=unset", train=path, dev=path), "qa.allow_no_answer")
 
 
 class TestRecipe:
+    def test_a_home_folder_is_expanded_in_options(self, pocketbert, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        write_tsv(tmp_path / "bad.tsv", [("", "1")])
+        path = tmp_path / "r.toml"
+        path.write_text('name = "t"\ntask = "classification"\n')
+        refused(pocketbert("finetune", "~/r.toml", "--out=~/out", "--set", "data.train=~/bad.tsv"), "bad.tsv")
+        assert (tmp_path / "out").is_dir()
+
     def test_unknown_key_names_the_nearest(self, pocketbert, tmp_path):
         path = tmp_path / "r.toml"
         path.write_text('name = "t"\ntask = "qa"\n[data]\ntrian = "x"\n')

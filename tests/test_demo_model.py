@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.bundle.exit_rule import exits_taken
-from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.distill.finetune import build_teacher, finetune
 from pipeline.distill.student import initialise_student
 from pipeline.exits.calibrate import calibrate
@@ -66,7 +65,7 @@ def predictions(tmp_path_factory) -> Predictions:
     labels = ("negative", "positive")
     scratch = tmp_path_factory.mktemp("demo")
     pretrained = load_pretrained("minilm", "classification")
-    tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
+    tokenizer = pretrained.tokenizer
     teacher = build_teacher(pretrained, recipe, labels)
     items = get_task("classification").items(train, tokenizer, labels, recipe.input_options)
     finetune(teacher, items, recipe, scratch / "teacher.pt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,23 @@ def write(tmp_path):
 
 
 def refused(path: Path, *overrides: str) -> str:
-    """Returns the error that loading a recipe raises, which is one line."""
+    """Returns the error that loading a recipe raises, one line, without the settings at its end. These must mend it."""
     with pytest.raises(UserError) as caught:
         load_recipe(path, list(overrides))
     line = str(caught.value)
-    assert "\n" not in line and len(line) < 400
-    return line
+    assert "\n" not in line and len(line) < 500
+    problem, bracket, mend = line.partition(" (--set ")
+    assert bool(bracket) == bool(caught.value.settings)
+    if bracket:
+        mended(path, overrides, shlex.split(f"--set {mend[:-1]}"))
+    return problem
+
+
+def mended(path: Path, overrides: Sequence[str], options: list[str]) -> Recipe:
+    """Loads a recipe with the options that an error suggests, and without the unknown keys that they replace."""
+    assert options[::2] == ["--set"] * (len(options) // 2)
+    kept = [override for override in overrides if override.split("=")[0] in known_keys()]
+    return load_recipe(path, [*kept, *options[1::2]])
 
 
 def test_recipes_are_shipped():
@@ -143,7 +156,7 @@ def test_a_value_is_toml_or_a_string():
         ("data.max_length=9999", "data.max_length"),
         ("teacher.token_types=maybe", "teacher.token_types"),
         ("teacher.training.warmup=1", "teacher.training.warmup"),
-        ("student.layers=3", "student.layers"),
+        ("student.layers=all", "student.layers.0"),
         ('student.layers=[0, "two"]', "student.layers.1"),
         ("quantize.scheme=int3", "quantize.scheme"),
         ("export.coreml_buckets=[]", "export.coreml_buckets"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from pipeline.bench.cache import cached_path, code_digest
-from pipeline.export.bundle import TOOLS, BundleSource, Labels, TokenizerFiles, write_bundle
+from pipeline.data.tokenizer import WordPieceTokenizer
+from pipeline.export.bundle import TOOLS, BundleSource, Labels, write_bundle
 from pipeline.model.checkpoint import save_model
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
@@ -67,7 +68,7 @@ def shape_bundle(name: str, on_step: OnStep = silent) -> Path:
             folder / "bundle",
             recipe,
             BundleSource(model, apply_scheme(Programs.of(model), recipe.quantize.scheme, recipe.quantize.embeddings)),
-            TokenizerFiles(vocabulary, lowercase=True),
+            WordPieceTokenizer.from_vocab(vocabulary),
             Labels(("0", "1")),
             speeds={},
             conformance_examples=get_task("classification").load_demo()[1][:8],

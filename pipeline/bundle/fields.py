@@ -18,7 +18,10 @@ from pipeline.support.document import Document
 from pipeline.support.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
-FORMAT_MINOR = 1  # what this version writes; bundles without the field `format_minor` are minor version 0
+# The newest minor version that this version writes. A bundle has that of the newest addition that it uses. Bundles
+# without the field `format_minor` are minor version 0.
+FORMAT_MINOR = 2
+COMMON_MINOR = 1  # that of a bundle which uses no later addition
 
 
 class BundleDocument(Document):

@@ -67,10 +67,28 @@ class Tokenizer(Document):
     vocab_file: str = "vocab.txt"
     vocab_size: int
     lowercase: bool
+    strip_accents: bool | None = Field(
+        None, description="Whether accents are dropped; null: where the case is lowered. Since minor version 2."
+    )
+    handle_chinese_chars: bool = Field(
+        True, description="Whether every Chinese character is a word of its own. Since minor version 2."
+    )
     pad_id: int
     unk_id: int
     cls_id: int
     sep_id: int
+
+    def fields_of_minor_2(self) -> list[str]:
+        """Returns the fields of minor version 2 that are not the default. A reader must know these."""
+        fields = {"strip_accents": self.strip_accents is None, "handle_chinese_chars": self.handle_chinese_chars}
+        return [name for name, is_default in fields.items() if not is_default]
+
+    @model_serializer(mode="wrap")
+    def without_unused_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes the fields of minor version 2 only where they are not the default."""
+        raw: dict[str, Any] = serialize(self)
+        unused = {"strip_accents", "handle_chinese_chars"} - set(self.fields_of_minor_2())
+        return {name: value for name, value in raw.items() if name not in unused}
 
 
 class QAOptions(Document):

@@ -18,6 +18,7 @@ from pipeline.tasks import get_task
 
 BACKEND: Backend = "executorch"
 DEFAULT_SPEED = "exact"
+CALIBRATED_SPEEDS = ("exact", "balanced", "fast")  # what a bundle has if it was calibrated on enough examples
 FULL_SPEED = "full"  # runs every segment, whatever the uncertainty; the conformance vectors use the name too
 
 RUNS_FOLDER = Path("runs")  # where `pocketbert run` writes its results unless told otherwise
@@ -54,7 +55,10 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path, check_files)
         vocab = path / manifest.tokenizer.vocab_file
-        tokenizer = WordPieceTokenizer.from_vocab(vocab, manifest.tokenizer.lowercase)
+        options = manifest.tokenizer
+        tokenizer = WordPieceTokenizer.from_vocab(
+            vocab, options.lowercase, options.strip_accents, options.handle_chinese_chars
+        )
         _check_tokenizer(path, manifest, tokenizer)
         _check_options(path / MANIFEST_FILE, manifest)
         _check_programs(path / MANIFEST_FILE, manifest)
@@ -109,6 +113,13 @@ def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
         return list(manifest.speeds[speed].thresholds)
     if speed == FULL_SPEED:
         return [FULL_DEPTH] * manifest.segments
+    if speed in CALIBRATED_SPEEDS:
+        reason = manifest.provenance.get(left_out_field(str(speed)), "it was not calibrated")
+        raise UserError(
+            f"this bundle has no speed {speed!r} ({reason[:300]}); it has "
+            f"{', '.join((*manifest.speeds, FULL_SPEED))}; or give an uncertainty threshold, 0 (full depth) to 1",
+            field="speed",
+        )
     names = ", ".join((*manifest.speeds, FULL_SPEED))
     way_out = f"this bundle has {names}; or give an uncertainty threshold, 0 (full depth) to 1"
     try:
@@ -118,6 +129,11 @@ def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
     if not math.isfinite(threshold) or threshold < 0:
         raise UserError(f"{speed} is not a threshold; {way_out}", field="speed")
     return [threshold] * manifest.segments
+
+
+def left_out_field(speed: str) -> str:
+    """Returns the field of `provenance` that says why calibration left a named speed out."""
+    return f"without_speed_{speed}"
 
 
 def default_speed(manifest: Manifest) -> str:

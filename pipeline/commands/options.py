@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -73,6 +74,23 @@ Speed = Annotated[
         "below it (0: never). The default is exact.",
     ),
 ]
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command whose paths may begin with ~. Shells do not expand that of `--out=~/runs`."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: expanded(value) for name, value in values.items()})
+
+    return run
+
+
+def expanded(value: Any) -> Any:
+    """Returns a path with the home folder in place of ~, and anything else as it is."""
+    if isinstance(value, list):
+        return [expanded(entry) for entry in value]
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def print_json(value: Any) -> None:

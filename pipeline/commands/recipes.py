@@ -158,14 +158,15 @@ def quantize(
     """Quantizes a recipe's student, or a fine-tuned checkpoint.
 
     For a recipe it also calibrates the named speeds; the stages before run first, unless they are done. A
-    checkpoint is not trained further; it becomes a bundle with one exit.
+    checkpoint is not trained further and becomes a bundle with one exit. With --set data.calibration=FILE it also
+    gets an exit after every layer, and calibrated speeds.
     """
     from pipeline.recipe import is_recipe
 
     if is_recipe(target) or Path(target).is_file():  # a data file
         console.print(f"quantize: {run_recipe(target, settings, out, 'quantize').path('quantize')}")
         return
-    from pipeline.report.terminal import quantized_table
+    from pipeline.report.terminal import quantized_tables
     from pipeline.run.checkpoint import quantize_checkpoint
 
     with progress() as on_step:
@@ -173,7 +174,8 @@ def quantize(
     if as_json:
         print_json(result)
     else:
-        output().print(quantized_table(result))
+        output().print(*quantized_tables(result))
+        output().print(f"next: {result.next_command}", soft_wrap=True, markup=False)
 
 
 def means_recipe(target: Path, settings: list[str] | None, out: Path | None) -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.rows import ID_COLUMNS, Row, find_column, json_kind, list_columns, text_value
-from pipeline.support.errors import UserError
+from pipeline.support.errors import Problems, UserError
 
+if TYPE_CHECKING:
+    from pipeline.data.guess import GuessedColumns
+
+SAMPLE_ROWS = 200  # that a column is guessed from, to suggest it
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
 PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
@@ -36,32 +40,54 @@ def labelled_texts(
     first = next(rows, None)
     if first is None:
         return
-    columns = list(first.values)
-    text_column = find_column(source, columns, TEXT_COLUMNS, text, "data.text", "the text")
-    if text_column is None:
-        raise UserError(
-            f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
-            "(a TSV or CSV needs a header as its first line)",
-            file=source,
-        )
-    pair_column = find_column(source, columns, PAIR_COLUMNS, text_pair, "data.text_pair", "the second text")
-    label_column = find_column(source, columns, usual_names, label, "data.label", "the label")
-    if label_column is None and label is None:
-        # A file of nothing but texts is unlabelled. One with more columns has its label under an unusual name.
-        known = {text_column.casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
-        others = [column for column in columns if column.strip().casefold() not in known]
-        if others:
-            raise UserError(
-                "no column is known to hold the label; "
-                f'set data.label to one of: {list_columns(others)}, or to "" for none',
-                file=source,
+    columns, problems = list(first.values), Problems()
+    text_column = find_column(source, columns, TEXT_COLUMNS, text, "data.text", "the text", problems)
+    pair_column = find_column(source, columns, PAIR_COLUMNS, text_pair, "data.text_pair", "the second text", problems)
+    label_column = find_column(source, columns, usual_names, label, "data.label", "the label", problems)
+    # A file of nothing but texts is unlabelled. One with more columns has its label under an unusual name.
+    known = {(text_column or "").casefold(), (pair_column or "").casefold(), "", *ID_COLUMNS}
+    others = [column for column in columns if column.strip().casefold() not in known]
+    lacks_text = text_column is None and text is None
+    lacks_label = label_column is None and label is None and bool(others)
+    if lacks_text or lacks_label:
+        likely = likely_columns(source, first, rows, numbers)
+        others = [column for column in others if not (lacks_text and likely and column == likely.text)]
+        if lacks_text:
+            problems.errors.append(
+                UserError(
+                    f"no column is known to hold the text; set data.text to one of: {list_columns(columns)} "
+                    "(a TSV or CSV needs a header as its first line)",
+                    file=source,
+                    settings=[f"data.text={likely.text}"] if likely else [],
+                )
             )
+        if lacks_label and others:
+            problems.errors.append(
+                UserError(
+                    "no column is known to hold the label; "
+                    f'set data.label to one of: {list_columns(others)}, or to "" for none',
+                    file=source,
+                    settings=[f"data.label={likely.label}"] if likely and likely.label in others else [],
+                )
+            )
+    problems.require_none(source)
+    assert text_column is not None  # else it is among the problems
     for row in chain((first,), rows):
         yield ClassificationExample(
             text=text_value(source, row, text_column),
             text_pair=None if pair_column is None else text_value(source, row, pair_column),
             label=None if label_column is None else read_label(source, row, label_column),
         )
+
+
+def likely_columns(source: str | Path, first: Row, rows: Iterator[Row], numbers: bool) -> GuessedColumns | None:
+    """Returns the columns that look like text and label, to suggest them; None if nothing does."""
+    from pipeline.data.guess import guess_columns  # it knows the usual names from here
+
+    try:
+        return guess_columns(source, [first, *islice(rows, SAMPLE_ROWS)], numbers)
+    except UserError:
+        return None
 
 
 def _label_value(source: str | Path, row: Row, column: str) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.support.errors import UserError
+from pipeline.support.errors import Problems, UserError
 
 ID_COLUMNS = ("id", "idx", "index", "guid", "qid")
 
@@ -34,6 +35,7 @@ def find_column(
     given: str | None = None,
     key: str = "",
     content: str = "",
+    problems: Problems | None = None,
 ) -> str | None:
     """Returns the given column, or the first column with one of the usual names, or None.
 
@@ -44,6 +46,7 @@ def find_column(
         given: the column that the user named; "" asks for none.
         key: the recipe key that names the column, for an error.
         content: what the column holds, for an error.
+        problems: gets the error, if given, in place of the caller.
 
     Raises:
         UserError: the given column does not exist.
@@ -52,10 +55,16 @@ def find_column(
         return None
     if given is not None:
         if given not in columns:
-            raise UserError(
+            nearest = difflib.get_close_matches(given, columns, n=1, cutoff=0.0)
+            error = UserError(
                 f"the file has no column {given!r} for {content}; set {key} to one of: {list_columns(columns)}",
                 file=source,
+                settings=[f"{key}={nearest[0]}"] if nearest else [],
             )
+            if problems is None:
+                raise error
+            problems.errors.append(error)
+            return None
         return given
     by_name = {column.strip().casefold(): column for column in reversed(columns)}
     return next((by_name[name] for name in usual_names if name in by_name), None)

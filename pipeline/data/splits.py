@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
 from pipeline.support.errors import UserError
@@ -121,6 +122,31 @@ def split_dev(
         [example for index, example in enumerate(examples) if index not in held],
         [examples[index] for index in sorted(held)],
     )
+
+
+def leave_out(
+    examples: Sequence[Example], held: Sequence[Example], group: Callable[[Sequence[Any]], list[Group]], source: str
+) -> list[Example]:
+    """Returns the examples that do not belong together with any that is held out, see `split_off`.
+
+    Args:
+        examples: those to train on.
+        held: examples of a file of its own, on which nothing may be trained.
+        group: finds the examples that belong together, `TaskDefinition.group`.
+        source: the file of the held-out examples, for the message.
+
+    Raises:
+        UserError: none is left.
+    """
+    taken: set[int] = set()
+    for together in group([*held, *examples]):
+        # A short fragment of several texts is no held-out text, so it stays.
+        if together.held and min(together.members) < len(held):
+            taken.update(member - len(held) for member in together.members if member >= len(held))
+    rest = [example for index, example in enumerate(examples) if index not in taken]
+    if not rest:
+        raise UserError("holds every text of the training data; give other examples", file=source)
+    return rest
 
 
 @dataclass(frozen=True)

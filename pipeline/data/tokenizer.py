@@ -17,6 +17,7 @@ from pipeline.support.errors import UserError
 
 REQUIRED_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_WORD_CHARACTERS = 100  # a longer word becomes one [UNK], as in BERT's WordpieceTokenizer
+WAY_OUT = "give the vocab.txt of a BERT, one token a line"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,30 +47,73 @@ class WordPieceTokenizer:
 
     Args:
         tokens: the vocabulary in the order of its ids.
-        lowercase: lower the case and strip accents, as BERT uncased does.
+        lowercase: whether to lower the case, as BERT uncased does.
+        strip_accents: whether to drop accents; None: where the case is lowered.
+        handle_chinese_chars: whether every Chinese character is a word of its own.
+        vocab: the content of the `vocab.txt` that the tokens were read from; None: it is written from the tokens.
+
+    Attributes:
+        vocab: the content of its `vocab.txt`.
+        strip_accents: as given, but None where it is what `lowercase` says anyway.
     """
 
-    def __init__(self, tokens: Sequence[str], lowercase: bool = True):
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        handle_chinese_chars: bool = True,
+        vocab: bytes | None = None,
+    ):
         self.tokens = tuple(tokens)
         self.lowercase = lowercase
+        self.strip_accents = None if strip_accents == lowercase else strip_accents
+        self.handle_chinese_chars = handle_chinese_chars
+        self.vocab = ("\n".join(self.tokens) + "\n").encode("utf-8") if vocab is None else vocab
         self._id_of = {token: index for index, token in enumerate(self.tokens)}
         self._tokenizer = Tokenizer(
             WordPiece(self._id_of, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
         )
         self._tokenizer.normalizer = BertNormalizer(
-            clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+            clean_text=True,
+            handle_chinese_chars=handle_chinese_chars,
+            strip_accents=lowercase if self.strip_accents is None else self.strip_accents,
+            lowercase=lowercase,
         )
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
 
     @classmethod
-    def from_vocab(cls, path: str | Path, lowercase: bool = True) -> WordPieceTokenizer:
+    def from_vocab(
+        cls,
+        path: str | Path,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        handle_chinese_chars: bool = True,
+    ) -> WordPieceTokenizer:
         """Returns the tokenizer of a `vocab.txt`, which has one token a line; the first token has the id 0.
+
+        The options are those of the class.
 
         Raises:
             UserError: the file is missing, unreadable, empty or not UTF-8, has an empty line or a token twice, or lacks
                 one of [PAD], [UNK], [CLS], [SEP].
         """
-        return cls(_read_vocab(Path(path)), lowercase)
+        content = _read_file(Path(path))
+        tokens = _read_vocab(content, Path(path))
+        return cls(tokens, lowercase, strip_accents, handle_chinese_chars, content)
+
+    def tokenizes_as(self, other: WordPieceTokenizer) -> bool:
+        """Returns whether both give every text the same ids."""
+        return self.tokens == other.tokens and self.options() == other.options()
+
+    def options(self) -> dict[str, bool]:
+        """Returns the options that the constructor takes, by name: `lowercase`, and others that are not the default."""
+        options = {"lowercase": self.lowercase}
+        if self.strip_accents is not None:
+            options["strip_accents"] = self.strip_accents
+        if not self.handle_chinese_chars:
+            options["handle_chinese_chars"] = False
+        return options
 
     @property
     def vocab_size(self) -> int:
@@ -121,16 +165,18 @@ def _encodable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _read_vocab(path: Path) -> list[str]:
-    way_out = "give the vocab.txt of a BERT, one token a line"
+def _read_file(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no such file; {way_out}", file=path) from None
+        raise UserError(f"there is no such file; {WAY_OUT}", file=path) from None
     except IsADirectoryError:
         raise UserError("this is a folder, not a vocabulary; name the vocab.txt in it", file=path) from None
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror}); check its permissions", file=path) from None
+
+
+def _read_vocab(content: bytes, path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,7 +187,7 @@ def _read_vocab(path: Path) -> list[str]:
     # Not splitlines(): it also splits at U+0085 and U+2028, which are tokens in multilingual vocabularies.
     tokens = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
     if tokens == [""]:
-        raise UserError(f"the vocabulary is empty; {way_out}", file=path)
+        raise UserError(f"the vocabulary is empty; {WAY_OUT}", file=path)
     line_of: dict[str, int] = {}
     for line, token in enumerate(tokens, start=1):
         if not token:
@@ -159,5 +205,5 @@ def _read_vocab(path: Path) -> list[str]:
         line_of[token] = line
     missing = [token for token in REQUIRED_TOKENS if token not in line_of]
     if missing:
-        raise UserError(f"the vocabulary has no {', '.join(missing)}; {way_out}", file=path)
+        raise UserError(f"the vocabulary has no {', '.join(missing)}; {WAY_OUT}", file=path)
     return tokens

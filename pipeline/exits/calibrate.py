@@ -6,16 +6,21 @@ them in that order (Learn-then-Test, Angelopoulos et al. 2021, section 2; CALM, 
 exit). Each test asks whether a candidate may lose more than `max_loss`, and testing stops at the first that may. The
 order was fixed before testing, so all candidates before that one are safe at once with probability 1 - delta. We keep
 the fastest.
+
+Several speeds are nested: one that may lose more never runs more segments. Its order begins with the whole order of
+the speed that may lose less, see `orders_of_tests`. The more careful speed accepts a candidate only if the tests for
+the larger losses pass too. So whatever it accepts, the bolder speed accepts as well, in one single series of tests.
+No choice between two series is made, and so no probability is spent twice: each promise holds with 1 - delta.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.bundle.exit_rule import exits_taken
+from pipeline.bundle.exit_rule import FULL_DEPTH, exits_taken
 from pipeline.bundle.manifest import Speed
 from pipeline.exits.bound import losses_needed, shows_less
 from pipeline.exits.predictions import Predictions
@@ -31,9 +36,22 @@ UNIFORM = np.round(np.arange(0.02, 1.0, 0.02), 4)
 def examples_needed(max_loss: float, delta: float, metric: str) -> int:
     """Returns the size of the smallest calibration split that can show a loss of at most `max_loss` at level `delta`.
 
-    It suffices if no example in it loses anything.
+    It suffices if no example in it loses anything. At least one example must be left to propose thresholds.
     """
-    return math.ceil(losses_needed(max_loss, delta, metric == "accuracy") / (1 - DRAFT_SHARE))
+    tested = losses_needed(max_loss, delta, metric == "accuracy")
+    return max(math.ceil(tested / (1 - DRAFT_SHARE)), math.ceil(1 / DRAFT_SHARE))
+
+
+def smallest_loss(examples: int, delta: float, metric: str) -> float | None:
+    """Returns the smallest loss that so many calibration examples can show, in steps of 0.001; None if they show none.
+
+    It is the least loss for which `examples_needed` is at most `examples`.
+    """
+    low, high = 0, 1000  # in steps; `low` cannot be shown, 1000 stands for nothing that can
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if examples_needed(middle / 1000, delta, metric) <= examples else (middle, high)
+    return None if high == 1000 else high / 1000
 
 
 def split_rows(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,13 +90,16 @@ def candidates(score: np.ndarray, uncertainty: np.ndarray, max_loss: float) -> l
 
     def order(thresholds: list[float]) -> tuple[float, float]:
         losses, depths = losses_and_depths(score, uncertainty, thresholds)
-        # Few examples prove little, and lucky candidates must not come first. So one medium loss is added to the
-        # variance, and a mean gain counts as no loss.
-        variance = (len(losses) * losses.var() + 0.25) / (len(losses) + 1)
-        return -(max_loss - max(0.0, losses.mean())) / math.sqrt(variance), -depths.mean()
+        # A mean gain counts as no loss, as lucky candidates must not come first.
+        return -(max_loss - max(0.0, losses.mean())) / deviation(losses), -depths.mean()
 
     uniform = [[float(threshold)] * (score.shape[1] - 1) + [0.0] for threshold in UNIFORM]
     return sorted(stopping_path(score, uncertainty) + uniform, key=order)
+
+
+def deviation(losses: np.ndarray) -> float:
+    """Returns the standard deviation of losses. One medium loss is added, because few examples prove little."""
+    return math.sqrt((len(losses) * losses.var() + 0.25) / (len(losses) + 1))
 
 
 def speed_at(
@@ -102,23 +123,76 @@ def speed_at(
 def calibrate(predictions: Predictions, max_loss: float, delta: float, metric: str, seed: int = 0) -> Speed:
     """Chooses the boldest thresholds whose loss against full depth is at most `max_loss` with probability 1 - delta.
 
+    Args and result are those of `calibrate_speeds`, for one speed.
+    """
+    return calibrate_speeds(predictions, {"": max_loss}, delta, metric, seed)[""]
+
+
+def calibrate_speeds(
+    predictions: Predictions, max_losses: Mapping[str, float], delta: float, metric: str, seed: int = 0
+) -> dict[str, Speed]:
+    """Chooses the boldest thresholds for each of several allowed losses.
+
     Args:
         predictions: of a calibration split on which nothing was trained.
-        max_loss: in score, a fraction of 1.
-        delta: allowed chance of being wrong.
+        max_losses: the loss that each speed may have with probability 1 - delta, in score, a fraction of 1.
+        delta: allowed chance of being wrong, for each speed.
         metric: of `predictions.score`. With "accuracy" every score is 0 or 1, with all others it is a fraction.
         seed: of the split into examples that propose and examples that test.
 
     Returns:
-        a speed; full depth if too few examples show that anything bolder is safe.
+        the speeds by name. A speed has full depth if too few examples show that anything bolder is safe. Of two
+        speeds, the one that may lose more has at most the other's mean depth.
     """
     draft, test = split_rows(len(predictions.score), seed)
     score, uncertainty = predictions.score[test], predictions.uncertainty[test]
-    chosen, least_depth = [0.0] * predictions.exits, float(predictions.exits)
-    for thresholds in candidates(predictions.score[draft], predictions.uncertainty[draft], max_loss):
-        losses, depths = losses_and_depths(score, uncertainty, thresholds)
-        if not shows_less(losses, max_loss, delta, paired=metric == "accuracy"):
-            break
-        if depths.mean() < least_depth:
-            chosen, least_depth = thresholds, float(depths.mean())
-    return speed_at(predictions, chosen, metric, max_loss, delta)
+    losses_allowed = sorted(set(max_losses.values()))
+    orders = orders_of_tests(predictions.score[draft], predictions.uncertainty[draft], losses_allowed)
+    chosen: dict[float, list[float]] = {}
+    for index, max_loss in enumerate(losses_allowed):
+        best, least_depth = [FULL_DEPTH] * predictions.exits, float(predictions.exits)
+        for thresholds in orders[index]:
+            losses, _ = losses_and_depths(score, uncertainty, thresholds)
+            bounds = losses_allowed[index:]
+            if not all(shows_less(losses, bound, delta, paired=metric == "accuracy") for bound in bounds):
+                break
+            # On all calibration examples, as the manifest states it. All candidates up to here hold at once, so any
+            # rule may choose among them.
+            depth = float(exits_taken(predictions.uncertainty, thresholds).mean()) + 1
+            if depth < least_depth:
+                best, least_depth = thresholds, depth
+        chosen[max_loss] = best
+    return {
+        name: speed_at(predictions, chosen[max_loss], metric, max_loss, delta) for name, max_loss in max_losses.items()
+    }
+
+
+def orders_of_tests(
+    score: np.ndarray, uncertainty: np.ndarray, losses_allowed: Sequence[float]
+) -> list[list[list[float]]]:
+    """Returns the candidates for each allowed loss in the order of their tests.
+
+    Each order begins with the whole order for the next smaller loss. A bolder speed must then pass tests that it could
+    do without. So an order before the last leaves out what loses clearly more than it allows, by a standard error. Its
+    own tests would hardly accept that.
+
+    Args:
+        score, uncertainty: [examples, exits], of the examples that propose thresholds.
+        losses_allowed: from the smallest to the largest.
+    """
+
+    def may_pass(thresholds: list[float], max_loss: float) -> bool:
+        losses, _ = losses_and_depths(score, uncertainty, thresholds)
+        return bool(losses.mean() < max_loss + deviation(losses) / math.sqrt(len(losses)))
+
+    orders: list[list[list[float]]] = []
+    for max_loss in losses_allowed:
+        order = list(orders[-1]) if orders else []
+        tested = {tuple(thresholds) for thresholds in order}
+        for thresholds in candidates(score, uncertainty, max_loss):
+            is_new = tuple(thresholds) not in tested
+            if is_new and (max_loss == losses_allowed[-1] or may_pass(thresholds, max_loss)):
+                tested.add(tuple(thresholds))
+                order.append(thresholds)
+        orders.append(order)
+    return orders

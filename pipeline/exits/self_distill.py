@@ -42,7 +42,7 @@ def self_distill(
 
     def loss(batch: TensorBatch) -> torch.Tensor:
         with torch.no_grad():
-            hidden = model.encoder(batch.ids, batch.mask)
+            hidden = model.encoder(batch.ids, batch.mask, batch.types)
             bias = attention_bias(batch.mask)
             goal = model.heads[-1](hidden[-1], bias)
         losses = [

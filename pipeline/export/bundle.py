@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pipeline import __version__
 from pipeline.bundle.conformance import CONFORMANCE_FILE, ProgramVector
-from pipeline.bundle.fields import FORMAT_MINOR
+from pipeline.bundle.fields import COMMON_MINOR, FORMAT_MINOR
 from pipeline.bundle.manifest import (
     MANIFEST_FILE,
     ExitOptions,
@@ -74,14 +73,6 @@ class BundleSource:
 
 
 @dataclass(frozen=True)
-class TokenizerFiles:
-    """The WordPiece tokenizer that the model was trained with: its `vocab.txt`, and whether it lowercases texts."""
-
-    vocab: Path
-    lowercase: bool
-
-
-@dataclass(frozen=True)
 class Labels:
     """What the labels of the task are.
 
@@ -98,7 +89,7 @@ def write_bundle(
     folder: Path,
     recipe: Recipe,
     source: BundleSource,
-    tokenizer_files: TokenizerFiles,
+    tokenizer: WordPieceTokenizer,
     labels: Labels,
     *,
     speeds: Mapping[str, Speed],
@@ -112,7 +103,7 @@ def write_bundle(
         folder: new or empty. After a failure it holds a part of a bundle without a manifest, which the caller removes.
         recipe: says which programs to write, and how long their inputs may be.
         source: the models to make programs from.
-        tokenizer_files: the tokenizer that goes into the bundle.
+        tokenizer: the tokenizer that the model was trained with. It goes into the bundle.
         labels: the task's labels; `Labels()` for question answering.
         speeds: the calibrated speeds by name.
         conformance_examples: about 16 inputs for the conformance vectors, see `make_vectors`.
@@ -128,8 +119,7 @@ def write_bundle(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tokenizer_files.vocab, folder / VOCAB_FILE)
-        tokenizer = WordPieceTokenizer.from_vocab(folder / VOCAB_FILE, tokenizer_files.lowercase)
+        (folder / VOCAB_FILE).write_bytes(tokenizer.vocab)
         manifest = describe(recipe, source, tokenizer, labels, speeds, provenance)
         vectors = make_vectors(
             source.quantized,
@@ -213,15 +203,19 @@ def describe(
             "give the model's own",
             field=VOCAB_FILE,
         )
+    entry = describe_tokenizer(tokenizer)
+    new_fields = [f"tokenizer.{name}" for name in entry.fields_of_minor_2()]
     return Manifest(
-        format_minor=FORMAT_MINOR,
+        # The newest addition that this bundle uses, so that a bundle without one stays as it was.
+        format_minor=FORMAT_MINOR if new_fields else COMMON_MINOR,
+        must_understand=new_fields,
         name=recipe.name,
         task=recipe.task,
         labels=names,
         label_values=values,
         max_length=longest_input(recipe, model.config.max_positions),
         model=describe_model(model),
-        tokenizer=describe_tokenizer(tokenizer),
+        tokenizer=entry,
         label_range=labels.range,
         qa=None
         if not task.cuts_into_windows
@@ -268,7 +262,7 @@ def describe_tokenizer(tokenizer: WordPieceTokenizer) -> Tokenizer:
     return Tokenizer(
         vocab_file=VOCAB_FILE,
         vocab_size=tokenizer.vocab_size,
-        lowercase=tokenizer.lowercase,
+        **tokenizer.options(),
         pad_id=tokenizer.pad_id,
         unk_id=tokenizer.unk_id,
         cls_id=tokenizer.cls_id,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.model.encoder import ExportLayer
 from pipeline.model.heads import AttentionSpan, PooledClassifier
-from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram
+from pipeline.model.segments import EmbedProgram, Programs, SegmentProgram, token_types
 from quantize.int8_inputs import Int8InputLinear
 
 # A layer norm's epsilon of 1e-12 is 0 in float16. This is float16's smallest number; added to a variance of about 1 it
@@ -82,10 +82,10 @@ class ChannelsFirstEmbed(nn.Module):
 
     def __init__(self, embed: EmbedProgram):
         super().__init__()
-        self.embeddings = embed.embeddings
+        self.embeddings, self.separator = embed.embeddings, embed.separator
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return to_channels_first(self.embeddings(input_ids))
+        return to_channels_first(self.embeddings(input_ids, token_types(input_ids, self.separator)))
 
 
 class ChannelNorm(nn.Module):

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.locate import locate
 from pipeline.model.mlm import convert_mlm_head
+from pipeline.model.tokenizer_files import read_tokenizer, vocabulary_file
 from pipeline.model.weights import read_json, read_weights
 from pipeline.names import Task
 from pipeline.support.errors import UserError
@@ -52,8 +54,7 @@ class Pretrained:
         head_kind: the kind of head that this architecture has, a name in `TaskDefinition.heads`.
         head: a state dict of that head; None if the checkpoint has none for the task.
         labels: the classifier's label names, in the order of its logits; empty without a classifier.
-        vocab: the vocabulary file.
-        lowercase: whether the tokenizer lowercases text.
+        tokenizer: the checkpoint's tokenizer.
         mlm_head: a state dict of `MlmHead`; None if the checkpoint has no masked-LM head.
     """
 
@@ -63,8 +64,7 @@ class Pretrained:
     head_kind: str
     head: dict[str, Tensor] | None
     labels: tuple[str, ...]
-    vocab: Path
-    lowercase: bool
+    tokenizer: WordPieceTokenizer
     mlm_head: dict[str, Tensor] | None = None
 
 
@@ -203,24 +203,18 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
     config_file = folder / "config.json"
     raw = read_json(config_file)
     config = encoder_config(raw, config_file)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"has {tokenizer.vocab_size} entries, the weights have {config.vocab_size}; "
+            "this vocabulary belongs to another model",
+            file=vocabulary_file(folder),
+        )
     state = read_weights(folder)
     head_kind, head = get_task(task).checkpoint_head(state, raw["model_type"])
     labels: tuple[str, ...] = ()
     if get_task(task).has_classes and head is not None:
-        names = raw.get("id2label") or {}
-        count = head["out.weight"].shape[0]
-        labels = tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(count))
-    vocab = folder / "vocab.txt"
-    if not vocab.is_file():
-        raise UserError("is missing from the checkpoint folder; the WordPiece tokenizer needs it", file=vocab)
-    lines = sum(1 for _ in open(vocab, encoding="utf-8", errors="replace"))
-    if lines != config.vocab_size:
-        raise UserError(
-            f"has {lines} entries, the weights have {config.vocab_size}; this vocabulary belongs to another model",
-            file=vocab,
-        )
-    options_file = folder / "tokenizer_config.json"
-    options = read_json(options_file) if options_file.is_file() else {}
+        labels = label_names(raw, head["out.weight"].shape[0])
     return Pretrained(
         source=weights,
         config=config,
@@ -228,10 +222,15 @@ def load_pretrained(weights: str, task: Task) -> Pretrained:
         head_kind=head_kind,
         head=head,
         labels=labels,
-        vocab=vocab,
-        lowercase=bool(options.get("do_lower_case", True)),
+        tokenizer=tokenizer,
         mlm_head=convert_mlm_head(state, config, raw["model_type"], folder),
     )
+
+
+def label_names(raw: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Returns the names of a classifier's labels in the order of its logits, from the content of config.json."""
+    names = raw.get("id2label") or {}
+    return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(count))
 
 
 def fold_token_types(config: EncoderConfig, encoder: dict[str, Tensor]) -> tuple[EncoderConfig, dict[str, Tensor]]:

@@ -28,10 +28,15 @@ class EmbedProgram(nn.Module):
         self.embeddings, self.separator = embeddings, separator
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        if self.separator is None:
-            return self.embeddings(input_ids)
-        ends = (input_ids == self.separator).to(torch.int64)
-        return self.embeddings(input_ids, (torch.cumsum(ends, dim=1) - ends).clamp(max=1))
+        return self.embeddings(input_ids, token_types(input_ids, self.separator))
+
+
+def token_types(input_ids: Tensor, separator: int | None) -> Tensor | None:
+    """Returns the token types of input_ids [1, length], see `EmbedProgram`; None where all are 0."""
+    if separator is None:
+        return None
+    ends = (input_ids == separator).to(torch.int64)
+    return (torch.cumsum(ends, dim=1) - ends).clamp(max=1)
 
 
 class SegmentProgram(nn.Module):

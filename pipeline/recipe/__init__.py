@@ -1,18 +1,10 @@
 """The recipe: every choice of a run, typed and checked once. Stages read it; none of them reads the command line."""
 
-from pipeline.recipe.files import (
-    apply_settings,
-    built_in_recipes,
-    check_recipe,
-    find_recipe,
-    is_recipe,
-    known_keys,
-    load_recipe,
-    parse_value,
-    set_value,
-)
+from pipeline.recipe.files import built_in_recipes, check_recipe, find_recipe, is_recipe, load_recipe
+from pipeline.recipe.keys import known_keys
 from pipeline.recipe.recipe import MIN_ROUNDING_TEXTS, Recipe
 from pipeline.recipe.sections import (
+    MIN_CALIBRATION_EXAMPLES,
     QA,
     Bench,
     Data,
@@ -26,8 +18,10 @@ from pipeline.recipe.sections import (
     Teacher,
     Training,
 )
+from pipeline.recipe.settings import apply_settings, parse_setting, parse_value, set_value
 
 __all__ = [
+    "MIN_CALIBRATION_EXAMPLES",
     "MIN_ROUNDING_TEXTS",
     "QA",
     "Bench",
@@ -49,6 +43,7 @@ __all__ = [
     "is_recipe",
     "known_keys",
     "load_recipe",
+    "parse_setting",
     "parse_value",
     "set_value",
 ]

@@ -1,4 +1,4 @@
-"""Finds recipes, reads them and applies `--set key=value` to them."""
+"""Finds recipes and reads them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
+from pipeline.recipe.problems import find_problems
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.sections import Section
-from pipeline.support.errors import UserError
+from pipeline.recipe.settings import apply_settings
+from pipeline.support.errors import Problems, UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,11 +55,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a TOML file, or the name of a built-in recipe.
-        overrides: `key=value`, with dotted keys and TOML values; a bare word is a string.
+        overrides: `key=value` with dotted keys, see `pipeline.recipe.settings`.
 
     Raises:
-        UserError: the file cannot be read, or the recipe is wrong; names the file and the key, and for an unknown key
-            the nearest known one.
+        UserError: the file cannot be read, or the recipe is wrong; has every problem, with its key and with settings
+            that mend it.
     """
     path = find_recipe(path)
     return recipe_of_tables(read_tables(path), path, overrides)
@@ -87,71 +86,21 @@ def parse_tables(text: str, file: Path) -> dict[str, Any]:
 def recipe_of_tables(tables: dict[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe that tables and overrides describe, see `load_recipe`; changes the tables."""
     apply_settings(tables, overrides)
-    return check_recipe(tables, file)
+    return check_recipe(tables, file, overrides)
 
 
-def apply_settings(tables: dict[str, Any], settings: Sequence[str]) -> None:
-    """Applies `key=value` settings to the tables of a recipe, see `load_recipe`.
+def check_recipe(tables: dict[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe that nested tables describe.
 
-    Raises:
-        UserError: a setting does not have this form.
-    """
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {setting!r} is not key=value; write it like --set data.train=train.tsv")
-        set_value(tables, key.strip(), parse_value(value.strip()))
-
-
-def check_recipe(tables: dict[str, Any], file: Path) -> Recipe:
-    """Returns the recipe that nested tables describe. Raises UserError with the file and the key if it is wrong."""
-    try:
-        return Recipe.model_validate(tables)
-    except ValidationError as error:
-        raise UserError(_first_problem(error), file=file) from None
-
-
-def parse_value(text: str) -> Any:
-    """Returns a TOML value, or the text itself if it is not TOML, such as a path or a name."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def set_value(tables: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key in nested tables and creates missing tables.
+    Args:
+        tables: with the overrides applied.
+        file: for messages.
+        overrides: those that the tables have from `--set`. A key that is wrong there is named as one to replace.
 
     Raises:
-        UserError: a part of the key before the last is not a table.
+        UserError: the recipe is wrong; has every problem with its key.
     """
-    *names, last = key.split(".")
-    for name in names:
-        tables = tables.setdefault(name, {})
-        if not isinstance(tables, dict):
-            raise UserError(f"{name!r} holds a value and has no keys below it; set {name!r} itself", field=key)
-    tables[last] = value
-
-
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Returns all dotted keys of a section and the sections in it."""
-    keys = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Returns the first problem of a recipe in one line with its key."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, known_keys(Recipe), n=1, cutoff=0.0)
-        return f"{key}: unknown key; the nearest known one is {nearest[0]}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        message = "is required"
-    return f"{key}: {message}" if key else message
+    problems = Problems()
+    problems.errors += find_problems(tables, file, overrides)
+    problems.require_none(file)
+    return Recipe.model_validate(tables)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
@@ -12,21 +14,43 @@ from pipeline.names import Uncertainty
 from pipeline.support.document import Document
 from pipeline.tasks import TASKS
 
+MIN_CALIBRATION_EXAMPLES = 50
 
-def one_of(names: Sequence[str]) -> AfterValidator:
-    """Returns a validator that accepts these names. Its message for others is that of a pydantic literal."""
 
-    def check(name: str) -> str:
-        if name not in names:
-            *others, last = (f"'{known}'" for known in names)
+@dataclass(frozen=True)
+class OneOf:
+    """Checks that a name is one of those known. Its message for others is that of a pydantic literal."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, name: str) -> str:
+        if name not in self.names:
+            *others, last = (f"'{known}'" for known in self.names)
             raise ValueError(f"Input should be {', '.join(others)} or {last}")
         return name
 
-    return AfterValidator(check)
 
+def one_of(names: Sequence[str]) -> AfterValidator:
+    """Returns a validator that accepts these names."""
+    return AfterValidator(OneOf(tuple(names)))
+
+
+# A file, a folder, or the name of something on a hub. A shell does not expand the ~ of `--set data.train=~/train.tsv`.
+PathName = Annotated[str, AfterValidator(os.path.expanduser)]
 
 # Marks a key that older runs do not know. At its default it does not count in the key of a stage.
 ADDED_LATER: dict[str, JsonValue] = {"added_later": True}
+
+
+def count_or_file(value: int | str) -> int | str:
+    """Returns a number of examples, or the file that holds them. ValueError for a number below 50."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and value < MIN_CALIBRATION_EXAMPLES:
+        raise ValueError(f"Input should be greater than or equal to {MIN_CALIBRATION_EXAMPLES}, or name a file")
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give a number of examples, or a file")
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 class Section(Document):
@@ -48,10 +72,10 @@ class Section(Document):
 class Data(Section):
     """The examples to learn from and to measure on."""
 
-    train: str = Field(
+    train: PathName = Field(
         "demo", description='training examples: a file, the name of a hub data set, or "demo" for the built-in data'
     )
-    dev: str = Field(
+    dev: PathName = Field(
         "demo",
         description='examples to measure on, given like train, or "split" to hold a part of train out; '
         "they are never trained on",
@@ -80,8 +104,10 @@ class Data(Section):
     dev_limit: int | None = Field(
         None, ge=1, description="maximum number of dev examples, drawn at random; not set: all"
     )
-    calibration: int = Field(
-        2000, ge=50, description="examples to take out of train; they calibrate the thresholds of the exits"
+    calibration: Annotated[int | str, AfterValidator(count_or_file)] = Field(
+        2000,
+        description="examples that calibrate the thresholds of the exits: how many to take out of train, at least 50; "
+        "or a file of them, given like train",
     )
     max_length: int = Field(
         128, ge=8, le=512, description="tokens at which a classification or regression input is cut"
@@ -135,7 +161,7 @@ class Pretrain(Section):
     For the 4,000 blocks of the paper, set them to 20 and 200, for example.
     """
 
-    corpus: str | None = Field(
+    corpus: PathName | None = Field(
         None,
         description="plain text to pre-train on: a file, a folder of files, or a hub data set, which is streamed; "
         "not set: no pre-training",
@@ -144,7 +170,7 @@ class Pretrain(Section):
     limit: int | None = Field(None, ge=2, description="maximum number of blocks to read from the corpus; not set: all")
     length: int = Field(128, ge=8, le=512, description="tokens of a block, into which the text is cut")
     held_out: int = Field(256, ge=1, description="blocks to measure on, but at most a tenth of all blocks")
-    teacher: str | None = Field(
+    teacher: PathName | None = Field(
         None,
         description="model to learn from, with the vocabulary and the width of teacher.weights; not set: that one",
     )
@@ -168,7 +194,7 @@ class Pretrain(Section):
 class Teacher(Section):
     """The model that the student learns from, after it is fine-tuned for the task."""
 
-    weights: str = Field(
+    weights: PathName = Field(
         "minilm", description='pretrained BERT: a folder, the name of a hub model, or "minilm" for the offline package'
     )
     token_types: bool = Field(
@@ -215,7 +241,7 @@ class Distill(Section):
         False,
         description="compute the teacher's predictions once and keep them on disk; saves time from the second epoch on",
     )
-    unlabelled: str | None = Field(
+    unlabelled: PathName | None = Field(
         None,
         description="more texts like the training data, a file or a hub data set whose labels are ignored; "
         "the student learns the teacher's predictions for them (not for qa)",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.bundle.opening import CALIBRATED_SPEEDS, left_out_field
 from pipeline.data.examples import Example
 from pipeline.names import Task
 from pipeline.report.wording import MEGABYTE, metric_name
@@ -230,8 +231,9 @@ def sensitivity_table(result: Sensitivity) -> Table:
     return table
 
 
-def quantized_table(result: QuantizedCheckpoint) -> Table:
-    """Returns the size of a quantized checkpoint and its distance from float32."""
+def quantized_tables(result: QuantizedCheckpoint) -> list[Table]:
+    """Returns the size of a quantized checkpoint with its distance from float32, and a row for each of its speeds."""
+    metric = get_task(result.task).metrics.get(result.metric, result.metric)
     table = Table("", "", title=result.bundle, title_justify="left", show_header=False)
     scheme = result.scheme if result.scheme == result.embeddings else f"{result.scheme}, embeddings {result.embeddings}"
     table.add_row("scheme", scheme)
@@ -239,15 +241,24 @@ def quantized_table(result: QuantizedCheckpoint) -> Table:
     for part, size in result.parts.items():
         if size:
             table.add_row(f"MB, {part}", f"{size / MEGABYTE:.2f}")
+    table.add_row("MB, whole bundle", f"{result.bundle_bytes / MEGABYTE:.2f}, for {', '.join(result.backends)}")
     table.add_row("texts", str(result.texts))
     if result.rounding_texts:
         table.add_row("texts to round by", str(result.rounding_texts))
     table.add_row("relative error", f"{result.relative_error:.4f}")
     table.add_row("divergence, nats", f"{result.divergence:.2e}")
     table.add_row("same answer", f"{result.same_answer:.4f}")
+    if result.score_before is not None:
+        table.add_row(f"{metric} before (float32)", f"{result.score_before:.4f}")
+        table.add_row(f"{metric} after (the bundle)", cell(result.score_after, ".4f"))
     table.add_row(f"{result.metric} lost, points", cell(result.loss, "+.2f", 0.01))
     table.add_row("ExecuTorch as in PyTorch, dB", f"{result.parity_db:.0f}")
-    return table
+    table.add_row("checks", f"{result.checks} passed")
+    speeds = Table("speed", metric, "mean depth", "mean ms", "p50", "p95")
+    for speed in result.speeds:
+        times = (f"{value:.2f}" for value in (speed.mean_ms, speed.p50_ms, speed.p95_ms))
+        speeds.add_row(speed.speed, cell(speed.score, ".4f"), f"{speed.mean_depth:.2f}", *times)
+    return [table, speeds]
 
 
 def print_summary(
@@ -269,6 +280,9 @@ def print_summary(
     out.print(table)
     for note in notes:
         out.print(f"  {note}")
+    for speed in CALIBRATED_SPEEDS:
+        if reason := results.provenance.get(left_out_field(speed)):
+            out.print(f"  no speed {speed}: {reason}")
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in stage_seconds.items())
     out.print(f"\nstages: {seconds}; {sum(stage_seconds.values()):.0f} s in all")
     out.print(f"bundle: {bundle}\nreport: {page}")
@@ -301,7 +315,7 @@ def print_answers(out: Console, examples: Sequence[Example], bundle: Path) -> No
     runner = Runner(Bundle.open(bundle))
     runner.prewarm()
     for example in spread(examples, 4):
-        result = runner.predict(example, "exact")
+        result = runner.predict(example)  # at the default speed
         answer, text = runner.task.shown_answer(result), runner.task.shown(example)
         out.print(
             f"{text[:110]}\n  -> {answer}  "

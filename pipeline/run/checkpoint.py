@@ -1,40 +1,54 @@
-"""Quantizes a checkpoint as it stands, without training, into a bundle of one segment at full depth."""
+"""Quantizes a fine-tuned checkpoint as it stands into a bundle, which appears only if all checks of it passed."""
 
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.bundle.manifest import Manifest
-from pipeline.data.examples import ClassificationExample, Example
+import numpy as np
+
+from pipeline.bundle.manifest import Manifest, Speed
+from pipeline.bundle.opening import Bundle
+from pipeline.data.examples import Example
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, TokenizerFiles, write_bundle
+from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, write_bundle
 from pipeline.model.exit_model import ExitModel
-from pipeline.model.pretrained import Pretrained, load_pretrained
 from pipeline.model.segments import Programs
-from pipeline.names import Task
-from pipeline.recipe import MIN_ROUNDING_TEXTS, Recipe, apply_settings, check_recipe
-from pipeline.run.examples import read_source, sample_examples
-from pipeline.run.precision import has_int4, is_mixed
-from pipeline.run.preconditions import check_positions
-from pipeline.run.quantizing import choose_mix, quantize_model, round_to_int4
+from pipeline.names import APPLE_BACKENDS, Task
+from pipeline.recipe import Recipe
+from pipeline.run.checkpoint_exits import add_exits, calibrate_speeds, scale_temperatures, train_exits
+from pipeline.run.checkpoint_source import (
+    CalibrationData,
+    build_model,
+    build_recipe,
+    load_with_head,
+    read_calibration_data,
+    read_rounding_texts,
+    read_texts,
+)
+from pipeline.run.examples import DEMO, training_items
+from pipeline.run.named_speeds import left_out_provenance, left_out_speeds
+from pipeline.run.precision import coreml_has_int8_inputs, has_int4, is_mixed
+from pipeline.run.preconditions import check_calibration_size, check_positions
+from pipeline.run.quantizing import choose_mix, coreml_model, quantize_model, round_to_int4
+from pipeline.runtime.evaluate import evaluate
+from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, silent
 from pipeline.support.workspace import write_text
-from pipeline.tasks import TASKS, get_task
+from pipeline.tasks import get_task
 from pipeline.verify.verify import Verification, verify
-from quantize.checkpoint import QuantizedCheckpoint
+from quantize.checkpoint import QuantizedCheckpoint, SpeedOutcome
+from quantize.int8_inputs import input_gains
 from quantize.sensitivity import Comparison, Judge
 from quantize.size import size_of
 
-MAX_TOKENS = 512  # the longest input that a recipe may ask a program to take
-COMPARED_TEXTS = 256  # unless the settings have data.dev_limit
 CONFORMANCE_EXAMPLES = 8
+WARM_UP_INPUTS = 5  # run before anything is timed
 
 
 @dataclass(frozen=True)
@@ -42,18 +56,19 @@ class LoadedCheckpoint:
     """A checkpoint, ready to be quantized.
 
     Attributes:
-        model: the checkpoint as a model with one exit, in float32.
+        model: the checkpoint as a model in float32, with one exit, or with several that are not trained yet.
         examples: the texts on which the quantized model is compared with it.
         values: what the data write for each class; empty for question answering.
-        files: the tokenizer's files; `tokenizer` is made from them.
+        tokenizer: the checkpoint's.
+        calibration: the examples to calibrate speeds on; None where there is one exit.
     """
 
     recipe: Recipe
     model: ExitModel
     examples: list[Example]
     values: tuple[str, ...]
-    files: TokenizerFiles
     tokenizer: WordPieceTokenizer
+    calibration: CalibrationData | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -66,16 +81,20 @@ class QuantizedModel:
     """A quantized model, and how it was made.
 
     Attributes:
-        programs: the quantized programs.
+        source: the models that the bundle is made from: the quantized programs among them.
         matrix_schemes: the scheme of each matrix, if the recipe's is mixed.
         rounding_texts: how many texts int4 matrices were rounded by.
         comparison: how far its answers are from those of float32.
+        score: that of float32 on the compared texts, a fraction of 1; None without labels.
+        speeds: the calibrated speeds; none without calibration examples.
     """
 
-    programs: Programs
+    source: BundleSource
     matrix_schemes: Mapping[str, str]
     rounding_texts: int
     comparison: Comparison
+    score: float | None
+    speeds: Mapping[str, Speed]
 
 
 def quantize_checkpoint(
@@ -88,7 +107,9 @@ def quantize_checkpoint(
             DistilBERT with a head for classification or question answering.
         settings: keys of a recipe as `key=value`, for example `quantize.scheme=int4` or `export.max_length=128`. The
             quantized model is compared with float32 on `data.dev`, with labels or without; a mix is chosen on the same
-            texts. Without the key they are the embedded texts. int4 is rounded by texts of `data.train`, or by those of
+            texts. Without the key they are calibration examples or, without these, the embedded texts. With
+            `data.calibration=FILE` the bundle has an exit after every layer, and the speeds are calibrated on that
+            file. int4 is rounded by texts of `data.train`, or by those of
             `data.dev` that are not compared.
         out: the folder of the bundle, which must not exist yet; runs/NAME-SCHEME if None.
         on_step: is told of the progress.
@@ -104,7 +125,7 @@ def quantize_checkpoint(
         raise UserError("is already there; remove it, or give another folder with --out", file=out)
     quantized = quantize_loaded(loaded, on_step)
     manifest, verification = write_verified(loaded, quantized, weights, out, on_step)
-    report = size_of(out)
+    report, speeds = size_of(out), measure_bundle(out, loaded, on_step)
     return QuantizedCheckpoint(
         bundle=str(out),
         weights=weights,
@@ -120,6 +141,13 @@ def quantize_checkpoint(
         metric=get_task(task).speed_metric,
         parity_db=next(check.value for check in verification.checks if check.metric == "logits_snr_db"),
         **quantized.comparison.model_dump(),
+        bundle_bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        backends=sorted({program.backend for program in manifest.programs}),
+        score_before=quantized.score,
+        score_after=speeds[0].score,
+        speeds=speeds,
+        checks=len(verification.checks),
+        next_command=next_command(out, loaded),
     )
 
 
@@ -128,25 +156,92 @@ def load_checkpoint(weights: str, settings: Sequence[str]) -> tuple[LoadedCheckp
     pretrained, task = load_with_head(weights)
     recipe = build_recipe(pretrained, task, settings)
     check_positions(recipe, pretrained.config.max_positions)
-    files = TokenizerFiles(pretrained.vocab, pretrained.lowercase)
-    tokenizer = WordPieceTokenizer.from_vocab(files.vocab, lowercase=files.lowercase)
+    tokenizer = pretrained.tokenizer
     model = build_model(pretrained, task, tokenizer.sep_id)
-    examples, values = read_texts(recipe, pretrained)
-    return LoadedCheckpoint(recipe, model, examples, values, files, tokenizer), task
+    calibration = read_calibration_data(recipe)
+    if calibration is not None:
+        check_calibration_size(recipe, len(calibration.examples))
+        model = add_exits(model, recipe)
+    examples, values = read_texts(recipe, pretrained, calibration)
+    return LoadedCheckpoint(recipe, model, examples, values, tokenizer, calibration), task
 
 
 def quantize_loaded(loaded: LoadedCheckpoint, on_step: OnStep) -> QuantizedModel:
-    """Quantizes the model as the recipe says, and compares it with float32."""
+    """Trains the exits, quantizes the model as the recipe says, calibrates, and compares the result with float32."""
     recipe, model, tokenizer, labels = loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels
+    calibration = loaded.calibration
+    draft: list[Example] = []
+    if calibration is not None:
+        draft = calibration.draft(recipe.seed)
+        model = train_exits(model, calibration.lessons, tokenizer, labels, recipe, on_step)
+        scale_temperatures(model, draft, tokenizer, labels, recipe, on_step)
     judge = Judge(Programs.of(model), loaded.examples, tokenizer, labels, recipe)
-    texts = read_rounding_texts(recipe, loaded.examples) if has_int4(recipe) else []
+    texts = read_rounding_texts(recipe, loaded.examples, calibration) if has_int4(recipe) else []
     rounded = round_to_int4(model, texts, tokenizer, labels, recipe, on_step) if texts else None
     schemes: Mapping[str, str] = {}
     if is_mixed(recipe):
-        compared = loaded.examples[: recipe.quantize.sensitivity_examples]
+        compared = (draft or loaded.examples)[: recipe.quantize.sensitivity_examples]
         schemes = choose_mix(model, rounded, compared, tokenizer, labels, recipe, on_step).schemes
     programs = quantize_model(model, rounded, schemes, recipe)
-    return QuantizedModel(programs, schemes, len(texts), judge.compare(programs))
+    gains = None
+    if coreml_has_int8_inputs(recipe):
+        chosen = (draft or loaded.examples)[: recipe.export.coreml_calibration]
+        gains = input_gains(Programs.of(model), training_items(chosen, tokenizer, labels, recipe), on_step)
+    speeds = {}
+    if calibration is not None:
+        speeds = calibrate_speeds(programs, calibration.examples, tokenizer, labels, recipe, on_step)
+    source = BundleSource(
+        model, programs, coreml_model(model, rounded, schemes, recipe), matrix_schemes=schemes, input_gains=gains
+    )
+    score = None if judge.scores is None else float(judge.scores[-1])
+    return QuantizedModel(source, schemes, len(texts), judge.compare(programs), score, speeds)
+
+
+def measure_bundle(bundle: Path, loaded: LoadedCheckpoint, on_step: OnStep) -> list[SpeedOutcome]:
+    """Runs the bundle's programs on the compared texts at full depth and at every speed, full depth first.
+
+    Without labels it measures depth and latency alone.
+    """
+    opened, task = Bundle.open(bundle), get_task(loaded.recipe.task)
+    names = ["full", *opened.manifest.speeds]
+    if all(task.is_labelled(example) for example in loaded.examples):
+        evaluation = evaluate(opened, loaded.examples, names, on_progress=on_step)
+        return [
+            SpeedOutcome(
+                speed=result.speed,
+                score=getattr(result, task.speed_metric),
+                mean_depth=result.mean_depth,
+                mean_ms=result.latency_ms.mean,
+                p50_ms=result.latency_ms.p50,
+                p95_ms=result.latency_ms.p95,
+            )
+            for result in evaluation.speeds
+        ]
+    runner, outcomes = Runner(opened), []
+    runner.prewarm()
+    for name in names:
+        for example in loaded.examples[:WARM_UP_INPUTS]:
+            runner.predict(example, name)
+        results = [runner.predict(example, name) for example in loaded.examples]
+        times = np.array([result.latency_ms for result in results])
+        outcomes.append(
+            SpeedOutcome(
+                speed=name,
+                score=None,
+                mean_depth=float(np.mean([result.depth for result in results])),
+                mean_ms=float(times.mean()),
+                p50_ms=float(np.percentile(times, 50)),
+                p95_ms=float(np.percentile(times, 95)),
+            )
+        )
+    return outcomes
+
+
+def next_command(bundle: Path, loaded: LoadedCheckpoint) -> str:
+    """Returns the command that answers the shortest of the compared texts with the bundle."""
+    task = get_task(loaded.recipe.task)
+    example = min(loaded.examples, key=task.text_length)
+    return shlex.join(["pocketbert", "predict", str(bundle), *task.request_options(example)])
 
 
 def write_verified(
@@ -158,24 +253,30 @@ def write_verified(
         UserError: a check failed. All of them can then be read in the file that the message names.
     """
     recipe, error = loaded.recipe, quantized.comparison.relative_error
+    data = recipe.data
+    compared = data.calibration if loaded.calibration and data.dev == DEMO else data.dev
+    provenance = {"weights": weights, "relative_error": f"{error:.3g} on {len(loaded.examples)} texts of {compared}"}
+    if isinstance(data.calibration, str):
+        provenance["calibration"] = Path(data.calibration).name
+    if loaded.calibration is not None:
+        provenance |= left_out_provenance(left_out_speeds(recipe, len(loaded.calibration.examples)))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:
         manifest = write_bundle(
             partial,
             recipe,
-            BundleSource(loaded.model, quantized.programs, matrix_schemes=quantized.matrix_schemes),
-            loaded.files,
+            quantized.source,
+            loaded.tokenizer,
             Labels(loaded.values),
-            speeds={},
+            speeds=quantized.speeds,
             conformance_examples=loaded.examples[:CONFORMANCE_EXAMPLES],
-            provenance={
-                "weights": weights,
-                "relative_error": f"{error:.3g} on {len(loaded.examples)} texts of {recipe.data.dev}",
-            },
+            provenance=provenance,
             on_step=on_step,
         )
-        verification = verify(partial, on_step=on_step)
+        apple = any(program.backend in APPLE_BACKENDS for program in manifest.programs)
+        # The Core ML programs are compared with the modules that they were made from, as in a run.
+        verification = verify(partial, quantized.source.model if apple else None, on_step=on_step)
         failed = out.with_name(out.name + ".failed.json")
         if not verification.passed:
             write_text(failed, json.dumps(verification.to_json(), indent=2))
@@ -184,108 +285,3 @@ def write_verified(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest, verification
-
-
-def load_with_head(weights: str) -> tuple[Pretrained, Task]:
-    """Loads a checkpoint and finds the task that its head is for.
-
-    Raises:
-        UserError: it has no head, or one for regression.
-    """
-    for task in (definition.name for definition in TASKS.values() if definition.answers_from_checkpoint):
-        pretrained = load_pretrained(weights, task)
-        if pretrained.head is not None:
-            break
-    else:
-        raise UserError(
-            "has no head for classification or question answering, so there is nothing it answers; "
-            "give a fine-tuned checkpoint, or a recipe",
-            file=weights,
-        )
-    if get_task(task).has_classes and len(pretrained.labels) == 1:
-        raise UserError(
-            "has one output, a regression, and does not say its range of labels; give a recipe of that task",
-            file=weights,
-        )
-    return pretrained, task
-
-
-def build_recipe(pretrained: Pretrained, task: Task, settings: Sequence[str]) -> Recipe:
-    """Returns the recipe that writes the checkpoint's bundle.
-
-    It has the settings, and where they name no lengths, the longest that the model takes.
-    """
-    raw: dict[str, Any] = {}
-    apply_settings(raw, settings)
-    raw |= {"name": re.sub("[^A-Za-z0-9._-]+", "-", Path(pretrained.source).resolve().name), "task": task}
-    raw.setdefault("teacher", {}).setdefault("weights", pretrained.source)
-    export = raw.setdefault("export", {})
-    longest = export.setdefault("max_length", min(MAX_TOKENS, pretrained.config.max_positions))
-    export["coreml"] = False
-    if isinstance(longest, int):
-        get_task(task).set_lengths(raw, longest)
-    if get_task(task).has_classes:
-        raw.setdefault("data", {}).setdefault("label_names", list(pretrained.labels))
-    return check_recipe(raw, Path(pretrained.source))
-
-
-def build_model(pretrained: Pretrained, task: Task, separator: int) -> ExitModel:
-    """Returns the checkpoint as a model with one exit, after its last layer.
-
-    A BERT keeps its token types: its programs find the second text by the separator before it.
-
-    Args:
-        pretrained: a checkpoint with a head for the task.
-        task: what the head is for.
-        separator: the id of [SEP].
-
-    Raises:
-        UserError: the head does not fit the checkpoint's config.
-    """
-    config = pretrained.config
-    model = ExitModel(task, config, len(pretrained.labels) or 2, pretrained.head_kind, [config.layers])
-    model.encoder.load_state_dict(pretrained.encoder)
-    try:
-        assert pretrained.head is not None  # see `load_with_head`
-        model.heads[-1].load_state_dict(pretrained.head)
-    except RuntimeError as error:  # torch writes a line for every tensor that does not fit
-        last_line = str(error).splitlines()[-1].strip()
-        raise UserError(f"has a head that does not fit its config ({last_line})", file=pretrained.source) from None
-    if config.token_types > 1:
-        model.separator = separator
-    return model.eval()
-
-
-def read_texts(recipe: Recipe, pretrained: Pretrained) -> tuple[list[Example], tuple[str, ...]]:
-    """Returns the texts on which the quantized model is compared, and what the data write for each class.
-
-    Files may write a label as the checkpoint names it, or as its number. The embedded texts have other labels, which
-    are removed. For question answering there are no classes.
-    """
-    examples = sample_examples(read_source(recipe, "dev"), recipe.data.dev_limit or COMPARED_TEXTS, recipe.seed)
-    task = get_task(recipe.task)
-    if not task.has_classes:
-        return examples, ()
-    numbers = tuple(str(number) for number in range(len(pretrained.labels)))
-    if recipe.data.dev == "demo":
-        return [task.without_label(example) for example in examples], pretrained.labels
-    written = {example.label for example in examples if isinstance(example, ClassificationExample)}
-    return examples, numbers if written <= {*numbers, None} else pretrained.labels
-
-
-def read_rounding_texts(recipe: Recipe, compared: Sequence[Example]) -> list[Example]:
-    """Returns texts to round int4 by, without labels; none where there are too few to say anything.
-
-    They are training texts, or the dev texts that are not compared. A model looks better than it is on the texts that
-    it was rounded by.
-    """
-    if recipe.data.train != "demo" or recipe.data.dev == "demo":
-        texts = read_source(recipe, "train")
-    else:
-        without_limit = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dev_limit": None})})
-        texts = read_source(without_limit, "dev")
-    without_label = get_task(recipe.task).without_label
-    held_out = {without_label(text) for text in compared}
-    left = [text for text in map(without_label, texts) if text not in held_out]
-    chosen = sample_examples(left, recipe.quantize.rounding_texts, recipe.seed)
-    return chosen if len(chosen) >= MIN_ROUNDING_TEXTS else []

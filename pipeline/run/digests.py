@@ -9,6 +9,7 @@ from pipeline.recipe import Recipe
 from pipeline.support.digests import sha256_of
 
 WEIGHT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a checkpoint without vocab.txt
 
 
 def file_digest(source: str) -> str:
@@ -17,8 +18,10 @@ def file_digest(source: str) -> str:
 
 
 def data_digests(recipe: Recipe) -> list[str]:
-    """Returns what identifies the training and the dev data."""
-    return [file_digest(recipe.data.train), file_digest(recipe.data.dev)]
+    """Returns what identifies the training and the dev data, and the calibration data where they are a file."""
+    data = recipe.data
+    sources = [data.train, data.dev, *([data.calibration] if isinstance(data.calibration, str) else [])]
+    return [file_digest(source) for source in sources]
 
 
 def unlabelled_digest(recipe: Recipe) -> str | None:
@@ -30,7 +33,9 @@ def unlabelled_digest(recipe: Recipe) -> str | None:
 def weights_digests(weights: str) -> list[str]:
     """Returns the digests of a local checkpoint's files, or its name where it is not a local folder."""
     folder = Path(weights)
-    return [sha256_of(folder / name) for name in WEIGHT_FILES if (folder / name).is_file()] or [str(folder)]
+    # With a vocab.txt the list is what it was before tokenizer.json was read, so that finished runs stay finished.
+    names = WEIGHT_FILES if (folder / "vocab.txt").is_file() else (*WEIGHT_FILES, *TOKENIZER_FILES)
+    return [sha256_of(folder / name) for name in names if (folder / name).is_file()] or [str(folder)]
 
 
 def teacher_digests(recipe: Recipe) -> list[str]:

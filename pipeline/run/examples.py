@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipeline.data.content import exists
 from pipeline.data.duplicates import count_overlap, count_repeats
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
@@ -12,6 +15,7 @@ from pipeline.data.splits import split_dev
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
+from pipeline.support.errors import Problems, UserError
 from pipeline.tasks import AnyTask, Labels, get_task
 from pipeline.tasks.reading import read_examples
 
@@ -19,20 +23,31 @@ DEMO = "demo"  # the source that stands for the embedded data
 SPLIT = "split"  # the source of dev examples that stands for a part of the training data
 
 
-def read_train_and_dev(recipe: Recipe) -> tuple[list[Example], list[Example]]:
+def read_train_and_dev(recipe: Recipe, problems: Problems) -> tuple[list[Example], list[Example]] | None:
     """Reads the recipe's training and dev examples, and holds dev out of train where the recipe says so.
 
-    Raises:
-        UserError: a source cannot be read, an example in it is malformed, or nothing can be held out.
+    Args:
+        recipe: names the sources.
+        problems: gets what is wrong with each of them: a source cannot be read, an example in it is malformed, or
+            nothing can be held out.
+
+    Returns:
+        None if something is wrong.
     """
-    train = read_source(recipe, "train")
+    train = problems.attempt(lambda: read_source(recipe, "train"))
     if recipe.data.dev != SPLIT:
-        return train, read_source(recipe, "dev")
+        dev = problems.attempt(lambda: read_source(recipe, "dev"))
+        return None if train is None or dev is None else (train, dev)
+    return None if train is None else problems.attempt(lambda: hold_out_dev(recipe, train))
+
+
+def hold_out_dev(recipe: Recipe, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Splits examples into train and dev. Raises UserError if nothing can be held out."""
     task = get_task(recipe.task)
     train, dev = split_dev(
-        train,
-        [task.kept_together(example) for example in train],
-        [task.class_of(example) for example in train],
+        examples,
+        [task.kept_together(example) for example in examples],
+        [task.class_of(example) for example in examples],
         recipe.data.dev_share,
         recipe.seed,
     )
@@ -54,8 +69,25 @@ def read_source(recipe: Recipe, part: str) -> list[Example]:
     if source == DEMO:
         examples = get_task(recipe.task).load_demo()[0 if part == "train" else 1]
     else:
-        examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        try:
+            examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+        except UserError as error:
+            if error.settings or len(error.errors) > 1 or exists(Path(source)):
+                raise
+            raise UserError(
+                error.message, file=error.file, field=error.field, settings=other_source(source, part)
+            ) from None
     return sample_examples(examples, limit, recipe.seed)
+
+
+def other_source(source: str, part: str) -> list[str]:
+    """Returns a setting for a source that does not exist: a file with nearly its name, or for dev a part of train."""
+    path = Path(source)
+    names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    if near:
+        return [f"data.{part}={path.with_name(near[0])}"]
+    return ["data.dev=split"] if part == "dev" else []
 
 
 def read_labelled(source: str, task: Task, text: str | None, text_pair: str | None, label: str | None) -> list[Example]:
@@ -72,6 +104,24 @@ def read_labelled(source: str, task: Task, text: str | None, text_pair: str | No
     if source == DEMO:
         return get_task(task).load_demo()[1]
     return read_examples(source, task, text=text, text_pair=text_pair, label=label)
+
+
+def read_calibration(recipe: Recipe, source: str) -> list[Example]:
+    """Reads the file of calibration examples.
+
+    Raises:
+        UserError: the source cannot be read, an example in it is malformed, or one has no label.
+    """
+    data, is_labelled = recipe.data, get_task(recipe.task).is_labelled
+    examples = read_labelled(source, recipe.task, data.text, data.text_pair, data.label)
+    without = sum(not is_labelled(example) for example in examples)
+    if without:
+        raise UserError(
+            f"{without} of {len(examples)} examples have no label; a speed's loss is tested on labelled examples",
+            file=source,
+            field="data.calibration",
+        )
+    return examples
 
 
 def read_unlabelled(recipe: Recipe) -> list[Example]:

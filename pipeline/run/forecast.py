@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.data.examples import Example
 from pipeline.recipe import Recipe, Training
 from pipeline.run.durations import say_duration
+from pipeline.run.preconditions import calibration_count
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
@@ -168,7 +169,8 @@ def describe_work(recipe: Recipe, train_examples: int, dev_examples: int, mean_t
         step = max(1, longest - QUESTION_TOKENS - recipe.qa.stride)
         windows = 1.0 + math.ceil((mean_tokens - longest) / step)
     train = min(train_examples, recipe.data.train_limit or train_examples)
-    calibration = min(recipe.data.calibration, train // 2)
+    is_file = isinstance(recipe.data.calibration, str)  # then nothing is taken out of train
+    calibration = 0 if is_file else min(calibration_count(recipe, train), train // 2)
     return Workload(
         recipe=recipe,
         teacher=teacher,

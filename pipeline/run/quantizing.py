@@ -84,6 +84,15 @@ def quantize_model(
     return apply_scheme(programs, recipe.quantize.scheme, recipe.quantize.embeddings, rounded_programs)
 
 
+def coreml_model(
+    model: ExitModel, rounded: ExitModel | None, matrix_schemes: Mapping[str, str], recipe: Recipe
+) -> ExitModel:
+    """Returns the model whose weights the Core ML packages store; the arguments are those of `quantize_model`."""
+    if rounded is None or not coreml_has_int4(recipe):
+        return model
+    return with_rounded(model, rounded, matrix_schemes) if coreml_is_mixed(recipe) else rounded
+
+
 # The student of a run.
 
 
@@ -123,10 +132,7 @@ def quantized_student(results: Results) -> Programs:
 
 def coreml_student(results: Results) -> ExitModel:
     """Returns the student whose weights the Core ML packages store: rounded where the packages have int4 matrices."""
-    student, rounded = results.model("exits"), rounded_student(results)
-    if rounded is None or not coreml_has_int4(results.recipe):
-        return student
-    return with_rounded(student, rounded, student_schemes(results)) if coreml_is_mixed(results.recipe) else rounded
+    return coreml_model(results.model("exits"), rounded_student(results), student_schemes(results), results.recipe)
 
 
 def student_input_gains(results: Results, on_step: OnStep) -> dict[str, Tensor] | None:
@@ -150,7 +156,7 @@ def student_sensitivity(results: Results, schemes: Sequence[str], on_step: OnSte
         UserError: a scheme is unknown, or the calibration split is too small.
     """
     recipe = results.recipe
-    check_sensitivity_size(recipe)
+    check_sensitivity_size(recipe, results.calibration_count())
     examples = results.draft_examples(recipe.quantize.sensitivity_examples)
     by_texts = include_int4(schemes) and recipe.quantize.rounding_texts > 0
     rounded = Programs.of(round_student(results, on_step)) if by_texts else None

@@ -11,8 +11,8 @@ from pipeline.data.content import exists
 from pipeline.data.hub import hub_name
 from pipeline.data.labels import label_values
 from pipeline.names import Task
-from pipeline.recipe import Recipe, built_in_recipes, find_recipe
-from pipeline.recipe.files import apply_settings, parse_tables, read_tables, recipe_of_tables
+from pipeline.recipe import Recipe, apply_settings, built_in_recipes, find_recipe
+from pipeline.recipe.files import parse_tables, read_tables, recipe_of_tables
 from pipeline.run.digests import file_digest
 from pipeline.run.examples import DEMO, read_source
 from pipeline.support import processes

@@ -14,7 +14,7 @@ from pipeline.data.items import Item
 from pipeline.data.labels import LabelRange, label_values
 from pipeline.data.options import InputOptions
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.support.errors import UserError
+from pipeline.support.errors import Problems, UserError
 from pipeline.tasks.measures import label_measures
 from pipeline.tasks.results import ClassificationResult, LabelCandidate
 from pipeline.tasks.text import TextTask, checked_labels, softmax
@@ -55,17 +55,24 @@ class Classification(TextTask[tuple[int, float]]):
     ) -> Labels:
         labels = label_values(train)
         unknown = sorted({str(example.label) for example in dev} - set(labels))
+        problems = Problems()
         if unknown:
-            raise UserError(
-                f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
-                file=dev_source,
-                field="data.label",
+            problems.errors.append(
+                UserError(
+                    f"label {unknown[0]!r} does not occur in the training data ({', '.join(labels)})",
+                    file=dev_source,
+                    field="data.label",
+                )
             )
         if label_names and len(label_names) != len(labels):
-            raise UserError(
-                f"has {len(label_names)} names for {len(labels)} labels ({', '.join(labels)})",
-                field="data.label_names",
+            problems.errors.append(
+                UserError(
+                    f"has {len(label_names)} names for {len(labels)} labels ({', '.join(labels)})",
+                    field="data.label_names",
+                    settings=["data.label_names=unset"],
+                )
             )
+        problems.require_none()
         return labels
 
     def targets(

@@ -54,6 +54,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         cuts_into_windows: whether a long input becomes several (`qa.window`), and is not cut off (`data.max_length`).
         has_classes: whether labels are names of classes.
         predicts_number: whether the head gives a number in place of a distribution.
+        checkpoint_class: how the name of Hugging Face's class of such models ends.
         answers_from_checkpoint: whether a fine-tuned Hugging Face checkpoint holds all that an answer takes.
         takes_unlabelled: whether plain texts are inputs of this task (`distill.unlabelled`).
         signal_level: the root mean square that noise in logits is compared with; None takes that of the logits.
@@ -85,6 +86,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     cuts_into_windows: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     predicts_number: ClassVar[bool] = False
+    checkpoint_class: ClassVar[str]
     answers_from_checkpoint: ClassVar[bool] = True
     takes_unlabelled: ClassVar[bool] = True
     signal_level: ClassVar[float | None] = None
@@ -226,8 +228,8 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     def set_lengths(self, raw: dict[str, Any], longest: int) -> None:
         """Sets what a recipe's tables `raw` do not say of lengths, for a model that takes `longest` tokens."""
 
-    def options_problem(self, options: InputOptions) -> str | None:
-        """Returns what is wrong with a recipe's lengths, as "field: what; the way out"; None if nothing is."""
+    def options_problem(self, options: InputOptions) -> UserError | None:
+        """Returns what is wrong with a recipe's lengths, with the settings that mend it; None if nothing is."""
         return None
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
@@ -267,6 +269,10 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
             logits: [batch, ...], a head's.
             answer_mask: [batch, length] bool, for tasks that have one.
         """
+
+    @abstractmethod
+    def request_options(self, example: ExampleT) -> list[str]:
+        """Returns the options of `pocketbert predict` that ask for an example's answer."""
 
     @abstractmethod
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:

@@ -42,6 +42,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     speed_metric = "f1"
     exit_outputs = ("start_logits", "end_logits")
     head_family = "span"
+    checkpoint_class = "ForQuestionAnswering"
     heads = ("attention", "fastbert", "linear")
     uses_answer_mask = True
     cuts_into_windows = True
@@ -112,6 +113,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
             raise UserError(
                 f"{unanswered} questions have no answer in their passage; set it to true for SQuAD v2.0 data",
                 field="qa.allow_no_answer",
+                settings=["qa.allow_no_answer=true"],
             )
         return "start", "end"
 
@@ -186,11 +188,20 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     def input_length(self, example: QAExample, inputs: Sequence[QAWindow], tokenizer: WordPieceTokenizer) -> int:
         return len(tokenizer.encode(example.passage))
 
-    def options_problem(self, options: InputOptions) -> str | None:
+    def options_problem(self, options: InputOptions) -> UserError | None:
         lengths = question_options(options)
-        if lengths.stride >= lengths.window - lengths.max_question - SPECIALS:
-            return "qa.stride: leaves no room to move on; it must be below window - max_question - 3"
-        return None
+        room = lengths.window - lengths.max_question - SPECIALS
+        if lengths.stride < room:
+            return None
+        # A window has room for some stride if a question takes at most half of it.
+        shorter = [] if room > 1 else [f"qa.max_question={lengths.window // 2}"]
+        room = room if room > 1 else lengths.window - lengths.window // 2 - SPECIALS
+        stride = lengths.stride if lengths.stride < room else room // 2
+        return UserError(
+            "leaves no room to move on; it must be below window - max_question - 3",
+            field="qa.stride",
+            settings=[*shorter, f"qa.stride={stride}"],
+        )
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
         if context.options.question is None:
@@ -221,6 +232,9 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         if answer_mask is None:
             raise TypeError("question answering needs an answer mask")
         return [scores.float().masked_fill(~answer_mask, MASKED) for scores in logits.unbind(dim=-1)]
+
+    def request_options(self, example: QAExample) -> list[str]:
+        return ["--question", example.question, "--passage", example.passage]
 
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:
         if "qa_outputs.weight" not in state:

@@ -30,6 +30,7 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
 
     exit_outputs = ("logits",)
     head_family = "text"
+    checkpoint_class = "ForSequenceClassification"
     heads = ("pooled", "fastbert", "linear", "bert", "distilbert")
     needs = "a text"
 
@@ -111,6 +112,10 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
         self, measure: ProgramMeasure, outputs: tuple[Tensor, ...], answer_bias: Tensor | None
     ) -> Tensor:
         return measure.labels(outputs[0])
+
+    def request_options(self, example: ClassificationExample) -> list[str]:
+        pair = [] if example.text_pair is None else ["--text-pair", example.text_pair]
+        return ["--text", example.text, *pair]
 
     def checkpoint_head(self, state: Mapping[str, Tensor], kind: str) -> tuple[str, dict[str, Tensor] | None]:
         dense = "bert.pooler.dense" if kind == "bert" else "pre_classifier"

@@ -205,3 +205,23 @@ def test_a_wrong_bundle_is_refused_with_a_list_of_those_that_there_are(tiny_clas
     shutil.rmtree(tmp_path / "runs" / "mine")
     with pytest.raises(UserError, match=r"nowhere: is not a bundle folder; give .*\(OUT/bundle\)$"):
         find_bundle("nowhere")
+
+
+def test_a_speed_that_calibration_left_out_is_named_with_the_reason(tiny_classifier):
+    manifest = tiny_classifier.manifest
+    reason = "63 calibration examples cannot show it"
+    fewer = manifest.model_copy(
+        update={
+            "speeds": {"fast": manifest.speeds["fast"]},
+            "provenance": manifest.provenance | {"without_speed_exact": reason},
+        }
+    )
+    assert default_speed(fewer) == "full"
+    with pytest.raises(UserError) as caught:
+        speed_thresholds(fewer, "exact")
+    line = str(caught.value)
+    assert (
+        line.startswith(f"speed: this bundle has no speed 'exact' ({reason}); it has fast, full") and "\n" not in line
+    )
+    with pytest.raises(UserError, match="no speed 'balanced' .*it has full"):
+        speed_thresholds(fewer.model_copy(update={"speeds": {}}), "balanced")

@@ -234,18 +234,31 @@ def test_a_row_with_more_or_fewer_cells_than_the_header_is_refused(tmp_path, row
 
 def test_missing_columns_are_listed_with_the_field_to_set(tmp_path):
     path = _write(tmp_path, [{"body": "one", "stars": 1}])
-    fault = _fault(path)
-    assert "data.text" in fault and "'body', 'stars'" in fault
+    with pytest.raises(UserError, match="2 problems") as caught:
+        read_examples(path, "classification")
+    text, label = (str(error) for error in caught.value.errors)
+    assert "data.text" in text and "'body', 'stars'" in text and "data.label" in label
     fault = _fault(path, text="body")
     assert "data.label" in fault and "'stars'" in fault
     for field, columns in [
-        ("data.text", {"text": "nope"}),
-        ("data.text_pair", {"text": "body", "text_pair": "nope"}),
+        ("data.text", {"text": "nope", "label": "stars"}),
+        ("data.text_pair", {"text": "body", "text_pair": "nope", "label": "stars"}),
         ("data.label", {"text": "body", "label": "nope"}),
     ]:
         fault = _fault(path, **columns)
         assert "'nope'" in fault and field in fault and "'body', 'stars'" in fault
     assert "more than once" in _fault(_write(tmp_path, "text\tlabel\ttext\na\t1\tb\n"))
+
+
+def test_missing_columns_are_suggested_from_their_content(tmp_path):
+    rows = [{"when": f"2020-01-{n:02}", "body": f"a long message number {n}", "stars": "AB"[n % 2]} for n in range(30)]
+    path = _write(tmp_path, rows)
+    with pytest.raises(UserError) as caught:
+        read_examples(path, "classification")
+    settings = [setting for error in caught.value.errors for setting in error.settings]
+    assert settings == ["data.text=body", "data.label=stars"]
+    assert _fault(path, text="bodi", label="stars").endswith("(--set data.text=body)")
+    assert len(read_examples(path, "classification", text="body", label="stars")) == 30
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,15 @@ from pipeline.exits.bound import (
     paired_score,
     shows_less,
 )
-from pipeline.exits.calibrate import DRAFT_SHARE, calibrate, examples_needed, speed_at
+from pipeline.exits.calibrate import (
+    DRAFT_SHARE,
+    calibrate,
+    calibrate_speeds,
+    examples_needed,
+    orders_of_tests,
+    smallest_loss,
+    speed_at,
+)
 from pipeline.exits.predictions import Predictions
 
 SPLITS = 200
@@ -76,6 +84,63 @@ def test_the_bound_holds_on_new_examples(kind, max_loss, count):
         depths.append(speed.mean_depth)
     assert np.mean(np.array(losses) > max_loss) <= DELTA
     assert np.mean(depths) < population.exits - 0.1  # full depth would satisfy the bound without any speed
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "max_losses"),
+    [
+        ("classification", 300, {"exact": 0.01, "balanced": 0.02, "fast": 0.05}),
+        ("classification", 1000, {"exact": 0.005, "balanced": 0.01, "fast": 0.02}),
+        ("qa", 500, {"exact": 0.02, "balanced": 0.04, "fast": 0.08}),
+    ],
+)
+def test_the_bounds_hold_for_each_of_several_nested_speeds(kind, count, max_losses):
+    """Each speed's own promise holds with 1 - delta, and none that may lose more runs more segments."""
+    population, random = draw_population(kind), np.random.default_rng(11)
+    metric = "accuracy" if kind == "classification" else "f1"
+    lost: dict[str, list[bool]] = {name: [] for name in max_losses}
+    depths = []
+    for split in range(40):
+        sample = take(population, random.integers(0, len(population.score), count))
+        speeds = calibrate_speeds(sample, max_losses, DELTA, metric, seed=split)
+        depths.append([speed.mean_depth for speed in speeds.values()])
+        for name, speed in speeds.items():
+            lost[name].append(compute_losses(population, speed.thresholds).mean() > max_losses[name])
+            assert (speed.max_loss, speed.delta) == (max_losses[name], DELTA)
+    assert (np.diff(depths, axis=1) <= 0).all()
+    assert np.mean(depths, axis=0)[-1] < population.exits - 0.1 and np.mean(np.diff(depths, axis=1) < 0) > 0.3
+    # Of 40 draws with a share of 0.1, at most a quarter are wrong with probability 0.998.
+    assert all(np.mean(wrong) <= 0.25 for wrong in lost.values())
+
+
+def test_a_bolder_speed_takes_what_a_more_careful_one_has_shown(monkeypatch):
+    """Its own candidates fail at once; without the other's it would run every segment."""
+    count = 3000
+    score, uncertainty = np.tile([1.0, 0.0, 1.0], (count, 1)), np.tile([0.5, 0.2, 0.0], (count, 1))
+    good, bad = [0.6, 0.0, 0.0], [0.0, 0.3, 0.0]
+    orders = {0.01: [good], 0.02: [bad, good]}
+    monkeypatch.setattr("pipeline.exits.calibrate.candidates", lambda score, uncertainty, max_loss: orders[max_loss])
+    predictions = Predictions(score, score, uncertainty, [[0]])
+    assert calibrate(predictions, 0.02, DELTA, "accuracy").mean_depth == 3
+    speeds = calibrate_speeds(predictions, {"fast": 0.02, "balanced": 0.01}, DELTA, "accuracy")
+    assert list(speeds) == ["fast", "balanced"] and {speed.mean_depth for speed in speeds.values()} == {1.0}
+
+
+def test_each_order_of_tests_begins_with_that_of_the_more_careful_speed():
+    """So one series of tests serves both, and nothing is chosen between two series."""
+    population = draw_population("classification")
+    sample = take(population, np.arange(400))
+    exact, balanced, fast = orders_of_tests(sample.score, sample.uncertainty, (0.005, 0.01, 0.02))
+    assert balanced[: len(exact)] == exact and fast[: len(balanced)] == balanced
+    assert 0 < len(exact) <= len(balanced) <= len(fast) and len(fast) == len({tuple(entry) for entry in fast})
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+@pytest.mark.parametrize("examples", [20, 125, 300])
+def test_the_smallest_loss_is_what_so_many_examples_can_show(examples, metric):
+    smallest = smallest_loss(examples, DELTA, metric)
+    assert examples_needed(smallest, DELTA, metric) <= examples < examples_needed(smallest - 0.001, DELTA, metric)
+    assert smallest_loss(1, DELTA, metric) is None
 
 
 def test_more_data_allows_more_speed():

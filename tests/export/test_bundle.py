@@ -15,7 +15,7 @@ from pipeline.bundle.manifest import ExitOptions, Program, read_manifest
 from pipeline.data.features import encode_text
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export import bundle as bundle_module
-from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, describe, write_bundle
+from pipeline.export.bundle import BundleSource, Labels, describe, write_bundle
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -125,7 +125,7 @@ def write_small(folder, vocab, recipe=RECIPE, labels=("no", "yes"), words=None):
         folder,
         Recipe.model_validate(recipe),
         BundleSource(model, Programs.of(model)),
-        TokenizerFiles(vocab, lowercase=True),
+        WordPieceTokenizer.from_vocab(vocab),
         Labels(labels),
         speeds={},
         conformance_examples=[],

@@ -177,7 +177,7 @@ def test_lowercasing_is_read_from_the_tokenizers_options(folder, options, lowerc
     (folder / "tokenizer_config.json").unlink()
     if options is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(options))
-    assert load_pretrained(str(folder), "qa").lowercase is lowercase
+    assert load_pretrained(str(folder), "qa").tokenizer.lowercase is lowercase
 
 
 # Broken checkpoints.
@@ -219,10 +219,10 @@ BROKEN = {
     "tensor missing": (drop_tensor, ["encoder.layer.1.attention.self.key.bias", "is missing"]),
     "shape": (lambda f: edit(f, intermediate_size=256), ["intermediate.dense.weight", "(128, 64)", "(256, 64)"]),
     "no embeddings": (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ["no word embeddings"]),
-    "no vocabulary": (lambda f: (f / "vocab.txt").unlink(), ["vocab.txt", "is missing"]),
+    "no vocabulary": (lambda f: (f / "vocab.txt").unlink(), ["has neither tokenizer.json nor vocab.txt"]),
     "short vocabulary": (
-        lambda f: (f / "vocab.txt").write_text("[PAD]\n[UNK]\n"),
-        ["vocab.txt", "2 entries", str(VOCAB)],
+        lambda f: (f / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n"),
+        ["vocab.txt", "4 entries", str(VOCAB)],
     ),
     "another architecture": (lambda f: edit(f, model_type="roberta"), ["config.json", "model_type", "roberta"]),
     "another activation": (lambda f: edit(f, hidden_act="relu"), ["config.json", "hidden_act", "relu"]),

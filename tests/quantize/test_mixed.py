@@ -14,7 +14,7 @@ import torch
 from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.export.bundle import BundleSource, Labels, TokenizerFiles, write_bundle
+from pipeline.export.bundle import BundleSource, Labels, write_bundle
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
@@ -235,7 +235,7 @@ def test_the_stage_keeps_the_mix_and_the_bundle_names_it(tmp_path, tiny_vocab, t
         tmp_path / "bundle",
         recipe,
         BundleSource(model, quantized_student(results), coreml_student(results), student_schemes(results)),
-        TokenizerFiles(tiny_vocab, lowercase=True),
+        WordPieceTokenizer.from_vocab(tiny_vocab),
         Labels(("0", "1", "2")),
         speeds={},
         conformance_examples=examples[:4],

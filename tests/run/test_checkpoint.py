@@ -17,7 +17,8 @@ from pipeline.bundle.manifest import read_manifest
 from pipeline.bundle.opening import Bundle
 from pipeline.data.features import encode_text
 from pipeline.data.windows import make_windows
-from pipeline.run.checkpoint import build_recipe, load_with_head, quantize_checkpoint, read_rounding_texts, read_texts
+from pipeline.run.checkpoint import quantize_checkpoint
+from pipeline.run.checkpoint_source import build_recipe, load_with_head, read_rounding_texts, read_texts
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 from pipeline.support.quiet import import_quietly

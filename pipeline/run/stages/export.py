@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.bundle.manifest import Speed
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
+from pipeline.run.named_speeds import left_out_provenance
 from pipeline.run.results import SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.progress import OnStep
@@ -24,7 +25,7 @@ CONFORMANCE_EXAMPLES = 16
 
 def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the bundle."""
-    from pipeline.export.bundle import BundleSource, TokenizerFiles, write_bundle
+    from pipeline.export.bundle import BundleSource, write_bundle
     from pipeline.run.quantizing import coreml_student, quantized_student, student_input_gains, student_schemes
 
     recipe = results.recipe
@@ -39,7 +40,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             matrix_schemes=student_schemes(results),
             input_gains=student_input_gains(results, on_step),
         ),
-        TokenizerFiles(results.vocab_file(), results.lowercase()),
+        results.tokenizer(),
         bundle_labels(results),
         speeds={name: Speed(**speed) for name, speed in speeds.items()},
         conformance_examples=conformance_examples(results.examples("dev"), get_task(recipe.task).text_length),
@@ -48,6 +49,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
             "teacher": recipe.teacher.weights,
             "train": Path(recipe.data.train).name,
             "dev": Path(recipe.data.dev).name,
+            **left_out_provenance(results.left_out_speeds()),
         },
         on_step=on_step,
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 
-from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.run.digests import teacher_digests
 from pipeline.run.examples import training_items
 from pipeline.run.preconditions import check_positions
@@ -26,7 +24,7 @@ def finetune(results: Results, place: StageFolder, on_step: OnStep) -> None:
 
     recipe, labels = results.recipe, results.labels()
     pretrained = load_pretrained(recipe.teacher.weights, recipe.task)
-    tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
+    tokenizer = pretrained.tokenizer
     teacher = build_teacher(pretrained, recipe, labels)
     check_positions(recipe, teacher.config.max_positions)
     if recipe.teacher.training.epochs:
@@ -35,8 +33,8 @@ def finetune(results: Results, place: StageFolder, on_step: OnStep) -> None:
         train_teacher(teacher, items, recipe, place.scratch / "checkpoint.pt", on_step, curve=curve)
     if not processes.is_main():
         return
-    shutil.copyfile(pretrained.vocab, place.out / VOCAB_FILE)
-    write_text(place.out / TOKENIZER_FILE, json.dumps({"lowercase": pretrained.lowercase}))
+    (place.out / VOCAB_FILE).write_bytes(tokenizer.vocab)
+    write_text(place.out / TOKENIZER_FILE, json.dumps(tokenizer.options()))
     save_model(teacher, place.out)
     predictions = predict(run_model, teacher, results.examples("dev"), tokenizer, labels, recipe, on_step)
     write_text(place.out / METRICS_FILE, json.dumps(predictions.metrics()))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.corpus import Blocks, open_corpus, write_corpus
-from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.recipe import Recipe
 from pipeline.run.digests import pretraining_digests
 from pipeline.run.results import LOSS_CURVE_FILE, METRICS_FILE, VOCAB_FILE, Results
@@ -36,9 +34,9 @@ def pretrain(results: Results, place: StageFolder, on_step: OnStep) -> None:
     assert options.corpus is not None  # else the recipe does not have this stage
     source = options.corpus
     pretrained = load_pretrained(options.teacher or recipe.teacher.weights, recipe.task)
-    tokenizer = WordPieceTokenizer.from_vocab(pretrained.vocab, lowercase=pretrained.lowercase)
+    tokenizer = pretrained.tokenizer
     if options.teacher:
-        check_task_teacher(recipe, pretrained, tokenizer)
+        check_task_teacher(recipe, pretrained)
     torch.manual_seed(recipe.seed + 3)
     teacher = teacher_of(pretrained)
     corpus = place.scratch / "corpus.ids"
@@ -61,11 +59,11 @@ def pretrain(results: Results, place: StageFolder, on_step: OnStep) -> None:
         return
     metrics["after"] = measure(student, teacher, held_out, recipe, on_step).to_json()
     save_encoder(student.encoder, place.out)
-    shutil.copyfile(pretrained.vocab, place.out / VOCAB_FILE)
+    (place.out / VOCAB_FILE).write_bytes(tokenizer.vocab)
     write_text(place.out / METRICS_FILE, json.dumps(metrics))
 
 
-def check_task_teacher(recipe: Recipe, pretrained: Pretrained, tokenizer: WordPieceTokenizer) -> None:
+def check_task_teacher(recipe: Recipe, pretrained: Pretrained) -> None:
     """Checks that the teacher of the pre-training fits the teacher of the task, which the student meets hours later.
 
     Raises:
@@ -76,8 +74,7 @@ def check_task_teacher(recipe: Recipe, pretrained: Pretrained, tokenizer: WordPi
 
     later = load_pretrained(recipe.teacher.weights, recipe.task)
     check_same_shape(pretrained.config, later.config, "pretrain.teacher")
-    same_tokens = tokenizer.tokens == WordPieceTokenizer.from_vocab(later.vocab).tokens
-    if not same_tokens or pretrained.lowercase != later.lowercase:
+    if not pretrained.tokenizer.tokenizes_as(later.tokenizer):
         raise UserError(
             f"its vocabulary is not that of {recipe.teacher.weights}; take a teacher with the same",
             field="pretrain.teacher",
