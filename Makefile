@@ -9,7 +9,7 @@ SETUP := .venv/.installed
 COVERAGE ?=
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
-.PHONY: demo demo-classification demo-qa test lint format setup clean
+.PHONY: demo demo-classification demo-qa test lint format setup wheel clean
 
 demo: demo-classification demo-qa
 
@@ -36,6 +36,10 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,test]'
 	@touch $@
+
+# Builds the wheel and tries it in an empty environment; WHEEL_VENV=DIR leaves that environment in DIR.
+wheel:
+	PYTHON=$(PYTHON) bash .ci/wheel $(WHEEL_VENV)
 
 clean:
 	rm -rf .venv runs build *.egg-info
