@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.commands import bench, bundles, recipes, verify
+from pipeline.commands import bench, bundles, predict, recipes, verify
 from pipeline.commands.options import AsJson, print_json
 from pipeline.support import processes
 from pipeline.support.errors import UserError
@@ -44,6 +44,7 @@ def doctor(as_json: AsJson = False) -> None:
 # In the order in which `pocketbert --help` lists them.
 for command in (
     recipes.run,
+    recipes.init,
     recipes.finetune,
     recipes.pretrain,
     recipes.distill,
@@ -54,7 +55,7 @@ for command in (
     recipes.report,
     recipes.ablate,
     verify.verify,
-    bundles.predict,
+    predict.predict,
     bundles.evaluate,
     bundles.study,
     bench.bench,

@@ -37,6 +37,7 @@ ORDER = (
     "pipeline/commands",
     "pipeline/cli.py",
     "quantize/__main__.py",
+    "pocketbert",
 )
 # What a phone's runtime in another language copies knows nothing of training, recipes and export.
 RUNTIME_MAY_IMPORT = (
@@ -46,7 +47,7 @@ RUNTIME_MAY_IMPORT = (
     "pipeline/data",
     "pipeline/tasks",
 )
-FILES = sorted(path for folder in ("pipeline", "quantize") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for folder in ("pipeline", "quantize", "pocketbert") for path in (ROOT / folder).rglob("*.py"))
 NAMES_OF = {"task": ("classification", "regression", "qa")}
 
 
@@ -74,7 +75,7 @@ def imported_files(path: Path) -> set[str]:
         else:
             continue
         for module in modules:
-            if module.split(".")[0] in ("pipeline", "quantize"):
+            if module.split(".")[0] in ("pipeline", "quantize", "pocketbert"):
                 place = module.replace(".", "/")
                 found |= {name for name in (f"{place}.py", f"{place}/__init__.py") if (ROOT / name).is_file()}
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from pipeline.tasks import get_task
 BACKEND: Backend = "executorch"
 DEFAULT_SPEED = "exact"
 FULL_SPEED = "full"  # runs every segment, whatever the uncertainty; the conformance vectors use the name too
+
+RUNS_FOLDER = Path("runs")  # where `pocketbert run` writes its results unless told otherwise
+BUNDLE_FOLDER = "bundle"  # of a run's results
+MAX_BUNDLES_SHOWN = 8
 
 _DTYPES = {"input_ids": ("int64", "int32")}  # every other tensor is float32
 
@@ -56,6 +61,38 @@ class Bundle:
         return cls(path, manifest, tokenizer)
 
 
+def find_bundle(path: str | Path) -> Path:
+    """Returns the folder of the bundle that a user means.
+
+    Args:
+        path: a bundle's folder, the folder of a run that made one ("runs/NAME"), or the bare NAME of such a run. "~"
+            stands for the home folder.
+
+    Raises:
+        UserError: there is no bundle; the message lists the bundles in runs/.
+    """
+    path = Path(path).expanduser()
+    found = look_for_bundle(path)
+    if found is not None:
+        return found
+    bundles = sorted(str(file.parent.parent) for file in RUNS_FOLDER.glob(f"*/{BUNDLE_FOLDER}/{MANIFEST_FILE}"))
+    shown = ", ".join(bundles[:MAX_BUNDLES_SHOWN]) + (", ..." if len(bundles) > MAX_BUNDLES_SHOWN else "")
+    here = f"; {RUNS_FOLDER}/ has bundles of: {shown}" if bundles else ""
+    wrong = f"is not a bundle folder, {MANIFEST_FILE} is missing" if os.path.isdir(path) else "is not a bundle folder"
+    raise UserError(f"{wrong}; give the folder that `pocketbert run` wrote (OUT/bundle){here}", file=path)
+
+
+def look_for_bundle(path: Path) -> Path | None:
+    """Returns what `find_bundle` does, and None where there is no bundle."""
+    places = [path, path / BUNDLE_FOLDER]
+    if len(path.parts) == 1:
+        places.append(RUNS_FOLDER / path / BUNDLE_FOLDER)
+    for place in places:
+        if os.path.isfile(place / MANIFEST_FILE):  # False, and no OSError, for what cannot be a path
+            return place
+    return None
+
+
 def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
     """Returns the uncertainty threshold of every exit.
 
@@ -76,7 +113,7 @@ def speed_thresholds(manifest: Manifest, speed: str | float) -> list[float]:
     way_out = f"this bundle has {names}; or give an uncertainty threshold, 0 (full depth) to 1"
     try:
         threshold = float(speed)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"{speed!r} is not known; {way_out}", field="speed") from None
     if not math.isfinite(threshold) or threshold < 0:
         raise UserError(f"{speed} is not a threshold; {way_out}", field="speed")

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import Out, Settings, print_json
-from pipeline.commands.recipes import run_recipe
+from pipeline.commands.recipes import means_recipe, run_recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import console, output, progress
 
@@ -83,7 +83,7 @@ def bench(
         raise UserError("give a bundle or a recipe to measure, or a shape with --shape, one of them")
     if weights is not None and not peers:
         raise UserError("are the peers' weights; give --peers, too", field="--weights")
-    bundle, exits = find_bundle(target, shape, settings, out)
+    bundle, exits = bundle_to_measure(target, shape, settings, out)
     with progress() as on_step:
         report = bench_host(
             bundle,
@@ -112,21 +112,22 @@ def parse_lengths(lengths: str) -> list[int]:
         raise UserError(f"{lengths!r} is not a list of numbers such as 16,32,64", field="--lengths") from None
 
 
-def find_bundle(
+def bundle_to_measure(
     target: Path | None, shape: str | None, settings: list[str] | None, out: Path | None
 ) -> tuple[Path, Path]:
     """Returns the bundle to measure and the folder of its float32 weights; makes them for a recipe or a shape."""
     from pipeline.bench.shapes import shape_bundle
-    from pipeline.recipe import is_recipe
+    from pipeline.bundle.opening import find_bundle
 
     if target is None:
         with progress() as on_step:
             made = shape_bundle(shape or "", on_step)
         return made / "bundle", made / "exits"
-    if is_recipe(target):
+    if means_recipe(target, settings, out):
         results = run_recipe(target, settings, out, "export").results
         return results.path("export"), results.path("exits")
-    return target, target.resolve().parent / "exits"
+    bundle = find_bundle(target)
+    return bundle, bundle.resolve().parent / "exits"
 
 
 def write_files(report: BenchReport, file: Path | None, plot: Path | None) -> None:

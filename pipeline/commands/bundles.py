@@ -1,4 +1,4 @@
-"""The commands that use a finished bundle: predict, evaluate, study and size."""
+"""The commands that measure a finished bundle: evaluate, study and size."""
 
 from __future__ import annotations
 
@@ -19,57 +19,7 @@ from pipeline.commands.options import (
     TextColumn,
     print_json,
 )
-from pipeline.support.errors import UserError
 from pipeline.support.progress import console, output, progress
-
-
-def predict(
-    bundle: BundleFolder,
-    text: Annotated[Optional[str], typer.Option(help="The text to classify, or to predict a number for.")] = None,
-    text_pair: Annotated[Optional[str], typer.Option("--text-pair", help="The second text of a pair.")] = None,
-    question: Annotated[Optional[str], typer.Option(help="The question.")] = None,
-    passage: Annotated[
-        Optional[str], typer.Option(help="The passage that holds the answer, or @FILE to read it from a file.")
-    ] = None,
-    speed: Speed = None,
-    as_json: AsJson = False,
-) -> None:
-    """Answers one input.
-
-    Shows the exit that was taken, the uncertainty at each exit up to it, and the time in milliseconds.
-    """
-    from pipeline.bundle.opening import Bundle
-    from pipeline.runtime.runner import Runner
-    from pipeline.tasks import Request
-
-    opened = Bundle.open(bundle)
-    runner = Runner(opened)
-    task = runner.task
-    request = Request(text, text_pair, question, None if passage is None else read_text(passage))
-    example = task.example_from_request(request, bundle)
-    runner.predict(example, speed)  # the first run loads the programs
-    result = runner.predict(example, speed)
-    if as_json:
-        print_json(result)
-    else:
-        score = f"score {result.score:.3f}, " if hasattr(result, "score") else ""
-        uncertainty = ", ".join(f"{value:.2f}" for value in result.uncertainty)
-        print(
-            f"{task.shown_answer(result)}  ({score}{result.depth} of {opened.manifest.segments} segments, "
-            f"uncertainty {uncertainty}, {result.latency_ms:.1f} ms)"
-        )
-
-
-def read_text(value: str) -> str:
-    """Returns the value itself, or the contents of the file that "@FILE" names."""
-    if not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", file=value[1:]) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 (byte {error.start})", file=value[1:]) from None
 
 
 def evaluate(
@@ -94,12 +44,12 @@ def evaluate(
     Runs the bundle's own programs. The score is accuracy, exact match and F1, or correlations. --speed takes several
     speeds, separated by commas.
     """
-    from pipeline.bundle.opening import Bundle, default_speed
+    from pipeline.bundle.opening import Bundle, default_speed, find_bundle
     from pipeline.report.terminal import evaluation_table
     from pipeline.run.examples import read_labelled
     from pipeline.runtime.evaluate import evaluate as run_evaluation
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(find_bundle(bundle))
     examples = read_labelled(data, opened.manifest.task, text, text_pair, label)
     speeds = [part.strip() for part in (speed or default_speed(opened.manifest)).split(",") if part.strip()]
     with progress() as on_step:
@@ -130,11 +80,11 @@ def study(
     Shows the score against depth and operations, for every threshold and every measure of uncertainty.
     """
     from pipeline.bench.study import study_bundle
-    from pipeline.bundle.opening import Bundle
+    from pipeline.bundle.opening import Bundle, find_bundle
     from pipeline.report.terminal import study_tables
     from pipeline.run.examples import read_labelled
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(find_bundle(bundle))
     examples = read_labelled(data, opened.manifest.task, text, text_pair, label)
     with progress() as on_step:
         result = study_bundle(opened, examples, limit, on_step, source=data)
@@ -159,9 +109,11 @@ def size(
 
     Compares them with float32, with BERT-base, and with the 207 MB of the DistilBERT paper's app.
     """
+    from pipeline.bundle.opening import find_bundle
     from pipeline.report.terminal import size_table
     from quantize.size import size_of
 
+    bundles = [find_bundle(bundle) for bundle in bundles]
     reports = [size_of(bundle) for bundle in bundles]
     if as_json:
         print_json(reports[0] if len(reports) == 1 else [report.model_dump() for report in reports])

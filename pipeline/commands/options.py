@@ -14,14 +14,18 @@ from pipeline.commands.completion import complete_bundle, complete_data, complet
 RecipeFile = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE",
+        metavar="RECIPE|DATA",
         autocompletion=complete_recipe,
-        help="A recipe file, or the name of a built-in recipe, such as sst2.",
+        help="A recipe file, a built-in recipe such as sst2, or a data file such as train.csv.",
     ),
 ]
 BundleFolder = Annotated[
     Path,
-    typer.Argument(metavar="BUNDLE", autocompletion=complete_bundle, help="A bundle, the folder OUT/bundle of a run."),
+    typer.Argument(
+        metavar="BUNDLE",
+        autocompletion=complete_bundle,
+        help="A bundle's folder; or a run with one, as its folder runs/NAME or as NAME.",
+    ),
 ]
 DataSource = Annotated[
     str,
@@ -41,6 +45,16 @@ Settings = Annotated[
 ]
 Out = Annotated[
     Optional[Path], typer.Option("--out", metavar="DIR", help="Folder for the results; by default runs/NAME.")
+]
+DevSource = Annotated[
+    Optional[str],
+    typer.Option("--dev", metavar="DATA", help="Examples to measure on; for a data file by default a part of it."),
+]
+TaskName = Annotated[
+    Optional[str],
+    typer.Option(
+        "--task", metavar="TASK", help="classification, regression or qa; told from the data file by default."
+    ),
 ]
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first N examples.")]
 TextColumn = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -9,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from pipeline.commands.completion import complete_recipe
-from pipeline.commands.options import AsJson, Out, RecipeFile, Settings, print_json
+from pipeline.commands.options import (
+    AsJson,
+    DataSource,
+    DevSource,
+    Out,
+    RecipeFile,
+    Settings,
+    TaskName,
+    print_json,
+    print_lines,
+)
 from pipeline.schemes import MIX_CHOICES
 from pipeline.support import processes
 from pipeline.support.progress import console, output, progress
@@ -18,35 +29,86 @@ if TYPE_CHECKING:
     from pipeline.run.engine import Run
 
 
-def run_recipe(recipe_file: Path, settings: list[str] | None, out: Path | None, last: str) -> Run:
+def run_recipe(
+    target: str | Path,
+    settings: list[str] | None,
+    out: Path | None,
+    last: str,
+    dev: str | None = None,
+    task: str | None = None,
+) -> Run:
     """Runs all stages up to `last` and returns the run. With several processes only the main one gets that far."""
-    from pipeline.recipe import load_recipe
-    from pipeline.run.engine import Run
+    from pipeline.run.engine import open_run
 
     with processes.together():
-        recipe = load_recipe(recipe_file, settings or [])
-        run = Run(recipe, out or Path("runs") / recipe.name)
+        run = open_run(target, settings or [], out, dev, task)
         run.run_up_to(last)
     if not processes.is_main():
         raise typer.Exit
     return run
 
 
-def run(recipe: RecipeFile, settings: Settings = None, out: Out = None) -> None:
+def run(
+    recipe: RecipeFile, settings: Settings = None, out: Out = None, dev: DevSource = None, task: TaskName = None
+) -> None:
     """Runs every stage, from data to a measured bundle.
 
-    A second run repeats only what changed. A run that was killed continues where it was.
+    For a data file it first writes a recipe that fits, as `pocketbert init` does, into the folder of the results. A
+    second run repeats only what changed. A run that was killed continues where it was.
     """
     from pipeline.report.terminal import print_summary
     from pipeline.run.stages.report import collect_results
 
-    results = run_recipe(recipe, settings, out, "report").results
+    results = run_recipe(recipe, settings, out, "report", dev, task).results
     print_summary(
         collect_results(results),
         results.stage_seconds(),
         results.examples("dev"),
         results.path("export"),
         results.path("report") / "report.html",
+    )
+
+
+def init(
+    data: DataSource,
+    dev: DevSource = None,
+    task: TaskName = None,
+    settings: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Name a column: data.text, data.text_pair (empty for none) or data.label. Can be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", metavar="FILE", help="The recipe to write; by default NAME.toml.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Looks at a data file and writes a recipe that fits it.
+
+    It finds the task, the columns, the labels and the lengths, says what it found, and forecasts how long a run takes.
+    """
+    from pipeline.run.propose import propose, write_proposal
+    from pipeline.run.target import as_task, given_columns
+
+    proposal = propose(data, dev, as_task(task), given_columns(settings or [], others_allowed=False))
+    file = out or Path(f"{proposal.recipe.name}.toml")
+    write_proposal(proposal, file)
+    forecast, following = proposal.forecast(), f"pocketbert run {shlex.quote(str(file))}"
+    if as_json:
+        print_json(
+            proposal.to_json() | {"recipe": str(file), "minutes": round(forecast.total / 60, 1), "next": following}
+        )
+        return
+    print_lines(
+        (
+            *proposal.findings,
+            *(f"warning: {line}" for line in proposal.warnings),
+            f"A run takes {forecast.sentence()}.",
+            f"Recipe: {file}. Read it, change what you like, then: {following}",
+        )
     )
 
 
@@ -100,8 +162,8 @@ def quantize(
     """
     from pipeline.recipe import is_recipe
 
-    if is_recipe(target):
-        console.print(f"quantize: {run_recipe(Path(target), settings, out, 'quantize').path('quantize')}")
+    if is_recipe(target) or Path(target).is_file():  # a data file
+        console.print(f"quantize: {run_recipe(target, settings, out, 'quantize').path('quantize')}")
         return
     from pipeline.report.terminal import quantized_table
     from pipeline.run.checkpoint import quantize_checkpoint
@@ -112,6 +174,18 @@ def quantize(
         print_json(result)
     else:
         output().print(quantized_table(result))
+
+
+def means_recipe(target: Path, settings: list[str] | None, out: Path | None) -> bool:
+    """Returns whether a target that may be a bundle or a recipe is a recipe.
+
+    A built-in recipe and its run have the same name. The run's bundle comes first, unless there are settings for the
+    recipe.
+    """
+    from pipeline.bundle.opening import look_for_bundle
+    from pipeline.recipe import is_recipe
+
+    return is_recipe(target) and (bool(settings) or out is not None or look_for_bundle(target) is None)
 
 
 def sensitivity(
@@ -146,13 +220,12 @@ def ablate(recipe: RecipeFile, settings: Settings = None, out: Out = None, as_js
     Trains the student again without each term, and once from random weights. An ablation that was killed continues
     where it was.
     """
-    from pipeline.recipe import load_recipe
     from pipeline.report.ablation import ablation_table
     from pipeline.run.ablate import ablate as run_ablation
+    from pipeline.run.target import recipe_of
 
     with processes.together():
-        loaded = load_recipe(recipe, settings or [])
-        ablation = run_ablation(loaded, out or Path("runs") / loaded.name)
+        ablation = run_ablation(*recipe_of(recipe, settings or [], out))
     if not processes.is_main():
         raise typer.Exit
     if as_json:

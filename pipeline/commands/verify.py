@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.completion import complete_recipe_or_bundle
 from pipeline.commands.options import AsJson, Out, Settings, print_json, print_lines
-from pipeline.commands.recipes import run_recipe
+from pipeline.commands.recipes import means_recipe, run_recipe
 from pipeline.support.errors import UserError
 from pipeline.support.progress import output, progress
 
@@ -67,16 +67,16 @@ def verify(
 
 def verify_target(target: Path, settings: list[str] | None, out: Path | None) -> Verification:
     """Checks a bundle, or the bundle of a recipe after running its stages up to export."""
-    from pipeline.recipe import is_recipe
+    from pipeline.bundle.opening import find_bundle
     from pipeline.run.stages.verify import verify_results
     from pipeline.verify.verify import verify as verify_bundle
 
-    if is_recipe(target):
+    if means_recipe(target, settings, out):
         results = run_recipe(target, settings, out, "export").results
         with progress() as on_step:
             return verify_results(results, on_step)
     with progress() as on_step:
-        return verify_bundle(target, on_step=on_step)
+        return verify_bundle(find_bundle(target), on_step=on_step)
 
 
 def print_verification(verification: Verification) -> None:

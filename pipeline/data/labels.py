@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -49,9 +49,14 @@ def label_values(examples: Sequence[Example]) -> tuple[str, ...]:
     if len(found) < 2:
         only = f"one label only, {min(found)!r}" if found else "no examples, so no labels"
         raise UserError(f"{only}; a classifier needs examples of at least two labels", field="data.label")
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in found):
-        return tuple(sorted(found, key=lambda value: (int(value), value)))
-    return tuple(sorted(found))
+    return tuple(order_labels(found))
+
+
+def order_labels(labels: Collection[str]) -> list[str]:
+    """Returns labels in the order of their class ids: numbers by value, names by the alphabet."""
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in labels):
+        return sorted(labels, key=lambda value: (int(value), value))
+    return sorted(labels)
 
 
 def label_range(examples: Sequence[Example]) -> LabelRange:

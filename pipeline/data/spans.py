@@ -58,6 +58,20 @@ def best_span(
     Raises:
         ValueError: no token is allowed, or `max_answer_tokens` is less than 1.
     """
+    first, scores = _span_scores(start_logits, end_logits, answer_mask, max_answer_tokens)
+    row, column = divmod(int(scores.argmax()), scores.shape[1])
+    return Span(first + row, first + row + column, float(scores[row, column]))
+
+
+def _span_scores(
+    start_logits: np.ndarray, end_logits: np.ndarray, answer_mask: np.ndarray, max_answer_tokens: int
+) -> tuple[int, np.ndarray]:
+    """Returns the score of every span; arguments and errors are those of `best_span`.
+
+    Returns:
+        the position that row 0 starts at, and the scores. Row i has the spans of 1, 2, ... tokens that start at row 0's
+        position plus i; -inf where an end is not allowed.
+    """
     allowed = np.array(answer_mask, dtype=bool)
     allowed[0] = False
     positions = np.flatnonzero(allowed)
@@ -72,10 +86,7 @@ def best_span(
     starts = np.where(allowed, start_logits, -np.inf).astype(np.float64)[first : last + 1]
     ends = np.full(length + width - 1, -np.inf)
     ends[:length] = np.where(allowed, end_logits, -np.inf)[first : last + 1]
-    # Row i holds the scores of the spans that start at i and end at i ... i + width - 1.
-    scores = starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, width)  # [length, width]
-    row, column = divmod(int(scores.argmax()), width)
-    return Span(first + row, first + row + column, float(scores[row, column]))
+    return first, starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, width)  # [length, width]
 
 
 def null_score(start_logits: np.ndarray, end_logits: np.ndarray) -> float:
@@ -115,16 +126,83 @@ def decode_answer(
     ]
     best = max(range(len(spans)), key=lambda index: spans[index].score)
     if allow_no_answer:
-        nulls = [null_score(start_logits, end_logits) for start_logits, end_logits in scores]
-        lowest = min(range(len(nulls)), key=nulls.__getitem__)
-        if nulls[lowest] - spans[best].score > null_threshold:
-            probability = _probability(windows[lowest], scores[lowest], 0, 0)
-            return DecodedAnswer("", -1, -1, nulls[lowest], lowest, probability)
+        null = _no_answer(windows, scores)
+        if null.score - spans[best].score > null_threshold:
+            return null
     span = spans[best]
     start = int(windows[best].offsets[span.start_token, 0])
     end = int(windows[best].offsets[span.end_token, 1])
     probability = _probability(windows[best], scores[best], span.start_token, span.end_token)
     return DecodedAnswer(passage[start:end], start, end, span.score, best, probability)
+
+
+def best_answers(
+    windows: Sequence[QAWindow],
+    scores: Sequence[tuple[np.ndarray, np.ndarray]],
+    passage: str,
+    max_answer_tokens: int,
+    allow_no_answer: bool,
+    null_threshold: float,
+    count: int,
+) -> list[DecodedAnswer]:
+    """Returns the best distinct answers over all windows, best first; the first is that of `decode_answer`.
+
+    Spans of the same characters count once, with their best score. If it is allowed, "no answer" stands before every
+    span whose score its own exceeds by more than `null_threshold`.
+
+    Args:
+        windows, scores, passage, max_answer_tokens, allow_no_answer, null_threshold: see `decode_answer`.
+        count: how many answers to return at most.
+
+    Raises:
+        ValueError: there is no window, or not a pair of logits for each.
+    """
+    if not windows or len(windows) != len(scores):
+        raise ValueError(f"{len(windows)} windows, {len(scores)} pairs of logits")
+    found: list[tuple[int, int, Span, int]] = []  # first character, one past the last, span, window
+    for index, (window, (start_logits, end_logits)) in enumerate(zip(windows, scores)):
+        found += [
+            (start, end, span, index)
+            for start, end, span in _best_spans(window, start_logits, end_logits, max_answer_tokens, count)
+        ]
+    # The sort is stable, so between equal scores the earlier window wins, as in `decode_answer`.
+    found.sort(key=lambda entry: -entry[2].score)
+    answers: dict[tuple[int, int], DecodedAnswer] = {}
+    for start, end, span, index in found:
+        if (start, end) not in answers:
+            probability = _probability(windows[index], scores[index], span.start_token, span.end_token)
+            answers[start, end] = DecodedAnswer(passage[start:end], start, end, span.score, index, probability)
+    ranked = list(answers.values())
+    if allow_no_answer:
+        null = _no_answer(windows, scores)
+        better = sum(1 for answer in ranked if not null.score - answer.score > null_threshold)
+        ranked.insert(better, null)
+    return ranked[:count]
+
+
+def _best_spans(
+    window: QAWindow, start_logits: np.ndarray, end_logits: np.ndarray, max_answer_tokens: int, count: int
+) -> list[tuple[int, int, Span]]:
+    """Returns the best spans of distinct characters in a window: first character, one past the last, span."""
+    first, scores = _span_scores(start_logits, end_logits, window.answer_mask, max_answer_tokens)
+    spans: dict[tuple[int, int], Span] = {}
+    # A stable sort keeps the order of `argmax` between equal scores: the earlier start, then the shorter span.
+    for place in np.argsort(-scores, axis=None, kind="stable"):
+        row, column = divmod(int(place), scores.shape[1])
+        score = float(scores[row, column])
+        if score == -np.inf or len(spans) == count:
+            break
+        span = Span(first + row, first + row + column, score)
+        characters = int(window.offsets[span.start_token, 0]), int(window.offsets[span.end_token, 1])
+        spans.setdefault(characters, span)
+    return [(start, end, span) for (start, end), span in spans.items()]
+
+
+def _no_answer(windows: Sequence[QAWindow], scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> DecodedAnswer:
+    """Returns "no answer" with the lowest null score of the windows, see `decode_answer`."""
+    nulls = [null_score(start_logits, end_logits) for start_logits, end_logits in scores]
+    lowest = min(range(len(nulls)), key=nulls.__getitem__)
+    return DecodedAnswer("", -1, -1, nulls[lowest], lowest, _probability(windows[lowest], scores[lowest], 0, 0))
 
 
 def span_score(

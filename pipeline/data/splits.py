@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.examples import ClassificationExample, Example, QAExample
@@ -68,6 +68,59 @@ def split_off(
         )
     rest = [example for index, example in enumerate(examples) if index not in taken]
     return rest, [examples[index] for index in sorted(held)]
+
+
+def split_dev(
+    examples: Sequence[Example],
+    inputs: Sequence[Hashable],
+    strata: Sequence[str | None],
+    share: float,
+    seed: int,
+) -> tuple[list[Example], list[Example]]:
+    """Splits examples into (train, dev), both in the order of `examples`.
+
+    Examples with the same input stay on one side. Each stratum gives its share of examples to dev, so that dev has the
+    labels of train in the same proportions. A stratum with a single input stays in train.
+
+    Args:
+        examples: examples of one task.
+        inputs: an entry for each example; those with equal entries belong together.
+        strata: each example's label, None where labels are no classes.
+        share: of the examples that go to dev, between 0 and 1.
+        seed: the same seed gives the same split.
+
+    Raises:
+        UserError: there are fewer than two different inputs in every stratum, so nothing can be held out.
+    """
+    together: dict[Hashable, list[int]] = {}
+    for index, entry in enumerate(inputs):
+        together.setdefault(entry, []).append(index)
+    by_stratum: dict[str | None, list[list[int]]] = {}
+    for members in together.values():  # equal inputs with different labels count for the first one's
+        by_stratum.setdefault(strata[members[0]], []).append(members)
+    held: set[int] = set()
+    rng = random.Random(seed)
+    for groups in by_stratum.values():
+        rng.shuffle(groups)
+        wanted = max(1, round(share * sum(map(len, groups))))
+        taken = 0
+        for members in groups[1:]:  # at least one input of each label is left to learn from
+            if taken and taken + len(members) > wanted:
+                continue
+            held.update(members)
+            taken += len(members)
+            if taken >= wanted:
+                break
+    if not held:
+        raise UserError(
+            f"cannot hold out a part of {len(examples)} examples, since no label has two different texts; "
+            "give more data, or a file of its own",
+            field="data.dev",
+        )
+    return (
+        [example for index, example in enumerate(examples) if index not in held],
+        [examples[index] for index in sorted(held)],
+    )
 
 
 @dataclass(frozen=True)

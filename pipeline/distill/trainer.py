@@ -106,7 +106,10 @@ def compute_dtype(precision: str) -> torch.dtype:
         if device().type == "cuda":
             fast = torch.cuda.is_bf16_supported()
         else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            # The environment may hold torch to older instructions (ATEN_CPU_CAPABILITY), which make bfloat16 slow.
+            limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+            hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            fast = hardware and not limited
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 

@@ -86,6 +86,25 @@ class Embeddings(nn.Module):
         return self.norm(hidden)
 
 
+# Attention scores of a batch, [batch, heads, length, length], that plain products may keep: 32 MB in bfloat16.
+MOST_PLAIN_SCORES = 2**24
+
+
+def plain_is_faster(query: Tensor) -> bool:
+    """Returns whether two matrix products beat torch's fused attention, which they do in bfloat16 on a CPU.
+
+    The fused kernel does not use the matrix units of the processor (AMX) in its backward pass. A training step of
+    MiniLM takes half the time with plain products. They keep all scores for the backward pass, so large batches stay
+    with the fused kernel.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+    """
+    batch, heads, length, _ = query.shape
+    small = batch * heads * length * length <= MOST_PLAIN_SCORES
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and small
+
+
 class Layer(nn.Module):
     """One transformer layer: self-attention, then feed-forward. A residual connection and a layer norm follow each."""
 
@@ -125,7 +144,7 @@ class Layer(nn.Module):
         return query @ key.transpose(-1, -2) * self.scale + bias.unsqueeze(1)
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """Computes multi-head attention with torch's fused kernel.
+        """Computes multi-head attention: with torch's fused kernel, or with matrix products where they are faster.
 
         Args:
             qkv: queries, keys and values side by side, [batch, length, 3 * hidden_size].
@@ -137,9 +156,12 @@ class Layer(nn.Module):
         batch, length, _ = qkv.shape
         # [3, batch, heads, length, head_dim]
         query, key, value = qkv.view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.unsqueeze(1).to(query.dtype), scale=self.scale
-        )
+        mask = bias.unsqueeze(1).to(query.dtype)
+        if plain_is_faster(query):
+            scores = (query * self.scale) @ key.transpose(-1, -2) + mask  # [batch, heads, length, length]
+            context = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+        else:
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
         return context.transpose(1, 2).reshape(batch, length, -1)
 
 

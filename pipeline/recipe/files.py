@@ -63,14 +63,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             the nearest known one.
     """
     path = find_recipe(path)
+    return recipe_of_tables(read_tables(path), path, overrides)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Returns the tables of a recipe file. Raises UserError if it cannot be read or is not TOML."""
     try:
-        tables = tomllib.loads(path.read_bytes().decode("utf-8"))
+        return parse_tables(path.read_bytes().decode("utf-8"), path)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror}); check its permissions", file=path) from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"is not TOML ({error}); correct it there", file=path) from None
+
+
+def parse_tables(text: str, file: Path) -> dict[str, Any]:
+    """Returns the tables of a recipe's text. Raises UserError, naming the file, if it is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"is not TOML ({error}); correct it there", file=file) from None
+
+
+def recipe_of_tables(tables: dict[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe that tables and overrides describe, see `load_recipe`; changes the tables."""
     apply_settings(tables, overrides)
-    return check_recipe(tables, path)
+    return check_recipe(tables, file)
 
 
 def apply_settings(tables: dict[str, Any], settings: Sequence[str]) -> None:

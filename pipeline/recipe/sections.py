@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, JsonValue
 
 from pipeline import schemes
 from pipeline.names import Uncertainty
@@ -25,8 +25,24 @@ def one_of(names: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+# Marks a key that older runs do not know. At its default it does not count in the key of a stage.
+ADDED_LATER: dict[str, JsonValue] = {"added_later": True}
+
+
 class Section(Document):
     """A table of a recipe."""
+
+    def key_values(self) -> dict[str, Any]:
+        """Returns what the section adds to the keys of stages: all values, but later keys only where they are set.
+
+        A key that was added later is marked `json_schema_extra=ADDED_LATER`. So runs that finished before it existed
+        stay finished.
+        """
+        values = self.model_dump()
+        for name, field in type(self).model_fields.items():
+            if field.json_schema_extra == ADDED_LATER and getattr(self, name) == field.default:
+                del values[name]
+        return values
 
 
 class Data(Section):
@@ -35,7 +51,19 @@ class Data(Section):
     train: str = Field(
         "demo", description='training examples: a file, the name of a hub data set, or "demo" for the built-in data'
     )
-    dev: str = Field("demo", description="examples to measure on, given like train; they are never trained on")
+    dev: str = Field(
+        "demo",
+        description='examples to measure on, given like train, or "split" to hold a part of train out; '
+        "they are never trained on",
+    )
+    dev_share: float = Field(
+        0.15,
+        ge=0.01,
+        le=0.5,
+        description='share of the training examples to measure on, if dev is "split"; equal texts, and questions '
+        "about one passage, stay on one side",
+        json_schema_extra=ADDED_LATER,
+    )
     text: str | None = Field(None, description="column of the text; guessed from the column names if not set")
     text_pair: str | None = Field(
         None, description='column of the second text of a pair; guessed if not set, "" for none'

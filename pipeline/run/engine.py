@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Section
 from pipeline.run.results import Results
 from pipeline.run.stage import Stage
 from pipeline.run.table import STAGES, stages_up_to
+from pipeline.run.target import recipe_of
 from pipeline.support import processes
 from pipeline.support.errors import UserError
 from pipeline.support.progress import OnStep, console, progress
@@ -57,7 +59,7 @@ class Run:
         """Returns the digest of everything that goes into a stage. A result whose key differs is made again."""
         stage = STAGES[name]
         sections = [getattr(self.recipe, section) for section in stage.sections]
-        values = [section.model_dump() if hasattr(section, "model_dump") else section for section in sections]
+        values = [section.key_values() if isinstance(section, Section) else section for section in sections]
         before = [self.stage_key(earlier) for earlier in stage.after if self.results.has(earlier)]
         return digest_of(name, stage.version, values, stage.inputs(self.recipe), before)
 
@@ -111,3 +113,26 @@ class Run:
                 "is not there for every process; give --out on a file system that all hosts share", file=common.scratch
             )
         stage.build(self.results, common, on_step)
+
+
+def open_run(
+    target: str | Path,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    dev: str | None = None,
+    task: str | None = None,
+) -> Run:
+    """Returns the run of a recipe file, of a built-in recipe, or of a data file, for which a recipe is proposed.
+
+    Args:
+        target: the file, or the name of a built-in recipe.
+        settings: `key=value`, which override the recipe.
+        out: the folder of the results; None for runs/NAME.
+        dev: the examples to measure on, instead of the recipe's.
+        task: what a data file is for; None to tell from its content.
+
+    Raises:
+        UserError: there is no such target, or something is wrong with it.
+    """
+    recipe, folder = recipe_of(target, settings, out, dev, task)
+    return Run(recipe, folder)

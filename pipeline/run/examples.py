@@ -5,15 +5,38 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from pipeline.data.duplicates import count_overlap, count_repeats
 from pipeline.data.examples import Example
 from pipeline.data.items import Item
+from pipeline.data.splits import split_dev
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.names import Task
 from pipeline.recipe import Recipe
-from pipeline.tasks import Labels, get_task
+from pipeline.tasks import AnyTask, Labels, get_task
 from pipeline.tasks.reading import read_examples
 
 DEMO = "demo"  # the source that stands for the embedded data
+SPLIT = "split"  # the source of dev examples that stands for a part of the training data
+
+
+def read_train_and_dev(recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    """Reads the recipe's training and dev examples, and holds dev out of train where the recipe says so.
+
+    Raises:
+        UserError: a source cannot be read, an example in it is malformed, or nothing can be held out.
+    """
+    train = read_source(recipe, "train")
+    if recipe.data.dev != SPLIT:
+        return train, read_source(recipe, "dev")
+    task = get_task(recipe.task)
+    train, dev = split_dev(
+        train,
+        [task.kept_together(example) for example in train],
+        [task.class_of(example) for example in train],
+        recipe.data.dev_share,
+        recipe.seed,
+    )
+    return train, sample_examples(dev, recipe.data.dev_limit, recipe.seed)
 
 
 def read_source(recipe: Recipe, part: str) -> list[Example]:
@@ -71,3 +94,22 @@ def training_items(
 ) -> list[Item]:
     """Returns what a model is trained on, by the recipe's task and lengths."""
     return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)
+
+
+def data_warnings(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]) -> list[str]:
+    """Returns what makes scores on these examples misleading, one sentence each: overlap and contradicting labels."""
+    train_inputs = [task.same_input(example) for example in train]
+    overlap = count_overlap(train_inputs, [task.same_input(example) for example in dev])
+    repeats = count_repeats(train_inputs, [task.class_of(example) for example in train])
+    warnings = []
+    if overlap:
+        warnings.append(
+            f"{overlap:,} of {len(dev):,} dev examples are in train too (case and spaces aside), "
+            "so scores on dev are too good; remove them from one file"
+        )
+    if repeats.contradicting:
+        warnings.append(
+            f"{repeats.contradicting:,} texts stand in train more than once with different labels; "
+            "no model can learn both"
+        )
+    return warnings

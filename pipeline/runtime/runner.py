@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -12,19 +13,19 @@ from torch import Tensor
 
 from pipeline.bundle.exit_rule import ANSWER_MEASURES, change_uncertainty, compared_uncertainty, leaves
 from pipeline.bundle.manifest import MANIFEST_FILE, Program
-from pipeline.bundle.opening import BACKEND, Bundle, default_speed, speed_thresholds
+from pipeline.bundle.opening import BACKEND, FULL_SPEED, Bundle, default_speed, speed_thresholds
 from pipeline.bundle.requirements import require_executorch
 from pipeline.data.examples import Example
 from pipeline.data.inputs import program_inputs
 from pipeline.runtime.programs import MethodFile, as_tensor, installed_executorch
 from pipeline.support.errors import UserError
 from pipeline.tasks import Request, Walk, get_task
-from pipeline.tasks.classification import ClassificationResult
-from pipeline.tasks.qa import AnswerResult
-from pipeline.tasks.regression import RegressionResult
+from pipeline.tasks.results import AnswerResult, ClassificationResult, RegressionResult
 
 # The name of a calibrated speed, an uncertainty threshold, or None for the bundle's default.
 Speed = Union[str, float, None]
+# A text, or a text and its pair.
+Text = Union[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,22 @@ class ExitOutput:
 class Runner:
     """Runs a bundle's ExecuTorch programs, one segment at a time, until an exit is certain enough.
 
-    A method is loaded on its first use, which adds to the latency of that input. `prewarm` loads all methods.
+    A method is loaded on its first use, which adds to the latency of that input. `prewarm` loads all methods. Threads
+    may share a runner: it answers one input at a time.
 
     Args:
-        bundle: the bundle to run.
+        bundle: the bundle to run; `pocketbert.load` opens one by its path.
         threads: see `MethodFile`.
 
     Raises:
         UserError: the installed ExecuTorch is older than the programs, or a program file cannot be loaded.
+
+    Examples:
+        >>> runner = pocketbert.load("runs/reviews")
+        >>> runner
+        <Runner of reviews: classification, 2 segments, speeds exact, balanced, fast, full>
+        >>> runner.classify("A moving and clever film.").label
+        'positive'
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
@@ -70,6 +79,22 @@ class Runner:
         self._measure = self.manifest.uncertainty
         self.task = get_task(self.manifest.task)
         self._context = self.manifest.answer_context
+        self._one_at_a_time = threading.Lock()
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        segments = f"{manifest.segments} segment{'s' if manifest.segments > 1 else ''}"
+        return f"<Runner of {manifest.name}: {manifest.task}, {segments}, speeds {', '.join(self.speeds)}>"
+
+    @property
+    def speeds(self) -> tuple[str, ...]:
+        """The names of the speeds that this bundle has; "full" runs every segment."""
+        return (*(name for name in self.manifest.speeds if name != FULL_SPEED), FULL_SPEED)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What an app shows for each class of a classifier, in the order of the logits; empty for other tasks."""
+        return tuple(self.manifest.labels) if self.task.has_classes else ()
 
     def prewarm(self) -> None:
         """Loads every method, so that no input's latency includes loading."""
@@ -81,22 +106,112 @@ class Runner:
         """The names of the methods that are loaded."""
         return frozenset(name for file in self._files.values() for name in file.loaded)
 
-    def classify(self, text: str, text_pair: str | None = None, speed: Speed = None) -> ClassificationResult:
-        """Classifies a text or a pair of texts; see `predict`."""
+    def classify(
+        self, text: str, text_pair: str | None = None, speed: Speed = None, top_k: int = 1
+    ) -> ClassificationResult:
+        """Classifies a text or a pair of texts.
+
+        Args:
+            text: the text.
+            text_pair: the second text, for a bundle that was trained on pairs.
+            speed: the name of a calibrated speed, "full", or an uncertainty threshold; see `speed_thresholds`.
+            top_k: how many labels `candidates` should hold, the likeliest first.
+
+        Raises:
+            UserError: the bundle is for another task, the speed is unknown, a text is blank, or `top_k` is below 1.
+
+        Examples:
+            >>> runner = pocketbert.load("runs/reviews")
+            >>> result = runner.classify("A dull and predictable film.", speed="fast", top_k=2)
+            >>> result.label, result.depth
+            ('negative', 1)
+            >>> [candidate.label for candidate in result.candidates]
+            ['negative', 'positive']
+        """
         self._require("classification")
-        return self.predict(self.task.example_from_request(Request(text, text_pair)), speed)
+        return self._predict(Request(text, text_pair), speed, top_k)
+
+    def classify_batch(self, texts: Iterable[Text], speed: Speed = None, top_k: int = 1) -> list[ClassificationResult]:
+        """Classifies many texts, or (text, text_pair) tuples. Returns the results of `classify`, in order.
+
+        The texts run one after another. A bundle's programs take one input at a time and use all cores for it, and
+        texts of different lengths leave after different segments. So nothing would be saved by stacking them.
+
+        Raises:
+            UserError: see `classify`. No text runs if one is blank, and the message has its index.
+
+        Examples:
+            >>> runner = pocketbert.load("runs/reviews")
+            >>> [result.label for result in runner.classify_batch(["A clever film.", "A dull film."])]
+            ['positive', 'negative']
+        """
+        self._require("classification")
+        return self._predict_all("texts", _text_requests(texts), speed, top_k)
 
     def estimate(self, text: str, text_pair: str | None = None, speed: Speed = None) -> RegressionResult:
-        """Predicts a number for a text or a pair of texts; see `predict`."""
+        """Predicts a number for a text or a pair of texts. Arguments and errors are those of `classify`.
+
+        Examples:
+            >>> runner = pocketbert.load("runs/stars")
+            >>> -3 < runner.estimate("A moving and clever film.").value < 7
+            True
+        """
         self._require("regression")
-        return self.predict(self.task.example_from_request(Request(text, text_pair)), speed)
+        return self._predict(Request(text, text_pair), speed)
 
-    def answer(self, question: str, passage: str, speed: Speed = None) -> AnswerResult:
-        """Answers a question from a passage of any length; see `predict`."""
+    def estimate_batch(self, texts: Iterable[Text], speed: Speed = None) -> list[RegressionResult]:
+        """Predicts a number for each text, or (text, text_pair) tuple; see `classify_batch`.
+
+        Examples:
+            >>> runner = pocketbert.load("runs/stars")
+            >>> texts = ["A clever film.", "A dull film."]
+            >>> [result.value for result in runner.estimate_batch(texts)] == [
+            ...     runner.estimate(text).value for text in texts
+            ... ]
+            True
+        """
+        self._require("regression")
+        return self._predict_all("texts", _text_requests(texts), speed)
+
+    def answer(self, question: str, passage: str, speed: Speed = None, top_k: int = 1) -> AnswerResult:
+        """Answers a question from a passage of any length.
+
+        Args:
+            question: the question.
+            passage: the text that holds the answer. A long one is cut into overlapping windows.
+            speed: see `classify`.
+            top_k: how many distinct spans `candidates` should hold, the best first. "No answer" counts as one where
+                the bundle may give it.
+
+        Raises:
+            UserError: the bundle is for another task, the speed is unknown, a text is blank, or `top_k` is below 1.
+
+        Examples:
+            >>> runner = pocketbert.load("runs/questions")
+            >>> passage = "Ada Lovelace was born in London. She wrote about a machine."
+            >>> result = runner.answer("Where was Ada Lovelace born?", passage, top_k=3)
+            >>> result.answer == passage[result.start : result.end]
+            True
+            >>> len(result.candidates), result.candidates[0].answer == result.answer
+            (3, True)
+        """
         self._require("qa")
-        return self.predict(self.task.example_from_request(Request(question=question, passage=passage)), speed)
+        return self._predict(Request(question=question, passage=passage), speed, top_k)
 
-    def predict(self, example: Example, speed: Speed = None) -> Any:
+    def answer_batch(self, pairs: Iterable[tuple[str, str]], speed: Speed = None, top_k: int = 1) -> list[AnswerResult]:
+        """Answers many (question, passage) tuples. Returns the results of `answer`, in order; see `classify_batch`.
+
+        Examples:
+            >>> passage = "Ada Lovelace was born in London."
+            >>> pairs = [("Who was born?", passage), ("Where was she born?", passage)]
+            >>> len(pocketbert.load("runs/questions").answer_batch(pairs))
+            2
+        """
+        self._require("qa")
+        requests = [Request(question=question, passage=passage) for question, passage in pairs]
+        return self._predict_all("pairs", requests, speed, top_k)
+
+    def predict(self, example: Example, speed: Speed = None, top_k: int = 1) -> Any:
         """Answers one example of the bundle's task.
 
         A passage is cut into overlapping windows. All of them run one segment, then the example's uncertainty decides
@@ -105,16 +220,39 @@ class Runner:
         Args:
             example: of the bundle's task.
             speed: see `speed_thresholds`; without it, `default_speed`.
+            top_k: how many candidates the result should hold, for tasks that have any.
 
         Returns:
             the task's result, for example `ClassificationResult`.
 
         Raises:
-            UserError: the speed is unknown, or the example holds no text.
+            UserError: the speed is unknown, the example holds no text, or there are no `top_k` candidates to give.
         """
-        task, context, tokenizer = self.task, self._context, self.bundle.tokenizer
-        task.check(example)
+        self.task.check(example)
         thresholds = self._thresholds(speed)
+        if top_k < 1:
+            raise UserError(f"{top_k} is too few; give at least 1", field="top_k")
+        if top_k > 1 and not self.task.gives_candidates:
+            raise UserError(f"this bundle {self.task.verb}, which has no other candidates; give 1", field="top_k")
+        with self._one_at_a_time:
+            return self._walk(example, thresholds, top_k)
+
+    def _predict(self, request: Request, speed: Speed, top_k: int = 1) -> Any:
+        return self.predict(self.task.example_from_request(request), speed, top_k)
+
+    def _predict_all(self, name: str, requests: Sequence[Request], speed: Speed, top_k: int = 1) -> list[Any]:
+        """Runs one request after another, once all of them are checked; `name` is the argument they came as."""
+        examples = []
+        for index, request in enumerate(requests):
+            try:
+                examples.append(self.task.example_from_request(request))
+            except UserError as error:
+                raise UserError(str(error), field=f"{name}[{index}]") from None
+        return [self.predict(example, speed, top_k) for example in examples]
+
+    def _walk(self, example: Example, thresholds: Sequence[float], top_k: int) -> Any:
+        """Runs segments until the example leaves, and returns its result."""
+        task, context, tokenizer = self.task, self._context, self.bundle.tokenizer
         start = time.perf_counter()
         inputs = task.encode(example, tokenizer, context.options)
         uncertainty: list[float] = []
@@ -132,7 +270,7 @@ class Runner:
         if decoded is None:
             decoded = task.decode(example, inputs, logits, context)
         walk = Walk(tuple(uncertainty), (time.perf_counter() - start) * 1e3)
-        return task.result(example, inputs, decoded, logits, walk, tokenizer, context)
+        return task.result(example, inputs, decoded, logits, walk, tokenizer, context, top_k)
 
     def _require(self, task: str) -> None:
         """UserError unless the bundle is for that task."""
@@ -208,3 +346,14 @@ class Runner:
 
     def _thresholds(self, speed: Speed) -> list[float]:
         return speed_thresholds(self.manifest, default_speed(self.manifest) if speed is None else speed)
+
+
+def _text_requests(texts: Iterable[Text]) -> list[Request]:
+    """Returns a request for each text or pair. TypeError for a single text, whose letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise TypeError("a list of texts belongs here, not one text")
+    requests = []
+    for entry in texts:
+        text, text_pair = (entry, None) if isinstance(entry, str) else entry
+        requests.append(Request(text, text_pair))
+    return requests

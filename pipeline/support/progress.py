@@ -42,9 +42,19 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
+def muted() -> Iterator[OnStep]:
+    """Shows nothing inside the block, and yields a function that reports nothing. For calls from Python."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield silent
+    finally:
+        console.quiet = before
+
+
+@contextmanager
 def progress() -> Iterator[OnStep]:
     """Yields a function that reports steps. A new description starts a new bar."""
-    if not processes.is_main():
+    if console.quiet or not processes.is_main():
         yield silent
         return
     if not sys.stderr.isatty():

@@ -40,6 +40,8 @@ def quiet_logging() -> Iterator[None]:
 def quiet_stderr() -> Iterator[None]:
     """Keeps everything off the process' stderr, native code's output too, and shows it only if the block fails.
 
+    ExecuTorch writes to Python's `sys.stderr`, which is another stream than file descriptor 2 in a notebook.
+
     The whole process loses its stderr (file descriptor 2) meanwhile, even the thread of a progress bar. Use this for
     short calls and `quiet_logging` for long ones.
     """
@@ -49,8 +51,13 @@ def quiet_stderr() -> Iterator[None]:
     except (OSError, ValueError, AttributeError):  # closed or missing (a windowed process): nothing to silence
         yield
         return
-    with tempfile.TemporaryFile() as captured:
+    shown = sys.stderr
+    with (
+        tempfile.TemporaryFile() as captured,
+        open(os.dup(captured.fileno()), "w", encoding="utf-8", errors="replace", buffering=1) as text,
+    ):
         os.dup2(captured.fileno(), 2)
+        sys.stderr = text
         failed = False
         try:
             yield
@@ -60,7 +67,8 @@ def quiet_stderr() -> Iterator[None]:
             failed = True
             raise
         finally:
-            sys.stderr.flush()
+            text.flush()
+            sys.stderr = shown
             os.dup2(stderr, 2)
             if failed:
                 captured.seek(0)

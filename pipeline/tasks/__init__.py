@@ -20,4 +20,24 @@ def get_task(name: str) -> AnyTask:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "AnyTask", "AnswerContext", "Labels", "Request", "Result", "TaskDefinition", "Walk", "get_task"]
+def fitting_task(articles: bool, numbers: bool) -> AnyTask:
+    """Returns the task for data of a form: questions on passages, or else texts with numbers or classes as labels."""
+    return next(
+        task
+        for task in TASKS.values()
+        if task.cuts_into_windows == articles and (articles or task.predicts_number == numbers)
+    )
+
+
+__all__ = [
+    "TASKS",
+    "AnswerContext",
+    "AnyTask",
+    "Labels",
+    "Request",
+    "Result",
+    "TaskDefinition",
+    "Walk",
+    "fitting_task",
+    "get_task",
+]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.demo import classification as demo
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import ClassificationFeature, encode_examples
 from pipeline.data.items import Item
@@ -18,53 +16,12 @@ from pipeline.data.options import InputOptions
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 from pipeline.tasks.measures import label_measures
+from pipeline.tasks.results import ClassificationResult, LabelCandidate
 from pipeline.tasks.text import TextTask, checked_labels, softmax
 from pipeline.tasks.types import AnswerContext, Labels, Logits, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ClassificationResult:
-    """A label, and how the input came to it.
-
-    Attributes:
-        label: what an app shows.
-        label_value: the same as the data files write it.
-        label_index: its place among the logits.
-        score: the label's softmax probability at the exit taken.
-        exit: the segment that the input left after, counted from 0.
-        depth: how many segments ran, `exit + 1`.
-        uncertainty: what was compared with the threshold after each segment that ran.
-        latency_ms: tokenization, programs and decoding, in milliseconds.
-        logits: [labels] at the exit taken.
-        truncated: whether tokens beyond the bundle's `max_length` were dropped, as in training.
-    """
-
-    label: str
-    label_value: str
-    label_index: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    logits: tuple[float, ...]
-    truncated: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `pocketbert predict --json` prints."""
-        return {
-            "label": self.label,
-            "label_value": self.label_value,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "truncated": self.truncated,
-        }
 
 
 class Classification(TextTask[tuple[int, float]]):
@@ -76,11 +33,17 @@ class Classification(TextTask[tuple[int, float]]):
     headline = "accuracy"
     speed_metric = "accuracy"
     has_classes = True
+    gives_candidates = True
     verb = "classifies"
 
     def load_demo(self) -> tuple[list[ClassificationExample], list[ClassificationExample]]:
+        from pipeline.data.demo import classification as demo  # a runner never gets here
+
         train, dev = demo.generate()
         return list(train), list(dev)
+
+    def class_of(self, example: ClassificationExample) -> str | None:
+        return None if example.label is None else str(example.label)
 
     def labels_of(
         self,
@@ -179,8 +142,11 @@ class Classification(TextTask[tuple[int, float]]):
         walk: Walk,
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
+        top_k: int = 1,
     ) -> ClassificationResult:
         index, probability = decoded
+        probabilities = softmax(logits[0][0])
+        best_first = np.argsort(-probabilities, kind="stable")[:top_k].tolist()  # of equal ones the first, as argmax
         return ClassificationResult(
             label=context.labels[index],
             label_value=context.label_values[index],
@@ -192,6 +158,10 @@ class Classification(TextTask[tuple[int, float]]):
             latency_ms=walk.latency_ms,
             logits=tuple(logits[0][0].tolist()),
             truncated=self.is_truncated(example, inputs, tokenizer, context.options.max_length),
+            candidates=tuple(
+                LabelCandidate(context.labels[place], context.label_values[place], place, float(probabilities[place]))
+                for place in best_first
+            ),
         )
 
     def answer_of(self, result: ClassificationResult) -> Hashable:

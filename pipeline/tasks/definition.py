@@ -61,6 +61,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         agreement_floor_rounded: the same for schemes that round the inputs of matrices to int8.
         agreement_examples: how many examples that share is measured on, at most.
         examples_in_memory: how many examples' logits are held at a time; None for all of them.
+        gives_candidates: whether a result can hold several scored answers (`top_k`).
         verb, needs: for messages: "this bundle VERB; give it NEEDS".
     """
 
@@ -87,6 +88,7 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     answers_from_checkpoint: ClassVar[bool] = True
     takes_unlabelled: ClassVar[bool] = True
     signal_level: ClassVar[float | None] = None
+    gives_candidates: ClassVar[bool] = False
     agreement_floor: ClassVar[float] = 0.995
     agreement_floor_rounded: ClassVar[float] = 0.995
     agreement_examples: ClassVar[int] = 2000
@@ -129,6 +131,18 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
     @abstractmethod
     def group(self, examples: Sequence[ExampleT]) -> list[Group]:
         """Returns groups of examples. A split keeps each group on one side."""
+
+    @abstractmethod
+    def same_input(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if they ask the same, whatever their case and whitespace."""
+
+    def kept_together(self, example: ExampleT) -> Hashable:
+        """Returns what is equal for two examples if no split may part them: their input, or the passage of both."""
+        return self.same_input(example)
+
+    def class_of(self, example: ExampleT) -> str | None:
+        """Returns the example's class, None where labels are no classes."""
+        return None
 
     @abstractmethod
     def labels_of(
@@ -292,8 +306,9 @@ class TaskDefinition(ABC, Generic[ExampleT, InputT, DecodedT]):
         walk: Walk,
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
+        top_k: int = 1,
     ) -> Result:
-        """Returns what a runner gives for the example."""
+        """Returns what a runner gives for the example, with `top_k` candidates where the task gives any."""
 
     @abstractmethod
     def answer_of(self, result: Any) -> Hashable:

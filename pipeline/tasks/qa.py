@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.demo import qa as demo
+from pipeline.data.duplicates import normalise
 from pipeline.data.examples import Answer, QAExample
 from pipeline.data.inputs import MASKED
 from pipeline.data.items import Item
 from pipeline.data.options import InputOptions, QuestionOptions
 from pipeline.data.questions import questions_of_rows, questions_of_squad
 from pipeline.data.rows import Row
-from pipeline.data.spans import DecodedAnswer, best_span, decode_answer, null_score, span_score
+from pipeline.data.spans import DecodedAnswer, best_answers, best_span, decode_answer, null_score, span_score
 from pipeline.data.splits import Group, passages
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
@@ -25,48 +24,12 @@ from pipeline.support.errors import UserError
 from pipeline.tasks.classification import kl_divergence
 from pipeline.tasks.definition import TaskDefinition
 from pipeline.tasks.measures import window_measures
+from pipeline.tasks.results import AnswerCandidate, AnswerResult
 from pipeline.tasks.text import require_text
 from pipeline.tasks.types import AnswerContext, Columns, Labels, Logits, ProgramMeasure, Request, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class AnswerResult:
-    """An answer, and how the question came to it.
-
-    Attributes:
-        answer: `passage[start:end]`; "" with start and end -1 when the answer is that there is none.
-        start, end: characters of the passage, the end exclusive.
-        score: probability of the span in its window at the exit taken.
-        exit, depth, uncertainty, latency_ms: see `ClassificationResult`. The uncertainty is the decisive window's.
-        windows: into how many windows the passage was cut; all run to the same depth.
-    """
-
-    answer: str
-    start: int
-    end: int
-    score: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    windows: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `pocketbert predict --json` prints."""
-        return {
-            "answer": self.answer,
-            "start": self.start,
-            "end": self.end,
-            "score": self.score,
-            "exit": self.exit,
-            "depth": self.depth,
-            "uncertainty": list(self.uncertainty),
-            "latency_ms": self.latency_ms,
-            "windows": self.windows,
-        }
 
 
 class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
@@ -83,6 +46,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
     uses_answer_mask = True
     cuts_into_windows = True
     takes_unlabelled = False
+    gives_candidates = True
     agreement_floor = 0.99
     # Rounding inputs to int8 amplifies a difference in the last bit from layer to layer, until it is as large as the
     # quantization error. Two correct runtimes then differ as much as int8 and float32. Measured on SQuAD: the same
@@ -121,11 +85,19 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         require_text("passage", example.passage)
 
     def load_demo(self) -> tuple[list[QAExample], list[QAExample]]:
+        from pipeline.data.demo import qa as demo  # a runner never gets here
+
         train, dev = demo.generate()
         return list(train), list(dev)
 
     def group(self, examples: Sequence[QAExample]) -> list[Group]:
         return passages(examples)
+
+    def same_input(self, example: QAExample) -> Hashable:
+        return normalise(example.question), normalise(example.passage)
+
+    def kept_together(self, example: QAExample) -> Hashable:
+        return normalise(example.passage)
 
     def labels_of(
         self,
@@ -289,7 +261,19 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         walk: Walk,
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
+        top_k: int = 1,
     ) -> AnswerResult:
+        found, options = [decoded], question_options(context.options)
+        if top_k > 1:
+            found = best_answers(
+                inputs,
+                pairs(logits),
+                example.passage,
+                options.max_answer,
+                options.allow_no_answer,
+                options.null_threshold,
+                top_k,
+            )
         return AnswerResult(
             answer=decoded.text,
             start=decoded.start,
@@ -300,6 +284,10 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
             uncertainty=walk.uncertainty,
             latency_ms=walk.latency_ms,
             windows=len(inputs),
+            candidates=tuple(
+                AnswerCandidate(answer.text, answer.start, answer.end, answer.probability, answer.score)
+                for answer in found
+            ),
         )
 
     def answer_of(self, result: AnswerResult) -> Hashable:

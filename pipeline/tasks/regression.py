@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from pipeline.data.options import InputOptions
 from pipeline.data.regression_metrics import regression_metrics
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
+from pipeline.tasks.results import RegressionResult
 from pipeline.tasks.text import TextTask, checked_labels
 from pipeline.tasks.types import AnswerContext, Labels, Logits, ProgramMeasure, Walk
 
@@ -28,27 +28,6 @@ if TYPE_CHECKING:
 LABEL_DEVIATION = 12**-0.5
 # Predictions closer than this share of the label range are the same; 0.01 was measured on STS-B between two runtimes.
 SAME_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class RegressionResult:
-    """A number, and how the input came to it.
-
-    Attributes:
-        value: in the data's unit; it may lie beyond the labels seen in training.
-        exit, depth, uncertainty, latency_ms, truncated: see `ClassificationResult`.
-    """
-
-    value: float
-    exit: int
-    depth: int
-    uncertainty: tuple[float, ...]
-    latency_ms: float
-    truncated: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `pocketbert predict --json` prints."""
-        return asdict(self) | {"uncertainty": list(self.uncertainty)}
 
 
 class Regression(TextTask[float]):
@@ -139,6 +118,7 @@ class Regression(TextTask[float]):
         walk: Walk,
         tokenizer: WordPieceTokenizer,
         context: AnswerContext,
+        top_k: int = 1,
     ) -> RegressionResult:
         return RegressionResult(
             value=as_range(context.label_range).value(decoded),

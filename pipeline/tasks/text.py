@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.duplicates import normalise
 from pipeline.data.examples import ClassificationExample
 from pipeline.data.features import ClassificationFeature, encode_examples, encode_text
 from pipeline.data.labelled_texts import labelled_texts
@@ -59,6 +60,10 @@ class TextTask(TaskDefinition[ClassificationExample, ClassificationFeature, Deco
 
     def group(self, examples: Sequence[ClassificationExample]) -> list[Group]:
         return whole_texts(examples)
+
+    def same_input(self, example: ClassificationExample) -> Hashable:
+        pair = example.text_pair
+        return normalise(example.text), None if pair is None else normalise(pair)
 
     def is_labelled(self, example: ClassificationExample) -> bool:
         return example.label is not None

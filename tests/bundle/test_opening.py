@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline.bundle.manifest import describe_files
-from pipeline.bundle.opening import Bundle, default_speed, speed_thresholds
+from pipeline.bundle.opening import Bundle, default_speed, find_bundle, speed_thresholds
 from pipeline.runtime.runner import Runner
 from pipeline.support.errors import UserError
 
@@ -182,3 +182,26 @@ def test_a_speed_is_a_name_or_a_number(tiny_classifier):
 def test_an_unknown_speed_is_refused_and_the_known_ones_are_listed(tiny_classifier, speed):
     with pytest.raises(UserError, match="exact, fast"):
         speed_thresholds(tiny_classifier.manifest, speed)
+
+
+def test_a_bundle_is_found_by_its_folder_its_run_and_the_name_of_its_run(tiny_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_classifier.path, tmp_path / "runs" / "mine" / "bundle")
+    found = tmp_path / "runs" / "mine" / "bundle"
+    for name in ("runs/mine/bundle", "runs/mine", "mine", "~/runs/mine", found, found.parent):
+        assert find_bundle(name).resolve() == found
+    shutil.copytree(found, tmp_path / "mine")  # a folder of that name comes first
+    assert find_bundle("mine").resolve() == tmp_path / "mine"
+
+
+def test_a_wrong_bundle_is_refused_with_a_list_of_those_that_there_are(tiny_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_classifier.path, tmp_path / "runs" / "mine" / "bundle")
+    (tmp_path / "runs" / "unfinished" / "bundle").mkdir(parents=True)
+    for name in ("yours", "runs", "unfinished", "runs/unfinished", "x" * 5000):
+        with pytest.raises(UserError, match="is not a bundle folder.*runs/ has bundles of: runs/mine$"):
+            find_bundle(name)
+    shutil.rmtree(tmp_path / "runs" / "mine")
+    with pytest.raises(UserError, match=r"nowhere: is not a bundle folder; give .*\(OUT/bundle\)$"):
+        find_bundle("nowhere")

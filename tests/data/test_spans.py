@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data.spans import best_span, decode_answer, null_score
+from pipeline.data.spans import best_answers, best_span, decode_answer, null_score
 from pipeline.data.windows import QAWindow
 
 
@@ -132,3 +132,57 @@ def test_each_window_needs_scores():
         decode_answer(windows, scores[:1], PASSAGE, 8, allow_no_answer=False)
     with pytest.raises(ValueError):
         decode_answer([], [], PASSAGE, 8, allow_no_answer=False)
+
+
+def _random_windows(random: np.random.Generator, tied: bool):
+    """Returns overlapping windows of a passage of one-letter words, and logits. Some tokens share their characters."""
+    words = int(random.integers(3, 14))
+    passage = " ".join("abcdefghijklmn"[:words])
+    windows, scores = [], []
+    for _ in range(int(random.integers(1, 4))):
+        first = int(random.integers(0, words))
+        places = np.arange(first, int(random.integers(first, words)) + 1)
+        places = np.sort(np.concatenate([places, random.choice(places, 1)]))  # one word is two tokens
+        length = len(places) + 4
+        offsets = np.full((length, 2), -1)
+        offsets[3:-1] = np.stack([2 * places, 2 * places + 1], axis=1)
+        mask = np.zeros(length, dtype=bool)
+        mask[3:-1] = True
+        windows.append(QAWindow(np.arange(length), np.zeros(length, dtype=int), mask, 3, offsets, (0, len(passage))))
+        scores.append(tuple(random.normal(size=(2, length)).round(0 if tied else 7).astype(np.float32)))
+    return passage, windows, scores
+
+
+def _all_answers(windows, scores, longest, allow_no_answer, null_threshold):
+    """Returns every distinct (start, end, score) by the definition, best first, from a list of all of them."""
+    best: dict[tuple[int, int], float] = {}
+    for window, (start_logits, end_logits) in zip(windows, scores):
+        for first in range(1, len(window)):
+            for last in range(first, min(first + longest, len(window))):
+                if window.answer_mask[first] and window.answer_mask[last]:
+                    place = int(window.offsets[first, 0]), int(window.offsets[last, 1])
+                    score = float(start_logits[first]) + float(end_logits[last])
+                    best[place] = max(best.get(place, -np.inf), score)
+    ranked = sorted(((*place, score) for place, score in best.items()), key=lambda answer: -answer[2])
+    if allow_no_answer:
+        null = min(float(start_logits[0]) + float(end_logits[0]) for start_logits, end_logits in scores)
+        ahead = [answer for answer in ranked if not null - answer[2] > null_threshold]
+        ranked = [*ahead, (-1, -1, null), *ranked[len(ahead) :]]
+    return ranked
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_best_answers_are_those_of_a_list_of_all_spans(seed):
+    random = np.random.default_rng(seed)
+    passage, windows, scores = _random_windows(random, tied=seed % 3 == 0)
+    longest, count = int(random.integers(1, 6)), int(random.integers(1, 12))
+    allow_no_answer, null_threshold = seed % 2 == 0, float(random.normal())
+    options = (longest, allow_no_answer, null_threshold)
+    answers = best_answers(windows, scores, passage, *options, count)
+    expected = _all_answers(windows, scores, *options)
+    assert [answer.score for answer in answers] == [score for _, _, score in expected[:count]]
+    assert len({(answer.start, answer.end) for answer in answers}) == len(answers)
+    for answer in answers:  # between equal scores the order is free, but for the first
+        assert (answer.start, answer.end, answer.score) in expected
+        assert answer.text == ("" if answer.start < 0 else passage[answer.start : answer.end])
+    assert answers[0] == decode_answer(windows, scores, passage, *options)

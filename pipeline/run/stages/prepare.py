@@ -8,12 +8,12 @@ from pipeline.data.jsonl import save_examples
 from pipeline.data.labels import LabelRange
 from pipeline.data.splits import split_off
 from pipeline.run.digests import data_digests
-from pipeline.run.examples import read_source, read_unlabelled
+from pipeline.run.examples import data_warnings, read_train_and_dev, read_unlabelled
 from pipeline.run.preconditions import check_calibration_size
 from pipeline.run.results import LABELS_FILE, Results
 from pipeline.run.stage import Stage
 from pipeline.support.errors import UserError
-from pipeline.support.progress import OnStep
+from pipeline.support.progress import OnStep, console
 from pipeline.support.workspace import StageFolder, write_text
 from pipeline.tasks import get_task
 
@@ -25,13 +25,13 @@ def prepare(results: Results, place: StageFolder, on_step: OnStep) -> None:
         UserError: the data are malformed, do not fit each other, or are too few for what the recipe asks of them.
     """
     recipe = results.recipe
-    on_step("reading the data", 0, 2)
-    train = read_source(recipe, "train")
-    on_step("reading the data", 1, 2)
-    dev = read_source(recipe, "dev")
-    on_step("reading the data", 2, 2)
+    on_step("reading the data", 0, 1)
+    train, dev = read_train_and_dev(recipe)
+    on_step("reading the data", 1, 1)
     read_unlabelled(recipe)  # so that an error in it shows now and not after hours of training
     task = get_task(recipe.task)
+    for warning in data_warnings(task, train, dev):
+        console.print(f"warning: {warning}")
     labels = task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
     if len(train) < 2 * recipe.data.calibration:
         raise UserError(
