@@ -10,7 +10,7 @@ DOCS_SETUP := .venv/.docs-installed
 COVERAGE ?=
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
-.PHONY: demo demo-classification demo-qa test lint format docs setup clean
+.PHONY: demo demo-classification demo-qa test lint format docs setup wheel clean
 
 demo: demo-classification demo-qa
 
@@ -48,6 +48,10 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,test]'
 	@touch $@
+
+# Builds the wheel and tries it in an empty environment; WHEEL_VENV=DIR leaves that environment in DIR.
+wheel:
+	PYTHON=$(PYTHON) bash .ci/wheel $(WHEEL_VENV)
 
 clean:
 	rm -rf .venv runs build *.egg-info

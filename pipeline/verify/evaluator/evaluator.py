@@ -79,10 +79,7 @@ def evaluate(
                         file=package.path,
                         field=f"{operator} {name}",
                     )
-                if step.moves:  # its values were rounded and inspected before
-                    values[name] = result
-                    continue
-                values[name] = rounding(result)
+                values[name] = result if step.moves else rounding(result)
                 recorder.inspect(operator, name, values[name])
         outputs = {output.name: np.asarray(values[output.name]).astype(output.dtype) for output in function.outputs}
     return Evaluation(outputs, tuple(recorder.faults.values()))

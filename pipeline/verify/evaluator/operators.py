@@ -87,6 +87,12 @@ def matmul(operation: Operation) -> np.ndarray:
     return (factors[0] @ factors[1]).numpy()
 
 
+@defines("transpose")
+def transpose(operation: Operation) -> np.ndarray:
+    """Reorders the dimensions, as coremltools does, without its checks at each call."""
+    return np.transpose(operation.x.val, [int(axis) for axis in operation.perm.val])
+
+
 @defines("softmax")
 def softmax(operation: Operation) -> np.ndarray:
     """Computes the softmax along one axis, as coremltools defines it."""

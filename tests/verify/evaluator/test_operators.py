@@ -28,6 +28,7 @@ CASES = {
         {"x": (2, 3, 4, 8), "axes": [2, 3], "gamma": (4, 8), "beta": None, "epsilon": 1e-5},
         {"x": (1, 64, 1, 32), "axes": [1], "gamma": (64,), "beta": (64,), "epsilon": 1e-5},
     ],
+    "transpose": [{"x": (1, 32, 4, 16), "perm": [0, 2, -1, 1]}],
     "gelu": [{"x": (1, 32, 64), "mode": "EXACT"}],
 }
 
