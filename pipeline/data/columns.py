@@ -13,6 +13,12 @@ from pipeline.data.rows import ID_COLUMNS, Row
 
 Kind = Literal["text", "class", "number", "id", "date", "address", "constant", "empty", "other"]
 
+# Usual names of columns, in lower case, in the order of preference.
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
+PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
+LABEL_COLUMNS = ("label", "labels", "class", "category")
+VALUE_COLUMNS = ("label", "labels", "score", "similarity", "value")
+
 # A value that is no sentence, whatever its column is called.
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?|\d{1,2}:\d{2}(:\d{2})?")
 ADDRESS = re.compile(r"(https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.]+", re.IGNORECASE)

@@ -13,7 +13,7 @@ from pipeline.support.errors import UserError
 
 
 def delimited_rows(path: Path, text: str) -> Iterator[Row]:
-    """Yields the rows below the header, as TSV if the header has a tab, else as CSV with commas or semicolons.
+    """Yields the rows below the header, as TSV if the header has a tab, else as CSV with commas, semicolons or bars.
 
     Raises:
         UserError: a column stands twice in the header, a row has more or fewer cells than the header, or the CSV is
@@ -24,7 +24,8 @@ def delimited_rows(path: Path, text: str) -> Iterator[Row]:
     if "\t" in header:
         records = ((number, line.split("\t")) for number, line in numbered_lines(text))
     else:
-        records = _csv_records(path, text, ";" if ";" in header and "," not in header else ",")
+        others = [delimiter for delimiter in ";|" if delimiter in header and "," not in header]
+        records = _csv_records(path, text, others[0] if others else ",")
     _, header_cells = next(records)
     columns = [cell.strip() for cell in header_cells]
     for column in columns:

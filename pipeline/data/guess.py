@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.columns import Column, as_number, describe_columns
-from pipeline.data.labelled_texts import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, VALUE_COLUMNS
+from pipeline.data.columns import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    TEXT_COLUMNS,
+    VALUE_COLUMNS,
+    Column,
+    as_number,
+    describe_columns,
+)
 from pipeline.data.rows import Row, find_column, list_columns
 from pipeline.support.errors import UserError
 

@@ -6,20 +6,15 @@ import math
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.data.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, VALUE_COLUMNS
 from pipeline.data.examples import ClassificationExample
+from pipeline.data.guess import GuessedColumns, guess_columns
 from pipeline.data.rows import ID_COLUMNS, Row, find_column, json_kind, list_columns, text_value
 from pipeline.support.errors import Problems, UserError
 
-if TYPE_CHECKING:
-    from pipeline.data.guess import GuessedColumns
-
 SAMPLE_ROWS = 200  # that a column is guessed from, to suggest it
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "premise", "review", "content")
-PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
-LABEL_COLUMNS = ("label", "labels", "class", "category")
-VALUE_COLUMNS = ("label", "labels", "score", "similarity", "value")
 
 
 def labelled_texts(
@@ -82,8 +77,6 @@ def labelled_texts(
 
 def likely_columns(source: str | Path, first: Row, rows: Iterator[Row], numbers: bool) -> GuessedColumns | None:
     """Returns the columns that look like text and label, to suggest them; None if nothing does."""
-    from pipeline.data.guess import guess_columns  # it knows the usual names from here
-
     try:
         return guess_columns(source, [first, *islice(rows, SAMPLE_ROWS)], numbers)
     except UserError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.examples import Answer
+from pipeline.data.options import QuestionOptions
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.support.errors import UserError
 
@@ -120,3 +121,22 @@ def label_window(window: QAWindow, answer: Answer | None) -> tuple[int, int] | N
     if len(tokens) == 0:
         return None
     return (int(tokens[0]), int(tokens[-1]))
+
+
+def stride_problem(options: QuestionOptions) -> UserError | None:
+    """Returns what is wrong if windows cannot move on over a passage, with settings of a recipe that mend it.
+
+    A window must have room for more passage than it shares with the one before.
+    """
+    room = options.window - options.max_question - SPECIALS
+    if options.stride < room:
+        return None
+    shorter = [f"qa.max_question={options.window // 2}"] if room <= 1 else []
+    if shorter:
+        room = options.window - options.window // 2 - SPECIALS
+    stride = options.stride if options.stride < room else room // 2
+    return UserError(
+        "leaves no room to move on; it must be below window - max_question - 3",
+        field="qa.stride",
+        settings=[*shorter, f"qa.stride={stride}"],
+    )

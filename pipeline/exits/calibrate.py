@@ -187,14 +187,12 @@ def orders_of_tests(
 
     orders: list[list[list[float]]] = []
     for max_loss in losses_allowed:
-        before = orders[-1] if orders else []
-        is_last = max_loss == losses_allowed[-1]
-        orders.append(
-            before
-            + [
-                thresholds
-                for thresholds in candidates(score, uncertainty, max_loss)
-                if thresholds not in before and (is_last or may_pass(thresholds, max_loss))
-            ]
-        )
+        order = list(orders[-1]) if orders else []
+        tested = {tuple(thresholds) for thresholds in order}
+        for thresholds in candidates(score, uncertainty, max_loss):
+            is_new = tuple(thresholds) not in tested
+            if is_new and (max_loss == losses_allowed[-1] or may_pass(thresholds, max_loss)):
+                tested.add(tuple(thresholds))
+                order.append(thresholds)
+        orders.append(order)
     return orders

@@ -11,7 +11,8 @@ from pipeline.support.errors import UserError
 
 LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; programs of other lengths gain little
 CUT_SHARE = 0.99  # of the inputs are not cut
-LARGEST_WINDOW = 384  # of SQuAD's practice; longer ones cost more than they find
+SMALLEST_WINDOW, LARGEST_WINDOW = 128, 384  # longer ones cost more than they find
+SPECIAL_TOKENS = 3  # of a window
 QUESTION_LENGTHS = (32, 48, 64, 96)
 LEAST_ANSWER = 15  # tokens
 ANSWER_ROOM = 1.5  # so that an answer longer than those seen is still found
@@ -26,7 +27,7 @@ MARGIN = 1.25  # calibration examples beside those needed if none lost anything
 TRAINING_STEPS = 400  # optimizer steps; with fewer the accuracy of the demo's teacher falls
 SPAN_STEPS = 800  # finding an answer takes longer to learn than choosing a class
 HEAD_STEPS = 150
-MOST_EPOCHS = 12
+MOST_EPOCHS, MOST_SPAN_EPOCHS = 12, 6  # passages are long, so that each pass takes long
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Choices:
     Attributes:
         max_length: tokens at which a text or pair is cut; the window of question answering.
         buckets: lengths of Core ML programs in tokens.
-        max_question, max_answer: for question answering, in tokens.
+        max_question, stride, max_answer: for question answering, in tokens.
         calibration: examples.
         promises: losses of the speeds exact, balanced and fast.
         missing: calibration examples that would have to come for each promise that cannot be shown, by speed.
@@ -55,6 +56,7 @@ class Choices:
     max_length: int
     buckets: tuple[int, ...]
     max_question: int
+    stride: int
     max_answer: int
     calibration: int
     promises: tuple[float, float, float]
@@ -80,19 +82,22 @@ def choose(found: Survey, delta: float) -> Choices:
     small = learning < 3000
     batch = 16 if small or task.cuts_into_windows else 32
     steps = SPAN_STEPS if task.cuts_into_windows else TRAINING_STEPS
-    longest = LARGEST_WINDOW if task.cuts_into_windows else LENGTHS[-1]
-    max_length = min(longest, round_up(found.lengths.at(CUT_SHARE)))
+    most = MOST_SPAN_EPOCHS if task.cuts_into_windows else MOST_EPOCHS
+    max_length, max_question = round_up(found.lengths.at(CUT_SHARE)), round_up(found.lengths.question, QUESTION_LENGTHS)
+    if task.cuts_into_windows:
+        max_length = min(LARGEST_WINDOW, max(SMALLEST_WINDOW, max_length))
     return Choices(
         max_length=max_length,
         buckets=_buckets(found.lengths, max_length),
-        max_question=round_up(found.lengths.question, QUESTION_LENGTHS),
+        max_question=max_question,
+        stride=min(max_length // 3, (max_length - max_question - SPECIAL_TOKENS) // 2),
         max_answer=max(LEAST_ANSWER, round(ANSWER_ROOM * found.lengths.answer)),
         calibration=calibration,
         promises=promises,
         missing=missing,
-        teacher=Training(_epochs(learning, batch, steps), batch, 1e-4 if small else 8e-5),
-        student=Training(_epochs(learning, batch, steps), batch, 8e-5 if small else 5e-5),
-        exits=Training(_epochs(learning, 32, HEAD_STEPS), 32, 1e-3),
+        teacher=Training(_epochs(learning, batch, steps, most), batch, 1e-4 if small else 8e-5),
+        student=Training(_epochs(learning, batch, steps, most), batch, 8e-5 if small else 5e-5),
+        exits=Training(_epochs(learning, 32, HEAD_STEPS, most), 32, 1e-3),
     )
 
 
@@ -114,10 +119,10 @@ def _calibration(found: Survey) -> int:
     wanted = round((SHARE_OF_FEW if examples < FEW else CALIBRATION_SHARE) * examples)
     chosen = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, wanted), examples // 2, available // 2)
     if chosen < LEAST_CALIBRATION:
-        split = "" if found.dev_source else f", beside the {len(found.dev)} to measure on"
+        split = "" if found.dev_source else f" (beside {len(found.dev)} held out to measure on)"
         raise UserError(
-            f"{examples} examples to train on{split} are too few, since {LEAST_CALIBRATION} different texts have to be "
-            f"kept for calibration; give at least {2 * LEAST_CALIBRATION} different ones",
+            f"{examples} examples to train on{split} are too few, since {LEAST_CALIBRATION} different texts "
+            f"of them have to calibrate the speeds; give at least {2 * LEAST_CALIBRATION} different ones",
             file=found.train_source,
         )
     return chosen
@@ -136,6 +141,6 @@ def _promises(calibration: int, delta: float, metric: str) -> tuple[tuple[float,
     return PROMISES[-1], {name: count - calibration for name, count in needed.items() if count > calibration}
 
 
-def _epochs(examples: int, batch_size: int, steps: int) -> int:
-    """Returns the epochs that make about so many optimizer steps, at least 2."""
-    return min(MOST_EPOCHS, max(2, math.ceil(steps * batch_size / examples)))
+def _epochs(examples: int, batch_size: int, steps: int, most: int) -> int:
+    """Returns the epochs that make about so many optimizer steps, from 2 to `most`."""
+    return min(most, max(2, math.ceil(steps * batch_size / examples)))

@@ -146,20 +146,26 @@ def training_items(
     return get_task(recipe.task).items(examples, tokenizer, labels, recipe.input_options)
 
 
-def data_warnings(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]) -> list[str]:
-    """Returns what makes scores on these examples misleading, one sentence each: overlap and contradicting labels."""
-    train_inputs = [task.same_input(example) for example in train]
-    overlap = count_overlap(train_inputs, [task.same_input(example) for example in dev])
-    repeats = count_repeats(train_inputs, [task.class_of(example) for example in train])
+def data_warnings(task: AnyTask, train: Sequence[Example], dev: Sequence[Example], split: bool) -> list[str]:
+    """Returns what makes scores on these examples misleading, one sentence each: overlap and contradicting labels.
+
+    Args:
+        split: whether dev was held out of train, so that both are of one file.
+    """
+    inputs = [task.same_input(example) for example in train]
+    dev_inputs = [task.same_input(example) for example in dev]
+    file = [*train, *dev] if split else train
+    repeats = count_repeats([*inputs, *dev_inputs] if split else inputs, [task.class_of(example) for example in file])
+    overlap = count_overlap(inputs, dev_inputs)
     warnings = []
     if overlap:
         warnings.append(
-            f"{overlap:,} of {len(dev):,} dev examples are in train too (case and spaces aside), "
-            "so scores on dev are too good; remove them from one file"
+            f"{overlap:,} of {len(dev):,} dev examples are in train too, case and spaces aside, so scores on dev will "
+            "be too good; remove them from one file"
         )
     if repeats.contradicting:
         warnings.append(
-            f"{repeats.contradicting:,} texts stand in train more than once with different labels; "
+            f"{repeats.contradicting:,} texts occur in train more than once with different labels; "
             "no model can learn both"
         )
     return warnings

@@ -83,7 +83,7 @@ def _questions(found: Survey, chosen: Choices) -> str:
     return (
         "[qa]\n"
         + setting("window", chosen.max_length, f"tokens of question and passage at once: {_cut(found, chosen)}")
-        + setting("stride", chosen.max_length // 3, "tokens that two windows of a longer passage share")
+        + setting("stride", chosen.stride, "tokens that two windows of a longer passage share")
         + setting("max_question", chosen.max_question, f"99 of 100 questions have at most {lengths.question} tokens")
         + setting("max_answer", chosen.max_answer, f"99 of 100 answers have at most {lengths.answer} tokens")
         + setting("allow_no_answer", bool(unanswered), no_answer)
@@ -102,7 +102,7 @@ def _trainings(found: Survey, chosen: Choices) -> str:
     pair = bool(found.columns.text_pair)
     text = "[teacher]\n"
     text += setting("weights", "minilm", "installs with the package; or a folder or a hub model")
-    text += setting("token_types", pair, "tells the two texts apart" if pair else "a single text needs none")
+    text += setting("token_types", pair, "tells the two texts apart" if pair else "not needed")
     text += comment(f"{why}; frozen word embeddings save a third of the time.")
     text += training(chosen.teacher, {"head_learning_rate": 1e-3, "freeze_embeddings": True})
     text += "\n[distill]\n"

@@ -14,6 +14,7 @@ from pipeline.names import Task
 from pipeline.recipe import Exits, Recipe, Teacher
 from pipeline.recipe.files import parse_tables, recipe_of_tables
 from pipeline.run.choices import Choices, choose
+from pipeline.run.examples import data_warnings
 from pipeline.run.proposal_text import kept_together, list_classes, proposal_text
 from pipeline.run.survey import Survey, survey
 from pipeline.support.errors import UserError
@@ -35,13 +36,15 @@ class Proposal:
         text: the recipe as TOML, with a reason for each value.
         recipe: the same, checked.
         findings: what was found in the data, one sentence each.
-        warnings: what should be looked at, one sentence each.
+        data_warnings: what the stage prepare will warn of again, one sentence each.
+        warnings: these, and what else should be looked at.
         survey, choices: the numbers behind them.
     """
 
     text: str
     recipe: Recipe
     findings: tuple[str, ...]
+    data_warnings: tuple[str, ...]
     warnings: tuple[str, ...]
     survey: Survey
     choices: Choices
@@ -98,7 +101,9 @@ def propose(
     recipe = recipe_of_tables(parse_tables(text, file), file)
     # Finds what the stage prepare would refuse.
     found.definition.labels_of(found.train, found.dev, recipe.data.dev, [], recipe.input_options)
-    return Proposal(text, recipe, tuple(_findings(found, chosen)), tuple(_warnings(found, chosen)), found, chosen)
+    findings = tuple(_findings(found, chosen))
+    doubtful = tuple(data_warnings(found.definition, found.train, found.dev, found.dev_source is None))
+    return Proposal(text, recipe, findings, doubtful, (*doubtful, *_warnings(found, chosen)), found, chosen)
 
 
 def write_proposal(proposal: Proposal, path: str | Path) -> None:
@@ -132,7 +137,8 @@ def _findings(found: Survey, chosen: Choices) -> list[str]:
         lines.append("Not used: " + ", ".join(f"{column.name!r} ({column.kind})" for column in found.unused) + ".")
     if found.dev_source is None:
         lines.append(
-            f"No file to measure on: {len(found.dev):,} examples are held out for it; {kept_together(found)} stay on one side."
+            f"No file to measure on, so {len(found.dev):,} examples are held out; "
+            f"{kept_together(found)} stay on one side."
         )
     else:
         lines.append(f"To measure on: {len(found.dev):,} examples in {Path(found.dev_source).name}.")
@@ -156,15 +162,8 @@ def _promised(chosen: Choices) -> dict[str, float]:
 
 
 def _warnings(found: Survey, chosen: Choices) -> list[str]:
-    """Returns what the user should look at, in sentences."""
+    """Returns what else the user should look at, in sentences."""
     lines = []
-    if found.overlap:
-        lines.append(
-            f"{found.overlap:,} of {len(found.dev):,} dev examples are in train too, so scores will be too good; "
-            "remove them from one file"
-        )
-    if found.repeats.contradicting:
-        lines.append(f"{found.repeats.contradicting:,} texts occur with different labels; no model can learn both")
     if alike := _alike(list(found.classes)):
         lines.append(f"labels that differ in case or spaces alone are different classes: {alike}; write them alike")
     rare = [name for name, count in found.classes.items() if count < FEWEST_OF_A_CLASS]

@@ -49,7 +49,7 @@ class Survey:
         columns: the columns by name; empty names for question answering, which has its own.
         unused: the other columns.
         train, dev: the examples, after dev was split off.
-        classes: examples of each class in the file of train, the most frequent first; empty where labels are no classes.
+        classes: examples of each class in the file of train, the most frequent first; empty without classes.
         repeats: inputs that occur more than once in the file of train.
         overlap: dev examples whose input is in train too.
         lengths: of the inputs of train, in tokens.

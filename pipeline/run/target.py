@@ -155,7 +155,9 @@ def _kept_or_proposed(
         own_train = _value(parse_tables(text, file), "data.train")
         edited = note.get("text") != digest_of(text)
         if own_train != train and (edited or by_name):
-            raise UserError(f"is for {own_train}; give another folder with --out, or remove the file", file=file)
+            raise UserError(
+                f"is for the data {own_train}; give another folder with --out, or remove the file", file=file
+            )
         if note.get("inputs") == inputs:
             console.print(f"recipe: {file}")
             return text
@@ -165,7 +167,7 @@ def _kept_or_proposed(
     proposal = propose(train, dev, task, columns)
     for line in proposal.findings:
         console.print(line)
-    for line in proposal.warnings:
+    for line in proposal.warnings[len(proposal.data_warnings) :]:
         console.print(f"warning: {line}")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from pipeline.data.spans import DecodedAnswer, best_span, decode_answer, null_sc
 from pipeline.data.splits import Group, passages
 from pipeline.data.squad_metric import exact_match, f1
 from pipeline.data.tokenizer import WordPieceTokenizer
-from pipeline.data.windows import SPECIALS, QAWindow, label_window, make_windows
+from pipeline.data.windows import QAWindow, label_window, make_windows, stride_problem
 from pipeline.support.errors import UserError
 from pipeline.tasks.classification import kl_divergence
 from pipeline.tasks.definition import TaskDefinition
@@ -224,19 +224,7 @@ class QuestionAnswering(TaskDefinition[QAExample, QAWindow, DecodedAnswer]):
         return len(tokenizer.encode(example.passage))
 
     def options_problem(self, options: InputOptions) -> UserError | None:
-        lengths = question_options(options)
-        room = lengths.window - lengths.max_question - SPECIALS
-        if lengths.stride < room:
-            return None
-        # A window has room for some stride if a question takes at most half of it.
-        shorter = [] if room > 1 else [f"qa.max_question={lengths.window // 2}"]
-        room = room if room > 1 else lengths.window - lengths.window // 2 - SPECIALS
-        stride = lengths.stride if lengths.stride < room else room // 2
-        return UserError(
-            "leaves no room to move on; it must be below window - max_question - 3",
-            field="qa.stride",
-            settings=[*shorter, f"qa.stride={stride}"],
-        )
+        return stride_problem(question_options(options))
 
     def manifest_problem(self, context: AnswerContext) -> tuple[str, str] | None:
         if context.options.question is None:

@@ -1,9 +1,11 @@
 """Nothing of the held-out examples is in the rest."""
 
+import random
+
 import pytest
 
 from pipeline.data.examples import ClassificationExample, QAExample
-from pipeline.data.splits import passages, split_off, whole_texts
+from pipeline.data.splits import passages, split_dev, split_off, whole_texts
 from pipeline.support.errors import UserError
 
 
@@ -78,3 +80,26 @@ def test_a_split_that_leaves_nothing_is_refused(count):
 def test_a_split_of_one_passage_is_refused():
     with pytest.raises(UserError, match="leaves none"):
         split([QAExample(str(index), "q", "one passage") for index in range(4)], 2, 0)
+
+
+def test_dev_is_split_off_by_text_and_by_label():
+    chance = random.Random(0)
+    labels = ["rare"] * 20 + ["common"] * 380
+    examples = [ClassificationExample(f"Text {number // 2}", label=label) for number, label in enumerate(labels)]
+    chance.shuffle(examples)
+    inputs = [example.text.casefold() for example in examples]
+    strata = [example.label for example in examples]
+    train, dev = split_dev(examples, inputs, strata, 0.2, seed=1)
+    assert sorted([*train, *dev], key=examples.index) == sorted(examples, key=examples.index)
+    assert not {example.text for example in train} & {example.text for example in dev}
+    assert sum(example.label == "rare" for example in dev) == 4 and len(dev) == 80
+    assert (train, dev) == split_dev(examples, inputs, strata, 0.2, seed=1)
+    assert dev != split_dev(examples, inputs, strata, 0.2, seed=2)[1]
+
+
+def test_a_label_with_one_text_stays_in_train():
+    examples = [ClassificationExample(text, label=label) for text, label in (("a", "1"), ("b", "1"), ("c", "2"))]
+    train, dev = split_dev(examples, "abc", ["1", "1", "2"], 0.5, seed=0)
+    assert len(dev) == 1 and {example.label for example in train} == {"1", "2"}
+    with pytest.raises(UserError, match="data.dev: cannot hold out a part of 2 examples"):
+        split_dev(examples[1:], "bc", ["1", "2"], 0.5, seed=0)

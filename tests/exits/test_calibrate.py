@@ -100,7 +100,7 @@ def test_the_bounds_hold_for_each_of_several_nested_speeds(kind, count, max_loss
     metric = "accuracy" if kind == "classification" else "f1"
     lost: dict[str, list[bool]] = {name: [] for name in max_losses}
     depths = []
-    for split in range(60):
+    for split in range(40):
         sample = take(population, random.integers(0, len(population.score), count))
         speeds = calibrate_speeds(sample, max_losses, DELTA, metric, seed=split)
         depths.append([speed.mean_depth for speed in speeds.values()])
@@ -109,8 +109,8 @@ def test_the_bounds_hold_for_each_of_several_nested_speeds(kind, count, max_loss
             assert (speed.max_loss, speed.delta) == (max_losses[name], DELTA)
     assert (np.diff(depths, axis=1) <= 0).all()
     assert np.mean(depths, axis=0)[-1] < population.exits - 0.1 and np.mean(np.diff(depths, axis=1) < 0) > 0.3
-    # 60 draws: a share of 0.1 stays below 0.22 with probability 0.999.
-    assert all(np.mean(wrong) < 0.22 for wrong in lost.values())
+    # Of 40 draws with a share of 0.1, at most a quarter are wrong with probability 0.998.
+    assert all(np.mean(wrong) <= 0.25 for wrong in lost.values())
 
 
 def test_a_bolder_speed_takes_what_a_more_careful_one_has_shown(monkeypatch):

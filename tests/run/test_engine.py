@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,13 +216,21 @@ def test_a_changed_key_of_the_recipe_repeats_the_stages_that_read_it(recipe_file
     assert changed == {"exits", "quantize", "export", "verify", "bench", "report"}
 
 
-def test_a_speed_that_is_changed_after_the_split_is_checked_too(recipe_file, whole):
-    """When only `exits` changes, the stage prepare, which checks the split, does not run again."""
-    from pipeline.recipe import load_recipe
-    from pipeline.run.stages.quantize import quantize
+def test_a_speed_that_the_data_cannot_show_is_left_out_of_the_bundle(recipe_file, whole, tmp_path):
+    """When only `exits` changes, the stage prepare, which warns of this too, does not run again."""
+    from pipeline.bundle.manifest import read_manifest
 
-    with pytest.raises(UserError, match="'exact'.*at least 288"):
-        quantize(Run(load_recipe(recipe_file, ["exits.exact=0.01"]), whole).results, None, None)
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert "leaves out" not in finish(recipe_file, whole)
+    progress = finish(recipe_file, out, "exits.exact=0.01", "exits.balanced=0.02")
+    assert "prepare   unchanged" in progress and "bench.speeds: not in this bundle" in progress
+    assert "warning: the bundle leaves out the speed exact: 60 calibration examples" in progress
+    manifest = read_manifest(out / "bundle")
+    assert list(manifest.speeds) == ["fast"] and "228 more can" in manifest.provenance["without_speed_exact"]
+    evaluation = json.loads((out / "measurements" / "evaluation.json").read_text())
+    assert [speed["speed"] for speed in evaluation["speeds"]] == ["0"]  # of "0" and "exact"
+    assert "without_speed_balanced" in (out / "report" / "report.html").read_text()
 
 
 def test_distillation_starts_from_the_pretrained_student(recipe_file, whole, tmp_path):

@@ -10,7 +10,7 @@ from pipeline.data.labels import LabelRange
 from pipeline.data.splits import leave_out, split_off
 from pipeline.recipe import Recipe
 from pipeline.run.digests import data_digests
-from pipeline.run.examples import data_warnings, read_calibration, read_train_and_dev, read_unlabelled
+from pipeline.run.examples import SPLIT, data_warnings, read_calibration, read_train_and_dev, read_unlabelled
 from pipeline.run.named_speeds import left_out_speeds, left_out_warnings
 from pipeline.run.preconditions import (
     calibration_count,
@@ -46,7 +46,7 @@ def prepare(results: Results, place: StageFolder, on_step: OnStep) -> None:
         problems.require_none(recipe.name)
     assert examples is not None
     (train, dev), task = examples, get_task(recipe.task)
-    for warning in data_warnings(task, train, dev):
+    for warning in data_warnings(task, train, dev, recipe.data.dev == SPLIT):
         console.print(f"warning: {warning}")
     labels = problems.attempt(
         lambda: task.labels_of(train, dev, recipe.data.dev, recipe.data.label_names, recipe.input_options)
