@@ -165,13 +165,13 @@ def test_int4_is_rounded_by_texts_that_are_not_compared(classifier, texts, tmp_p
     assert quantize_checkpoint(str(classifier), settings, tmp_path / "bundle").rounding_texts == 40
 
 
-def refused(weights: Path, *settings: str) -> str:
+def refused(weights: Path, *settings: str, lines: int = 1) -> str:
     """Returns the message with which a checkpoint is refused; nothing may be left of its bundle."""
     out = weights.parent / "never"
     with pytest.raises(UserError) as error:
         quantize_checkpoint(str(weights), list(settings), out)
     assert not out.exists() and not out.with_name("never.partial").exists()
-    assert "\n" not in str(error.value)
+    assert len(str(error.value).splitlines()) == lines
     return str(error.value)
 
 
@@ -206,9 +206,11 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused_in_one_line(
 
 
 def test_settings_that_do_not_fit_are_refused_in_one_line(classifier, answerer, texts, tmp_path):
-    assert "65 is more than the 64 positions" in refused(classifier, "export.max_length=65")
-    assert "data.max_length: 65 is more than" in refused(classifier, "data.max_length=65", "export.max_length=65")
-    assert "qa.window: 100 is more than the 64 positions" in refused(answerer, "qa.window=100", "export.max_length=100")
+    assert "65 is more than the 64 positions" in refused(classifier, "export.max_length=65", "data.max_length=64")
+    both = refused(classifier, "data.max_length=65", "export.max_length=65", lines=3)  # two problems, said at once
+    assert "data.max_length: 65 is more than" in both and "export.max_length: 65 is more than" in both
+    both = refused(answerer, "qa.window=100", "export.max_length=100", lines=3)
+    assert "qa.window: 100 is more than the 64 positions" in both
     assert "quantize.scheme: Input should be" in refused(classifier, "quantize.scheme=int3")
     assert "none.tsv: " in refused(classifier, "data.dev=none.tsv")
     assert "15 texts to compare on, at least 16 are needed" in refused(

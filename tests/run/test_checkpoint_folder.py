@@ -54,7 +54,8 @@ def test_int8_answers_are_those_of_transformers(tmp_path, kind, head, lowercase)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     runner = Runner(bundle := Bundle.open(out))
     assert bundle.manifest.tokenizer.lowercase is lowercase and bundle.manifest.must_understand == []
-    pairs = list(zip(demo_texts()[:24], demo_texts()[24:48]))
+    # Short, since a bundle cuts long questions and transformers does not.
+    pairs = [(" ".join(first.split()[:3]), second) for first, second in zip(demo_texts()[:24], demo_texts()[24:48])]
     ours, theirs = [], []
     for first, second in pairs:
         inputs = tokenizer(first, second, return_tensors="pt", truncation=True, max_length=128)
