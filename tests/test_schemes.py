@@ -95,7 +95,7 @@ def test_a_recipe_offers_what_the_catalogue_has(tmp_path, key, names):
     with pytest.raises(UserError) as refused:
         load_recipe(path, [f"{key}=int3"])
     *others, last = (f"'{name}'" for name in names)
-    assert str(refused.value) == f"{path}: {key}: Input should be {', '.join(others)} or {last}"
+    assert str(refused.value) == f"{path}: {key}: Input should be {', '.join(others)} or {last} (--set {key}=int8)"
 
 
 def test_defaults_of_a_recipe_are_in_the_catalogue():

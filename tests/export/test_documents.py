@@ -24,7 +24,8 @@ TASKS = pytest.mark.parametrize("name", ["tiny_classifier", "tiny_regressor", "t
 
 
 def written(bundle, manifest, training=None, **recipe):
-    recipe = Recipe.model_validate({"name": manifest.name, "task": manifest.task, **recipe})
+    exits = {"uncertainty": manifest.uncertainty}
+    recipe = Recipe.model_validate({"name": manifest.name, "task": manifest.task, "exits": exits, **recipe})
     write_documents(bundle, manifest, recipe, training)
     return (bundle / "USE.md").read_text(encoding="utf-8"), (bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
 
@@ -46,7 +47,7 @@ def test_a_bundle_explains_itself(name, request):
         "Model description", "Intended uses & limitations", "Training and evaluation data", "Training procedure",
         "Evaluation results", "Speeds and their promises", "Sizes", "Licence",
     ]  # fmt: skip
-    assert "loses at most 1 points, with probability 90 %" in card and "| none |" in card
+    assert "loses at most 1 point, with probability 90 %" in card and "| none |" in card
     assert str(tiny.path) not in use + card
 
 

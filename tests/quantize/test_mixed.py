@@ -13,6 +13,7 @@ import torch
 
 from pipeline.bundle.manifest import read_manifest
 from pipeline.data.examples import ClassificationExample
+from pipeline.data.jsonl import save_examples
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import BundleSource, Labels, write_bundle
 from pipeline.model.encoder import EncoderConfig
@@ -220,6 +221,7 @@ def test_the_stage_keeps_the_mix_and_the_bundle_names_it(tmp_path, tiny_vocab, t
     folder = tmp_path / "quantized"
     results = ReadyResults(recipe, ("quantize",), lambda stage: folder, lambda stage: None, model, tiny_vocab, examples)
     folder.mkdir()
+    save_examples(examples, folder / "calibration.jsonl")
     quantize(results, StageFolder(folder, tmp_path), lambda *step: None)
     mix = Mix.model_validate_json((tmp_path / "quantized" / "mix.json").read_bytes())
     assert len(set(mix.schemes.values())) > 1 and mix.bytes <= 52_000

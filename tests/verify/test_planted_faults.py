@@ -118,7 +118,8 @@ def test_a_faithful_bundle_passes(copy, exported, monkeypatch, capsys):
     assert code == 0 and result["passed"], line
     worst = min(check["value"] for check in result["checks"] if check["metric"].startswith("fingerprint_snr"))
     with_rounding = 2 if exported.int8_inputs else 0
-    assert worst > 100 and len(result["checks"]) == 2 * (3 + 2 + 3 + 2 * 3 + with_rounding)  # for each bucket
+    # One of the tokenizer, and the others for each bucket.
+    assert worst > 100 and len(result["checks"]) == 1 + 2 * (3 + 2 + 3 + 2 * 3 + with_rounding)
 
 
 @pytest.mark.parametrize("program", ["embed", "segment_0", "segment_1"])
