@@ -16,6 +16,7 @@ from pipeline.bundle.opening import Bundle
 from pipeline.data.examples import Example
 from pipeline.data.tokenizer import WordPieceTokenizer
 from pipeline.export.bundle import EXECUTORCH_FILE, BundleSource, Labels, write_bundle
+from pipeline.export.documents import shown_source
 from pipeline.model.exit_model import ExitModel
 from pipeline.model.segments import Programs
 from pipeline.names import APPLE_BACKENDS, Task
@@ -255,7 +256,8 @@ def write_verified(
     recipe, error = loaded.recipe, quantized.comparison.relative_error
     data = recipe.data
     compared = data.calibration if loaded.calibration and data.dev == DEMO else data.dev
-    provenance = {"weights": weights, "relative_error": f"{error:.3g} on {len(loaded.examples)} texts of {compared}"}
+    texts = f"{len(loaded.examples)} texts of {shown_source(str(compared))}"
+    provenance = {"weights": shown_source(weights), "relative_error": f"{error:.3g} on {texts}"}
     if isinstance(data.calibration, str):
         provenance["calibration"] = Path(data.calibration).name
     if loaded.calibration is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.bundle.manifest import Speed
 from pipeline.data.examples import Example
 from pipeline.data.labels import LabelRange
+from pipeline.run.examples import SPLIT
 from pipeline.run.named_speeds import left_out_provenance
 from pipeline.run.results import SPEEDS_FILE, Results
 from pipeline.run.stage import Stage
@@ -27,6 +28,7 @@ CONFORMANCE_EXAMPLES = 16
 def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
     """Writes the bundle."""
     from pipeline.export.bundle import BundleSource, write_bundle
+    from pipeline.export.documents import shown_source
     from pipeline.run.quantizing import coreml_student, quantized_student, student_input_gains, student_schemes
 
     recipe = results.recipe
@@ -47,7 +49,7 @@ def export(results: Results, place: StageFolder, on_step: OnStep) -> None:
         conformance_examples=conformance_examples(results.examples("dev"), get_task(recipe.task).text_length),
         provenance={
             "recipe": recipe.name,
-            "teacher": recipe.teacher.weights,
+            "teacher": shown_source(recipe.teacher.weights),
             "train": Path(recipe.data.train).name,
             "dev": Path(recipe.data.dev).name,
             **left_out_provenance(results.left_out_speeds()),
@@ -67,6 +69,10 @@ def training_facts(results: Results) -> TrainingFacts:
         "calibration": ("calibration of the speeds, taken out of the training data", data.train),
         "dev": ("dev, to measure on", data.dev),
     }
+    if isinstance(data.calibration, str):
+        purposes["calibration"] = ("calibration of the speeds", data.calibration)
+    if data.dev == SPLIT:
+        purposes["dev"] = ("dev, to measure on, held out of the training data", data.train)
     models = {"teacher": "finetune", "student": "exits", "student, quantized": "quantize"}
     return TrainingFacts(
         data=[
