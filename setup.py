@@ -29,6 +29,9 @@ class BuildWheel(bdist_wheel):
     def finalize_options(self) -> None:
         super().finalize_options()
         distribution = self.distribution
+        # An editable install asks this command for the tags of its file name, and uses the checkout as it is.
+        if "editable_wheel" in distribution.commands:
+            return
         if distribution.package_dir is None or NEW_PARENT not in " ".join(distribution.package_dir):
             distribution.package_dir = {
                 **(distribution.package_dir or {}),
