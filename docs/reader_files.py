@@ -11,7 +11,7 @@ from pipeline.data.demo import classification, qa
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.model.locate import minilm_folder
 
-TABLE_ROWS, QUESTIONS = 1200, 400  # few, so that the blocks end soon
+TABLE_ROWS, QUESTIONS, FITTED_TEXTS = 1200, 400, 400  # few, so that the blocks end soon
 
 
 def write_reader_files(folder: Path) -> None:
@@ -58,7 +58,7 @@ def write_squad(path: Path, examples: Sequence[QAExample]) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Writes a BERT classifier as `save_pretrained` does. Its head is random: it shows the way, not a good model."""
+    """Writes a BERT classifier as `save_pretrained` does: MiniLM as it is, with a head that was fitted to the demo."""
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
     from transformers.utils import logging
@@ -66,7 +66,18 @@ def write_checkpoint(folder: Path) -> None:
     logging.set_verbosity_error()  # that the head is new is what we want
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    labels = {0: "negative", 1: "positive"}
     source = minilm_folder()
-    BertForSequenceClassification.from_pretrained(source, id2label=labels).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    model = BertForSequenceClassification.from_pretrained(source, id2label={0: "negative", 1: "positive"}).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    examples = classification.generate()[0][:FITTED_TEXTS]
+    inputs = tokenizer([example.text for example in examples], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pooled = model.bert(**inputs).pooler_output  # [texts, hidden]
+    targets = torch.tensor([int(example.label == "positive") for example in examples])
+    optimizer = torch.optim.Adam(model.classifier.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.classifier(pooled), targets).backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

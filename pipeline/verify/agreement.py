@@ -31,7 +31,7 @@ from pipeline.verify.coreml_programs import (
     program_runner,
 )
 from pipeline.verify.evaluator.files import SavedFiles
-from pipeline.verify.floors import agreement_floor, module_floors
+from pipeline.verify.floors import agreement_floor, module_floors, shown_share_floor
 from pipeline.verify.threads import one_thread
 
 # The evaluator takes some 3 ms per token of MiniLM, so it gets fewer texts: this many, or as many as fill this many
@@ -59,7 +59,7 @@ def check_agreement(
         same += task.same_answer(runner.predict(example, "0"), expected[index], manifest.answer_context)
         on_step("same answers as in PyTorch", index + 1, len(examples))
     value = same / len(examples)
-    floor = agreement_floor(manifest)
+    floor = shown_share_floor(agreement_floor(manifest), len(examples))
     return Check.at_least(f"all, {len(examples)} dev examples", BACKEND, "same_answer_as_quantized_torch", value, floor)
 
 
@@ -107,7 +107,8 @@ def check_coreml_labels(
         actual = buckets[length].run_all(inputs, "float16")[-1]["logits"]
         same += bool(np.isfinite(actual).all()) and int(expected.argmax()) == int(actual.argmax())
         on_step(f"{BACKEND_NAMES[backend]}'s labels against float32's", index + 1, len(texts))
-    value, floor = same / len(texts), module_floors(next(iter(buckets.values())).segments[-1], manifest).same_answer
+    floors = module_floors(next(iter(buckets.values())).segments[-1], manifest)
+    value, floor = same / len(texts), shown_share_floor(floors.same_answer, len(texts))
     return Check.at_least(f"all, {len(texts)} dev examples", backend, "same_label_as_float32", value, floor)
 
 

@@ -32,7 +32,7 @@ from pipeline.verify.coreml_programs import (
 )
 from pipeline.verify.evaluator.faults import Fault
 from pipeline.verify.evaluator.files import SavedFiles
-from pipeline.verify.floors import vector_floors
+from pipeline.verify.floors import shown_mean_floor, vector_floors
 from pipeline.verify.threads import one_thread
 
 WINDOWS_PER_BUCKET = 8
@@ -160,7 +160,11 @@ def check_segment(
     measured = (
         ("logits_snr_db", signal_to_noise_db(signal, value, level), floors.logits_db),
         ("same_answer", float(np.mean(same)), floors.same_answer),
-        ("uncertainty_agreement", 1.0 - float(np.mean(differences)), floors.uncertainty),
+        (
+            "uncertainty_agreement",
+            1.0 - float(np.mean(differences)),
+            shown_mean_floor(floors.uncertainty, len(differences)),
+        ),
     )
     return [
         Check.at_least(program.name, program.backend, f"{metric}_{length}", number, floor)

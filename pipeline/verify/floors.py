@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -33,6 +34,8 @@ FINGERPRINT_FLOOR_DB = 90.0
 ROUNDED_FINGERPRINT_FLOOR_DB = 10.0
 # Constants of the uncertainty, such as the logarithm of the number of classes, are float16, which is exact to 0.0005.
 FINGERPRINT_UNCERTAINTY_FLOOR = 0.998
+# A floor is taken as it is where it permits so many misses; see `shown_share_floor`.
+ENOUGH_MISSES = 4
 # Core ML itself against the evaluator, on any processor.
 DEVICE_UNCERTAINTY_FLOOR = 0.99
 
@@ -55,6 +58,30 @@ def agreement_floor(manifest: Manifest) -> float:
     task = get_task(manifest.task)
     rounds_to_int8 = any(layers.activation_bits == 8 for layers in linear_parts(manifest))
     return task.agreement_floor_rounded if rounds_to_int8 else task.agreement_floor
+
+
+def shown_share_floor(floor: float, examples: int) -> float:
+    """Returns the floor of a share that was measured on some examples.
+
+    Near ties go one way or the other, and one of 100 examples is already a share of 0.01. Where the floor permits only
+    a few misses, a share fails if the examples show that it is below: if at the floor's rate so many misses would
+    come less than once in 100.
+    """
+    from scipy.stats import binom
+
+    if examples * (1.0 - floor) >= ENOUGH_MISSES:
+        return floor
+    misses = int(binom.ppf(0.99, examples, 1.0 - floor))
+    return min(floor, (examples - misses) / examples)
+
+
+def shown_mean_floor(floor: float, examples: int) -> float:
+    """Returns the floor of 1 minus a mean absolute difference that was measured on some examples.
+
+    Absolute values of normal noise scatter by 0.76 of their mean. The mean of a few may exceed the permitted one by two
+    of its standard deviations.
+    """
+    return 1.0 - (1.0 - floor) * (1.0 + 2.0 * 0.76 / math.sqrt(examples))
 
 
 def stored_weights(program: Program) -> CoreMLWeights:

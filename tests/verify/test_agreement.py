@@ -19,6 +19,7 @@ from pipeline.support.errors import UserError
 from pipeline.tasks import get_task
 from pipeline.tasks.regression import SAME_SHARE
 from pipeline.verify.agreement import check_agreement, check_coreml_labels
+from pipeline.verify.floors import shown_share_floor
 
 
 def logits_of_the_programs(tiny) -> list[torch.Tensor]:
@@ -39,14 +40,17 @@ def test_the_bundle_gives_the_answers_of_the_quantized_model(tiny_classifier):
     check = check_agreement(
         Bundle.open(tiny_classifier.path), tiny_classifier.examples, labels_of_the_programs(tiny_classifier)
     )
-    assert check.value == 1.0 and check.passed and check.floor == get_task("classification").agreement_floor
+    floor = shown_share_floor(get_task("classification").agreement_floor, len(tiny_classifier.examples))
+    assert check.value == 1.0 and check.passed and check.floor == floor
 
 
-def test_one_different_answer_among_a_few_fails(tiny_classifier):
+def test_one_different_answer_among_a_few_may_be_a_near_tie_and_two_fail(tiny_classifier):
+    """A run on 1,200 rows was refused for one near tie among 180."""
     expected = labels_of_the_programs(tiny_classifier)
-    expected[0] = (expected[0] + 1) % 3
-    check = check_agreement(Bundle.open(tiny_classifier.path), tiny_classifier.examples, expected)
-    assert check.value == 1 - 1 / len(expected) and not check.passed
+    for index, passes in ((0, True), (5, False)):
+        expected[index] = (expected[index] + 1) % 3
+        check = check_agreement(Bundle.open(tiny_classifier.path), tiny_classifier.examples, expected)
+        assert check.value < 1 and check.passed == passes
 
 
 def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
@@ -58,11 +62,12 @@ def test_numbers_agree_within_a_small_share_of_the_label_range(tiny_regressor):
         0.1 < 8 * SAME_SHARE < 0.3
         and check.value == 1.0
         and check.passed
-        and check.floor == get_task("regression").agreement_floor
+        and check.floor == shown_share_floor(get_task("regression").agreement_floor, len(expected))
     )
-    expected[3] += 0.3
+    for index in (3, 4):
+        expected[index] += 0.3
     check = check_agreement(bundle, tiny_regressor.examples, expected)
-    assert check.value == 1 - 1 / len(expected) and not check.passed
+    assert check.value == 1 - 2 / len(expected) and not check.passed
 
 
 @pytest.fixture(scope="module")

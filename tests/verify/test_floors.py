@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline.bundle.manifest import Manifest, ModelShape, Program, Tokenizer
 from pipeline.schemes import FOUR_BIT_FLOORS, FP16_FLOORS, INT8_FLOORS, SCHEMES
 from pipeline.support.errors import UserError
-from pipeline.verify.floors import agreement_floor, module_floors, snr_floor_db, stored_weights, vector_floors
+from pipeline.verify.floors import (
+    agreement_floor,
+    module_floors,
+    shown_mean_floor,
+    shown_share_floor,
+    snr_floor_db,
+    stored_weights,
+    vector_floors,
+)
 
 
 def manifest_of(scheme: str, embeddings: str = "int8", **matrix_schemes: str) -> Manifest:
@@ -76,3 +85,22 @@ def test_a_scheme_that_this_version_does_not_know_is_named_with_its_place():
         stored_weights(coreml_program("int3"))
     with pytest.raises(UserError, match=r"manifest.json: matrix_schemes: 'int3' is not known"):
         snr_floor_db(manifest_of("mixed", layers__0__qkv="int3"))
+
+
+def test_few_examples_may_miss_what_chance_makes_them_miss():
+    assert shown_share_floor(0.995, 2000) == 0.995 and shown_share_floor(0.97, 500) == 0.97
+    assert shown_share_floor(0.995, 180) == (180 - 4) / 180
+    rng = np.random.default_rng(0)
+    for floor, examples in ((0.995, 60), (0.995, 180), (0.995, 700), (0.97, 76), (0.97, 120)):
+        shares = 1 - rng.binomial(examples, 1 - floor, 20_000) / examples
+        assert (shares < shown_share_floor(floor, examples)).mean() < 0.01  # a model at the floor's rate
+        broken = 1 - rng.binomial(examples, 0.2, 20_000) / examples
+        assert (broken >= shown_share_floor(floor, examples)).mean() < 0.01  # one that misses a fifth
+
+
+def test_the_mean_of_a_few_differences_may_scatter():
+    rng = np.random.default_rng(0)
+    for examples in (2, 4, 16, 200):
+        means = np.abs(rng.normal(0, 0.05 / np.sqrt(2 / np.pi), (20_000, examples))).mean(axis=1)
+        assert (1 - means < shown_mean_floor(0.95, examples)).mean() < 0.07
+    assert shown_mean_floor(0.95, 10_000) == pytest.approx(0.95, abs=0.001)
