@@ -11,7 +11,8 @@ from pipeline.data.demo import classification, qa
 from pipeline.data.examples import ClassificationExample, QAExample
 from pipeline.model.locate import minilm_folder
 
-TABLE_ROWS, QUESTIONS, FITTED_TEXTS = 1200, 400, 400  # few, so that the blocks end soon
+TABLE_ROWS, QUESTIONS = 1200, 400  # few, so that the blocks end soon
+TRAINING_STEPS, BATCH_SIZE = 75, 16
 
 
 def write_reader_files(folder: Path) -> None:
@@ -58,7 +59,7 @@ def write_squad(path: Path, examples: Sequence[QAExample]) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Writes a BERT classifier as `save_pretrained` does: MiniLM as it is, with a head that was fitted to the demo."""
+    """Writes a BERT classifier as `save_pretrained` does: MiniLM, fine-tuned for seconds."""
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
     from transformers.utils import logging
@@ -67,17 +68,16 @@ def write_checkpoint(folder: Path) -> None:
     logging.disable_progress_bar()
     torch.manual_seed(0)
     source = minilm_folder()
-    model = BertForSequenceClassification.from_pretrained(source, id2label={0: "negative", 1: "positive"}).eval()
+    model = BertForSequenceClassification.from_pretrained(source, id2label={0: "negative", 1: "positive"}).train()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    examples = classification.generate()[0][:FITTED_TEXTS]
-    inputs = tokenizer([example.text for example in examples], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        pooled = model.bert(**inputs).pooler_output  # [texts, hidden]
-    targets = torch.tensor([int(example.label == "positive") for example in examples])
-    optimizer = torch.optim.Adam(model.classifier.parameters(), lr=0.05)
-    for _ in range(300):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.classifier(pooled), targets).backward()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    examples = classification.generate()[0]
+    for start in range(0, TRAINING_STEPS * BATCH_SIZE, BATCH_SIZE):
+        batch = examples[start : start + BATCH_SIZE]
+        inputs = tokenizer([example.text for example in batch], padding=True, return_tensors="pt")
+        labels = torch.tensor([int(example.label == "positive") for example in batch])
+        model(**inputs, labels=labels).loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
